@@ -1,0 +1,53 @@
+# Everything here needs Python 3.10 or newer, make and git. The first target that you run makes .venv.
+#
+#   make demo PYTHON=python3.12       another interpreter (only read while .venv is made)
+#   make test ARGS="-k schedule -x"   arguments for pytest
+#   make demo PIP_FLAGS="--extra-index-url URL"
+#                                     flags for pip, say an index with builds of torch without CUDA
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+ARGS ?=
+OUT ?= outputs
+
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-thorough bench check format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP)  ## a photograph through a ViT-B/16, with and without merging
+	$(BIN)/tome-fx demo $(ARGS)
+
+test: $(STAMP)  ## all tests (under 15 minutes on two cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
+	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)
+
+bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (outputs/)
+	@mkdir -p $(OUT)
+	$(BIN)/tome-fx bench vit_small_patch16_224 --r 13 --batch-size 16 --results-file $(OUT)/vit_small_patch16_224.json $(ARGS)
+	$(BIN)/tome-fx bench vit_base_patch16_224 --r 16 --batch-size 8 --results-file $(OUT)/vit_base_patch16_224.json $(ARGS)
+
+check: $(STAMP)  ## format, lint and types, changing nothing
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(STAMP)  ## format, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+clean:  ## remove caches, builds and outputs, but not .venv
+	rm -rf build dist outputs *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "tome_fx needs Python 3.10 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@

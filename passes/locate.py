@@ -1,0 +1,72 @@
+"""Locate: read the program's types and say where attention is and where a merge can go.
+
+    q, k, v = ...                          core: the attention, over the tokens of one stream
+    y = scaled_dot_product_attention(q, k, v)
+    x1 = x + proj(y)                       site: the first add of something behind the core and
+    x2 = x1 + mlp(norm(x1))                      something before its queries
+
+Nothing is matched by name or by shape. A core is an anchor (fused attention, or a softmax) whose
+query and key axes have the same history; the history, not the size, makes an axis a token axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch.fx import Node
+
+from tome_fx.cores import Anchor, anchors, core_of, token_atoms
+from tome_fx.graph.axes import Axis, extent
+from tome_fx.infer import Types, infer
+from tome_fx.program import Core, Findings, Miss, Program, StreamDef
+from tome_fx.protect import protected_positions
+from tome_fx.rules.base import Rule
+from tome_fx.sites import find_sites
+
+
+def locate(
+    program: Program, rules: Mapping[str, Rule], protect: tuple[int, int] | None = None
+) -> Findings:
+    """Find streams, cores, sites, MLPs and protected tokens in ``program``.
+
+    Args:
+        protect: how many tokens to protect at the front and back of every stream, in place of
+            those that the program reads by index.
+    """
+    plain = infer(program, (), {}, rules)
+    found = anchors(program.graph)
+    streams = _streams(found, plain)
+    types = infer(program, streams, plain, rules)
+    guarded = tuple(_protect(stream, types, protect) for stream in streams)
+    if guarded != streams:
+        types = infer(program, guarded, plain, rules)
+    cores: list[Core] = []
+    misses: list[Miss] = []
+    for anchor in found:
+        answer = core_of(anchor, types)
+        if isinstance(answer, Core):
+            cores.append(answer)
+        else:
+            misses.append(answer)
+    sites, unplaced = find_sites(program.graph, cores, types)
+    return Findings(types, plain, guarded, sites, (*misses, *unplaced))
+
+
+def _streams(found: list[Anchor], plain: Mapping[Node, Types]) -> tuple[StreamDef, ...]:
+    """One stream for each run of factors that is both a query and a key axis of some core."""
+    seen: dict[Axis, StreamDef] = {}
+    for anchor in found:
+        for atoms in token_atoms(anchor, plain):
+            if extent(atoms) > 1 and atoms not in seen:
+                seen[atoms] = StreamDef(len(seen), atoms)
+    return tuple(seen.values())
+
+
+def _protect(
+    stream: StreamDef, types: Mapping[Node, Types], protect: tuple[int, int] | None
+) -> StreamDef:
+    if protect is not None:
+        return replace(stream, front=protect[0], back=protect[1], reasons=("protect option",))
+    front, back, reasons = protected_positions(stream, types)
+    return replace(stream, front=front, back=back, reasons=reasons)

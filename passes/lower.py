@@ -1,0 +1,37 @@
+"""Lower: remove what lift left unused, and give equal inserted nodes one computation.
+
+    size1 = along(size, 4, 0, 3, 1, 0)         size1 = along(size, 4, 0, 3, 1, 0)
+    size2 = along(size, 4, 0, 3, 1, 0)   ->    (uses of size2 read size1)
+
+Only functions of ``tome_fx.ops`` are shared: they are pure. The program's own nodes stay as they
+were captured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+
+
+def lower(graph: Graph) -> Graph:
+    """Edit ``graph`` in place and return it."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or getattr(node.target, "__module__", "") != ops.__name__:
+            continue
+        key = (node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))
+        first = seen.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return graph
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(element) for element in value)
+    return value

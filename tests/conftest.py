@@ -1,0 +1,43 @@
+"""What every test stands on: hypothesis profiles, two threads, skips for what is not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import profiles
+
+profiles.register()
+torch.set_num_threads(2)
+
+
+def missing_for_compile() -> str | None:
+    """What torch.compile needs on a CPU and does not find here, or None."""
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        return "no C++ compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no Python headers"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "compiler": missing_for_compile(),
+        "cuda": None if torch.cuda.is_available() else "no CUDA device",
+    }
+    for item in items:
+        for name, reason in missing.items():
+            if reason and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test draws the same random numbers, alone or among others."""
+    torch.manual_seed(0)

@@ -1,0 +1,150 @@
+"""The public functions: :func:`transform` and :func:`explain`."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tome_fx.errors import AlreadyTransformedError, ConfigError, ToMeWarning
+from tome_fx.examples import example_for
+from tome_fx.module import ToMeModule
+from tome_fx.options import Settings, checked, reject_unknown, rule_table
+from tome_fx.report import Report
+from tome_fx.rules.base import Rule
+from tome_fx.schedule import Rounding
+from tome_fx.source import source_of
+
+
+def transform(
+    model: Any,
+    r: Any = 16,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    prop_attn: bool = True,
+    capture: str = "auto",
+    rounding: Rounding = "truncate",
+    strict: bool = False,
+    protect: int | tuple[int, int] | None = None,
+    rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
+    **unknown: Any,
+) -> ToMeModule:
+    """Rewrite a Vision Transformer to merge similar tokens between attention and MLP.
+
+    The method is Token Merging (Bolya et al., ICLR 2023, section 3). The model itself stays as it
+    is; the result shares its parameters.
+
+    Args:
+        model: an ``nn.Module``, an ``fx.GraphModule`` or an ``ExportedProgram``. Modules wrapped by
+            ``torch.compile`` or ``DistributedDataParallel`` are unwrapped.
+        r: tokens to remove at each layer: an int; ``(r, inflect)`` for the paper's linear
+            schedule (``(16, -1.0)`` falls from 32 to 0); a list, one entry a layer; a float from
+            0 to below 1, the share of the tokens that reach a layer; 0 for none.
+        example_inputs: a tensor, or a tuple of positional inputs with the batch on axis 0, any
+            batch size. Inferred where the model says its image size.
+        example_kwargs: keyword inputs.
+        prop_attn: add ``log size`` to attention (equation 1); False for models trained without.
+        capture: ``export``, ``symbolic_trace`` or ``auto`` (export, then symbolic tracing).
+        rounding: how ``(r, inflect)`` becomes whole numbers: ``truncate`` as the paper does, or
+            ``exact``, whose sum is ``r`` times the number of layers.
+        strict: an ``r`` that must be clamped is an error.
+        protect: tokens of the image itself that never merge: a number at the front, or
+            ``(front, back)``; by default those that the model reads by index. Class, distillation
+            and register tokens are always protected.
+        rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
+
+    Returns:
+        A graph module with the model's inputs, outputs, parameters and mode.
+
+    Raises:
+        TypeError: ``model`` is not a model.
+        ConfigError: an option is unknown or outside its range.
+        InputError: example inputs are missing or the model rejects them.
+        CaptureError: the model cannot be turned into a graph.
+        NoAttentionFoundError: there is no attention to merge at.
+        AlreadyTransformedError: ``model`` is the result of a transform.
+    """
+    reject_unknown(unknown)
+    settings = checked(
+        Settings(r, prop_attn, capture, rounding, strict, protect, rule_table(rules))  # type: ignore[arg-type]
+    )
+    model = _unwrapped(model)
+    source = source_of(model)
+    example = None
+    if isinstance(source.skeleton, nn.Module):
+        _warn_about_hooks(model)
+        example = example_for(source.skeleton, example_inputs, example_kwargs)
+    result = ToMeModule(source, settings, example)
+    _warn_about_cost(result.report)
+    return result
+
+
+def explain(model: Any, r: Any = 16, **options: Any) -> Report:
+    """What :func:`transform` would find and do: blocks, tokens per layer, MACs, every unmerge.
+
+    Takes the same options; a module that is already transformed gives its own report.
+    """
+    if isinstance(model, ToMeModule):
+        return model.report
+    unknown = {k: v for k, v in options.items() if k not in inspect.signature(transform).parameters}
+    reject_unknown(unknown)
+    return transform(model, r, **options).report
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside a wrapper that changes nothing, or an error that says what to pass."""
+    if isinstance(model, ToMeModule):
+        raise AlreadyTransformedError(
+            f"This model was transformed with r={model.r!r}. "
+            "Assign model.r to change it, or transform the original model."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            "A ScriptModule has no Python code to capture. Pass the nn.Module it was made from."
+        )
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        return _unwrapped(model._orig_mod)
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return _unwrapped(model.module)
+    if any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(model).mro()):
+        raise ConfigError(
+            "The parameters of this model are sharded (FSDP). "
+            "Transform the model first, then shard the result."
+        )
+    if not isinstance(model, (nn.Module, torch.export.ExportedProgram)):
+        raise TypeError(
+            f"transform takes an nn.Module, fx.GraphModule or ExportedProgram, "
+            f"not {type(model).__name__}."
+        )
+    return model
+
+
+def _warn_about_hooks(model: nn.Module) -> None:
+    hooked = [
+        name or type(model).__name__
+        for name, module in model.named_modules()
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    ]
+    if hooked:
+        warnings.warn(
+            f"Hooks on {', '.join(hooked[:5])} are not carried over: what they compute at capture "
+            "stays in the program, what they do besides does not happen.",
+            ToMeWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_about_cost(report: Report) -> None:
+    if any(report.schedule) and report.flop_ratio < 1.0:
+        warnings.warn(
+            f"Merging costs more than it saves here: {report.macs_before / 1e6:.1f} MMAC before, "
+            f"{report.macs_after / 1e6:.1f} after, {report.macs_matching / 1e6:.1f} of them for "
+            "the matching. A larger r or a larger image pays; r=0 leaves the model as it is.",
+            ToMeWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,1 @@
+"""The command line `tome-fx`. Nothing here is imported by the library."""

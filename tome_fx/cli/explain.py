@@ -1,0 +1,45 @@
+"""`tome-fx explain`: what would be merged where, and what it saves."""
+
+from __future__ import annotations
+
+from tome_fx.cli import console, merging, tables
+from tome_fx.cli import options as o
+from tome_fx.cli.models import ModelSpec
+
+
+def explain(
+    model_argument: o.ModelArgument = None,
+    model: o.ModelName = None,
+    r: o.R = "16",
+    prop_attn: o.Prop = True,
+    capture: o.Capture = "auto",
+    rounding: o.Rounding = "truncate",
+    strict: o.Strict = False,
+    pretrained: o.Pretrained = False,
+    checkpoint: o.Checkpoint = None,
+    img_size: o.ImgSize = None,
+    num_classes: o.NumClasses = None,
+    in_chans: o.InChans = None,
+    model_kwargs: o.ModelKwargs = None,
+    device: o.Device = "cpu",
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Print what was found in a model: blocks, protected tokens, tokens per layer, GMACs."""
+    spec = ModelSpec(
+        o.model_name(model_argument, model),
+        pretrained,
+        checkpoint,
+        img_size,
+        num_classes,
+        in_chans,
+        model_kwargs or (),
+        device,
+    )
+    steps = o.parse_r(r)
+    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
+    report = merging.explain(merging.load_quietly(spec), steps, options)
+    if as_json:
+        console.print_json(report.to_dict() | {"model_name": spec.name})
+    else:
+        tables.print_report(report, console.out())

@@ -1,0 +1,42 @@
+"""The pass as the commands call it: options from flags, one example input, a step on stderr."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tome_fx
+from tome_fx.cli.console import PATIENT, stage
+from tome_fx.cli.models import Loaded, ModelSpec, load
+from tome_fx.cli.options import show_r
+from tome_fx.report import Report
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options of `tome_fx.transform` that have a flag; it is `transform` that checks them."""
+
+    prop_attn: bool = True
+    capture: str = "auto"
+    rounding: str = "truncate"
+    strict: bool = False
+
+
+def load_quietly(spec: ModelSpec) -> Loaded:
+    """Load a model as a step of its own."""
+    with stage(f"loading {spec.name}", after=PATIENT):
+        return load(spec)
+
+
+def transform(loaded: Loaded, r: Any, options: MergeOptions) -> Any:
+    """Return the transformed model; its example input has the size that the flags ask for."""
+    with stage(f"transforming {loaded.name}, r={show_r(r)}", after=PATIENT):
+        example = (loaded.example(2),)
+        return tome_fx.transform(loaded.model, r, example_inputs=example, **asdict(options))
+
+
+def explain(loaded: Loaded, r: Any, options: MergeOptions) -> Report:
+    """Return what `transform` would do."""
+    with stage(f"reading {loaded.name}, r={show_r(r)}", after=PATIENT):
+        example = (loaded.example(2),)
+        return tome_fx.explain(loaded.model, r, example_inputs=example, **asdict(options))

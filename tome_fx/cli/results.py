@@ -1,0 +1,113 @@
+"""Results on disk, csv or json, with what is needed to make them again."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tome_fx.cli.failure import CliError, one_line
+from tome_fx.cli.measure import Row, Settings
+from tome_fx.cli.memory import method
+from tome_fx.cli.models import Loaded
+
+FORMATS = ("csv", "json")
+
+
+def choose_format(path: Path | None, wanted: str | None) -> str:
+    """Return csv or json: what was asked for, else by the file's suffix, else csv (as timm).
+
+    Raises CliError for another format, and where the file could not be written later.
+    """
+    if wanted is not None and wanted not in FORMATS:
+        raise CliError(f"--results-format {wanted}: not one of {', '.join(FORMATS)}")
+    if path is not None:
+        check_writable(path, "--results-file")
+    suffix = path.suffix.lstrip(".") if path else ""
+    return wanted or (suffix if suffix in FORMATS else "csv")
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise CliError where a file could not be written, before any long work."""
+    if path.is_dir():
+        raise CliError(f"{flag} {path}: is a folder")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise CliError(f"{flag} {path}: the folder {parent} does not exist")
+    if not os.access(path if path.exists() else parent, os.W_OK):
+        raise CliError(f"{flag} {path}: cannot be written")
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make a folder. Raises CliError where that cannot be done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"{flag} {path}: {one_line(error)}") from None
+
+
+def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
+    """Return what the figures depend on: versions, device, threads, precision, method."""
+    device = loaded.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    precision = f"amp {settings.amp}" if settings.amp else str(loaded.dtype)
+    return {
+        "tome_fx": _version("tome_fx"),
+        "torch": torch.__version__,
+        "timm": _version("timm"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "precision": precision.replace("torch.", ""),
+        "rounds": settings.rounds,
+        "warmup": settings.warmup,
+        "compile": "torch.compile(model), defaults",
+        "grad": "inference_mode",
+        "memory": method(device),
+        "weights": loaded.weights,
+    }
+
+
+def cpu_name() -> str:
+    """Return the name of the processor as the system tells it, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def document(rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return environment and rows as one JSON-able value."""
+    return {"environment": settings, "results": [dataclasses.asdict(row) for row in rows]}
+
+
+def write(path: Path, kind: str, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """Write the results; in csv every line also holds the environment, as columns."""
+    if kind == "json":
+        text = json.dumps(document(rows, settings), indent=2) + "\n"
+        path.write_text(text, encoding="utf-8")
+        return
+    lines = [dataclasses.asdict(row) | settings for row in rows]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)

@@ -1,0 +1,284 @@
+"""Coercions: bring a value from the type it has to the type that an op wants.
+
+``merge`` goes to a deeper level (mean of members, sum of totals), ``unmerge`` back, and members
+become totals and the reverse by the group sizes. Each is emitted once per value and type. A value
+without a batch axis (a parameter, a table) differs from image to image once it is merged: it takes
+the row of each group's representative, and a batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Factor,
+    Origin,
+    Stream,
+    TensorType,
+    batch_axis,
+    count,
+    extent,
+    factor_count,
+    has_batch,
+    has_stream,
+    map_streams,
+    pieces,
+    streams,
+    streams_of_axis,
+)
+
+_RESHAPE = torch.ops.aten.reshape.default
+_PERMUTE = torch.ops.aten.permute.default
+
+
+@dataclass
+class Level:
+    """The nodes that describe one level of a stream; index maps appear on first use."""
+
+    plan: Node
+    size: Node
+    merged: int
+    step: Node | None = None
+    assignment: Node | None = None
+    origin: Node | None = None
+
+
+@dataclass
+class Coercer:
+    """Emits coercions at the end of ``graph``; the one place that knows the levels of a stream."""
+
+    graph: Graph
+    levels: dict[int, list[Level]] = field(default_factory=dict)
+    provenance: Node | None = None
+    _done: dict[tuple[Node, TensorType, TensorType], Node] = field(default_factory=dict)
+    _sizes: dict[tuple[Node, TensorType, int], Node] = field(default_factory=dict)
+
+    def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """Append a call that carries the module path and source line of the node being lifted."""
+        node = self.graph.call_function(target, args, kwargs)
+        if self.provenance is not None:
+            for key in ("stack_trace", "nn_module_stack"):
+                if key in self.provenance.meta:
+                    node.meta[key] = self.provenance.meta[key]
+        return node
+
+    def depth(self, stream: int) -> int:
+        """How often the stream has merged so far."""
+        return len(self.levels.get(stream, ()))
+
+    def at(self, stream: Stream, level: int) -> Stream:
+        """``stream`` at another level."""
+        merged = self.levels[stream.id][level - 1].merged if level else 0
+        return replace(stream, level=level, merged=merged)
+
+    def coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
+        """``node`` of type ``have`` as type ``want``."""
+        key = node, have, want
+        if key not in self._done:
+            self._done[key] = self._coerce(node, have, want)
+        return self._done[key]
+
+    def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
+        if batch_axis(have) is None and any(stream.level for stream in streams(want)):
+            return self._constant(node, have, want)
+        for place, target in enumerate(want.axes):
+            for stream, goal in zip(streams_of_axis(have.axes[place]), streams_of_axis(target)):
+                node, have = self._bring(node, have, place, stream, goal)
+        return node
+
+    def _bring(
+        self, node: Node, have: TensorType, place: int, stream: Stream, goal: Stream
+    ) -> tuple[Node, TensorType]:
+        if stream.extensive and (goal.level < stream.level or not goal.extensive):
+            if stream.level:
+                node = self._by_size(node, have, place, ops.divide_by_size)
+            have, stream = _changed(have, place, replace(stream, extensive=False))
+        while stream.level < goal.level:
+            deeper = self.at(stream, stream.level + 1)
+            node = self._merge(node, have, place, stream)
+            have, stream = _changed(have, place, deeper)
+        if stream.level > goal.level:
+            node = self._unmerge(node, have, place, stream, goal.level)
+            have, stream = _changed(have, place, self.at(stream, goal.level))
+        if goal.extensive and not stream.extensive:
+            have, wide = _changed(have, place, replace(stream, extensive=True))
+            if wide.level:
+                node = self._by_size(node, have, place, ops.scale_by_size)
+        return node, have
+
+    def _merge(self, node: Node, type_: TensorType, place: int, stream: Stream) -> Node:
+        level = self.levels[stream.id][stream.level]
+        before = self.levels[stream.id][stream.level - 1].size if stream.level else None
+
+        def act(value: Node, dim: int, front: int, back: int) -> Node:
+            ends = {"front": front, "back": back} if front or back else {}
+            if stream.extensive:
+                return self.emit(ops.merge_sum, value, level.plan, dim, **ends)
+            return self.emit(ops.merge, value, level.plan, before, level.size, dim, **ends)
+
+        deeper = self.at(stream, stream.level + 1)
+        return self._on_tokens(node, type_, place, stream, deeper.count, act)
+
+    def _unmerge(
+        self, node: Node, type_: TensorType, place: int, stream: Stream, goal: int
+    ) -> Node:
+        index = self.assignment(stream.id, stream.level, goal)
+
+        def act(value: Node, dim: int, front: int, back: int) -> Node:
+            ends = {"front": front, "back": back} if front or back else {}
+            return self.emit(ops.unmerge, value, index, dim, **ends)
+
+        return self._on_tokens(node, type_, place, stream, self.at(stream, goal).count, act)
+
+    def _by_size(self, node: Node, type_: TensorType, place: int, op: Callable[..., Any]) -> Node:
+        size = self.size_along(type_, place)
+        return node if size is None else self.emit(op, node, size)
+
+    def assignment(self, stream: int, level: int, goal: int = 0) -> Node:
+        """The slot at ``level`` of each token at level ``goal``: ``[B, n]``."""
+        rows = self.levels[stream]
+        top = rows[level - 1]
+        if goal == 0 and top.assignment is not None:
+            return top.assignment
+        if top.step is None:
+            top.step = self.emit(ops.assignment, top.plan)
+        result = top.step
+        if level - 1 > goal:
+            earlier = self.assignment(stream, level - 1, goal)
+            result = self.emit(ops.compose, top.step, earlier)
+        if goal == 0:
+            top.assignment = result
+        return result
+
+    def origin(self, stream: int, level: int) -> Node:
+        """The original position of each slot's representative at ``level``: ``[B, n']``."""
+        top = self.levels[stream][level - 1]
+        if top.origin is None:
+            keep = self.emit(ops.kept, top.plan)
+            top.origin = (
+                keep if level == 1 else self.emit(ops.compose, self.origin(stream, level - 1), keep)
+            )
+        return top.origin
+
+    def size_along(self, type_: TensorType, place: int) -> Node | None:
+        """Group sizes that broadcast against ``type_`` along ``place``; None if all are 1."""
+        found = list(streams_of_axis(type_.axes[place]))
+        batch = batch_axis(type_)
+        if not found or found[0].level == 0 or batch is None:
+            return None
+        size = self.levels[found[0].id][found[0].level - 1].size
+        key = size, _shape_key(type_, place), place
+        if key not in self._sizes:
+            front, back = ends_of(type_.axes[place])
+            heads = [factor_count(f) for f in type_.axes[batch][1:]]
+            repeat = 1
+            for width in heads:
+                repeat *= width
+            args = (size, type_.rank, batch, place, front, back)
+            extra = () if repeat == 1 else (repeat,)
+            self._sizes[key] = self.emit(ops.along, *args, *extra)
+        return self._sizes[key]
+
+    def _on_tokens(
+        self,
+        node: Node,
+        type_: TensorType,
+        place: int,
+        stream: Stream,
+        left: int,
+        act: Callable[[Node, int, int, int], Node],
+    ) -> Node:
+        """Run ``act`` on a value whose batch is axis 0 and whose tokens have an axis alone."""
+        batch = batch_axis(type_)
+        front, back = ends_of(type_.axes[place], stream.id)
+        if batch == 0 and len(type_.axes[0]) == 1 and len(type_.axes[place]) == 1:
+            return act(node, place, front, back)
+        flat = [factor for axis in type_.axes for factor in axis]
+        at = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
+        start = sum(len(axis) for axis in type_.axes[:place])
+        inner = next(
+            start + i
+            for i, f in enumerate(type_.axes[place])
+            if any(s.id == stream.id for s in streams_of_axis((f,)))
+        )
+        order = [at, *(i for i in range(len(flat)) if i != at)]
+        value = self.emit(_RESHAPE, node, _sizes(flat))
+        value = self.emit(_PERMUTE, value, order)
+        value = act(value, order.index(inner), front, back)
+        value = self.emit(_PERMUTE, value, [order.index(i) for i in range(len(flat))])
+        shape = [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
+        whole = type_.axes[place]
+        if not has_batch(whole):
+            shape[place] = count(whole) // factor_count(flat[inner]) * (left + front + back)
+        return self.emit(_RESHAPE, value, shape)
+
+    def _constant(self, node: Node, have: TensorType, want: TensorType) -> Node:
+        """A value without a batch: the representative's rows, and a batch axis at its place."""
+        shift = want.rank - have.rank
+        batch = batch_axis(want)
+        assert batch is not None, "a merged type has a batch axis"
+        lead = 0
+        for place in range(have.rank):
+            for stream in streams_of_axis(want.axes[place + shift]):
+                if not stream.level:
+                    continue
+                index = self.origin(stream.id, stream.level)
+                front, back = ends_of(want.axes[place + shift], stream.id)
+                ends = {"front": front, "back": back} if front or back else {}
+                target = ops.take if lead else ops.take_constant
+                node = self.emit(target, node, index, place + lead, **ends)
+                lead = 1
+        heads = [factor_count(f) for f in want.axes[batch][1:]]
+        # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
+        return self.emit(ops.place_batch, node, want.rank, batch, *([heads] if heads else []))
+
+
+def ends_of(axis: Axis, stream: int | None = None) -> tuple[int, int]:
+    """How many tokens of the token factor stand before and behind its stream, after merging."""
+    factor = next(f for f in axis if has_stream((f,)))
+    front, back, passed = 0, 0, False
+    for part in pieces(factor):
+        here = any(stream is None or s.id == stream for s in streams_of_axis(part))
+        if here and not passed:
+            passed = True
+        elif passed:
+            back += count(part)
+        else:
+            front += count(part)
+    return front, back
+
+
+def forget_streams(type_: TensorType) -> TensorType:
+    """``type_`` with plain axes for its tokens: a table's rows, to be merged where they are used."""
+
+    def plain(axis: Axis) -> Axis:
+        if not has_stream(axis):
+            return axis
+        return (Atom(extent(axis), Origin("constant", "table")),)
+
+    return TensorType(tuple(plain(axis) for axis in type_.axes))
+
+
+def _changed(have: TensorType, place: int, stream: Stream) -> tuple[TensorType, Stream]:
+    axis = map_streams(have.axes[place], lambda s: stream if s.id == stream.id else s)
+    return TensorType((*have.axes[:place], axis, *have.axes[place + 1 :])), stream
+
+
+def _sizes(factors: list[Factor]) -> list[int]:
+    return [-1 if isinstance(f, Batch) else factor_count(f) for f in factors]
+
+
+def _shape_key(type_: TensorType, place: int) -> TensorType:
+    """What of a type decides the shape of its sizes: where the batch and the tokens are."""
+    return TensorType(
+        tuple(axis if i == place or has_batch(axis) else () for i, axis in enumerate(type_.axes))
+    )

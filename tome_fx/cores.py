@@ -1,0 +1,167 @@
+"""Attention cores: anchors, and the proof by types that they mix tokens of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Stream,
+    TensorType,
+    extent,
+    has_batch,
+    pieces,
+    streams_of_axis,
+)
+from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.program import Core, Miss
+from tome_fx.rules.contract import einsum_letters, matmul_letters
+
+_PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
+# A history that makes an axis a row of places in an image, a clip or a sequence.
+_PLACES = ("input", "conv")
+# A row of such or unknown factors may be tokens if it is a product; these never are.
+_NEVER = ("channel", "constant", "literal")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A softmax or fused attention with the product that makes its logits.
+
+    ``query_axis`` and ``key_axis`` index the axes of ``query`` and ``key`` that become rows and
+    columns of the logits, ``channel`` the contracted axis of ``key``.
+    """
+
+    node: Node
+    kind: str
+    query: Node
+    key: Node
+    query_axis: int
+    key_axis: int
+    channel: int
+
+
+def anchors(graph: Graph) -> list[Anchor]:
+    """Every fused attention, and every softmax over the columns of a product."""
+    found = []
+    for node in graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        call = bind(node)
+        if call.name == "aten.scaled_dot_product_attention":
+            query, key = call["query"], call["key"]
+            found.append(Anchor(node, "sdpa", query, key, -2, -2, -1))
+        elif call.name in ("aten.softmax", "aten._softmax"):
+            anchor = _softmax_anchor(call)
+            if anchor is not None:
+                found.append(anchor)
+    return found
+
+
+def _softmax_anchor(call: Call) -> Anchor | None:
+    """Walk from a softmax up to the nearest product; pointwise steps and copies lie between."""
+    waiting, seen = [call["self"]], set()
+    while waiting:
+        node = waiting.pop(0)
+        if node in seen or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        seen.add(node)
+        inner = bind(node)
+        if inner.name in _PRODUCTS:
+            return _product_anchor(call, inner)
+        waiting.extend(operand for _, operand in tensor_operands(inner))
+    return None
+
+
+def _product_anchor(call: Call, product: Call) -> Anchor | None:
+    operands = [node for _, node in tensor_operands(product)][-2:]
+    ranks = [node.meta["val"].dim() for node in operands]
+    if product.name == "aten.einsum":
+        letters = einsum_letters(product["equation"], ranks)
+        if letters is None or len(letters.result) < 2:
+            return None
+    else:
+        letters = matmul_letters(*ranks)
+    rank = product.node.meta["val"].dim()
+    if call["self"].meta["val"].dim() != rank:
+        return None
+    column = letters.result[call["dim"] % rank]
+    query, key = operands
+    names, other = letters.left, letters.right
+    if column in letters.left and column not in letters.right:
+        query, key, names, other = key, query, other, names
+    inner = [c for c in other if c in names and c not in letters.result]
+    rows = [c for c in names if c in letters.result and c not in other]
+    if len(inner) != 1 or len(rows) != 1 or column not in other:
+        return None
+    places = names.index(rows[0]), other.index(column), other.index(inner[0])
+    return Anchor(call.node, "softmax", query, key, *places)
+
+
+def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) -> Iterator[Axis]:
+    """The runs of plain factors that are tokens of both the query and the key of an anchor."""
+    query, key = plain.get(anchor.query), plain.get(anchor.key)
+    if not query or not key:
+        return
+    rows = list(_runs(query[0].axes[anchor.query_axis]))
+    for run in _runs(key[0].axes[anchor.key_axis]):
+        if run in rows and _is_tokens(run):
+            yield run
+
+
+def _runs(axis: Axis) -> Iterator[Axis]:
+    """The pieces of an axis that a stream could be: plain products, inside concatenations too."""
+    if len(axis) == 1 and isinstance(axis[0], Concat):
+        for part in axis[0].parts:
+            yield from _runs(part)
+    elif axis and all(isinstance(factor, Atom) for factor in axis):
+        yield axis
+
+
+def _is_tokens(run: Axis) -> bool:
+    kinds = [factor.origin.kind for factor in run if isinstance(factor, Atom)]
+    if any(kind in _NEVER for kind in kinds):
+        return False
+    return len(kinds) > 1 or kinds[0] in _PLACES
+
+
+def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Core | Miss:
+    """The core at an anchor, or why it is none."""
+    query, key = types.get(anchor.query), types.get(anchor.key)
+    if not query or not key:
+        return _miss(anchor, "its operands have no type")
+    rows = _ids(query[0].axes[anchor.query_axis])
+    columns = _ids(key[0].axes[anchor.key_axis])
+    if all(extent(part) < 2 for part in _parts(key[0].axes[anchor.key_axis])):
+        return Miss(anchor.node, "attention", "it has no two tokens that could merge", True)
+    if not columns:
+        return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
+    if not rows or rows[0] != columns[0]:
+        return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
+    if not any(has_batch(axis) for axis in key[0].axes):
+        return _miss(anchor, "its keys have no batch axis")
+    if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):
+        return _miss(anchor, "it is causal: a merged token has no place in the order")
+    channel = anchor.channel % key[0].rank
+    return Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, rows[0])
+
+
+def _parts(axis: Axis) -> tuple[Axis, ...]:
+    return pieces(axis[0]) if len(axis) == 1 else (axis,)
+
+
+def _ids(axis: Axis) -> list[int]:
+    """Ids of the streams of a whole axis; an axis that also holds heads or images counts none."""
+    if len(axis) != 1 or extent(axis) < 2:
+        return []
+    return [stream.id for stream in streams_of_axis(axis) if isinstance(stream, Stream)]
+
+
+def _miss(anchor: Anchor, reason: str) -> Miss:
+    return Miss(anchor.node, "attention", reason)

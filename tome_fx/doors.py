@@ -1,0 +1,231 @@
+"""The front doors of capture, each a way to the same kind of graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from tome_fx.errors import CaptureError
+from tome_fx.examples import Example
+from tome_fx.graph.extents import Extents
+from tome_fx.program import Program
+
+
+def from_export(model: nn.Module, example: Example) -> Program:
+    """``torch.export``, non-strict, batch dynamic wherever the model allows it.
+
+    ``nn.MultiheadAttention``'s fast path is off meanwhile: it is one op that hides the attention.
+    """
+    dynamic = torch.export.Dim.AUTO
+
+    def spec(value: Any) -> Any:
+        batched = (
+            isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch
+        )
+        return {0: dynamic} if batched else None
+
+    shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
+    try:
+        with _no_fast_path():
+            exported = torch.export.export(
+                model,
+                example.args,
+                dict(example.kwargs),
+                dynamic_shapes=_named_shapes(model, example, shapes),
+                strict=False,
+            )
+    except Exception as error:
+        raise CaptureError(_export_failure(error)) from error
+    return from_exported_program(exported)
+
+
+def _named_shapes(model: nn.Module, example: Example, shapes: Any) -> Any:
+    """``dynamic_shapes`` as export wants it: by position, and by name where there are keywords."""
+    args, kwargs = shapes
+    if not kwargs:
+        return args
+    names = list(inspect.signature(model.forward).parameters)
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
+    """The program's own graph with its parameters as attributes, made functional."""
+    if _mutates(exported.graph):
+        exported = exported.run_decompositions({})
+    module = exported.module()
+    assert isinstance(module, GraphModule)
+    return describe(module.graph, _read(module), "export")
+
+
+def from_graph_module(
+    traced: GraphModule, source: nn.Module, example: Example, how: str
+) -> Program:
+    """``make_fx`` through a traced module, with its parameters named as in ``source``."""
+    state = {
+        **dict(traced.named_parameters(remove_duplicate=False)),
+        **dict(traced.named_buffers(remove_duplicate=False)),
+    }
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    flat, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
+    fakes = [_fake(mode, value, example.batch) for value in flat]
+    weights = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
+    runner = _Runner(traced)
+
+    def call(weights: dict[str, torch.Tensor], *inputs: Any) -> Any:
+        args, kwargs = pytree.tree_unflatten(list(inputs), spec)
+        named = {f"module.{name}": value for name, value in weights.items()}
+        return torch.func.functional_call(runner, named, args, kwargs)
+
+    outputs: list[Any] = []
+
+    def flat_call(weights: dict[str, torch.Tensor], *inputs: Any) -> Any:
+        leaves, out_spec = pytree.tree_flatten(call(weights, *inputs))
+        outputs.append(out_spec)
+        return leaves
+
+    try:
+        with mode, torch.fx.traceback.preserve_node_meta(), _no_fast_path():
+            graph_module = make_fx(
+                flat_call, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
+            )(weights, *fakes)
+    except Exception as error:
+        raise CaptureError(f"make_fx cannot trace it: {_reason(error)}") from error
+    names = _input_names(source, example)
+    graph = _named_graph(graph_module.graph, list(weights), names)
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, spec, outputs[0])))
+    return describe(graph, _read(graph_module), how)
+
+
+class _Runner(nn.Module):
+    """Runs a graph module node by node, so that each traced op keeps its node's place."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        names = [n.target for n in self.module.graph.nodes if n.op == "placeholder"]
+        bound = [*args, *(kwargs[n] for n in names[len(args) :] if n in kwargs)]
+        return Interpreter(self.module).run(*bound)
+
+
+def _fake(mode: FakeTensorMode, value: Any, batch: int) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    dims = [DimDynamic.STATIC] * value.dim()
+    if value.dim() and value.shape[0] == batch:
+        dims[0] = DimDynamic.DYNAMIC
+    return mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dims))
+
+
+def _named_graph(traced: Graph, weights: list[str], inputs: list[str]) -> Graph:
+    """The traced graph with weights read as attributes and inputs called by their names."""
+    graph = Graph()
+    placeholders = [node for node in traced.nodes if node.op == "placeholder"]
+    names = dict(zip(placeholders, [*weights, *inputs], strict=True))
+    read = set(placeholders[: len(weights)])
+    copies: dict[Node, Node] = {}
+    for node in traced.nodes:
+        if node in read:
+            if node.users:
+                copies[node] = graph.get_attr(names[node])
+                copies[node].meta = dict(node.meta)
+        elif node in names:
+            copies[node] = graph.placeholder(names[node])
+            copies[node].meta = dict(node.meta)
+        elif node.op == "output":
+            graph.output(torch.fx.node.map_arg(node.args[0], lambda n: copies[n]))
+        else:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    return graph
+
+
+def _read(module: GraphModule) -> dict[str, Any]:
+    """What the graph of ``module`` reads, by path."""
+    found = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = module
+            for name in node.target.split("."):
+                value = getattr(value, name)
+            found[node.target] = value
+    return found
+
+
+def _input_names(source: nn.Module, example: Example) -> list[str]:
+    signature = inspect.signature(source.forward).bind(*example.args, **dict(example.kwargs))
+    names: list[str] = []
+    for name, value in signature.arguments.items():
+        leaves = pytree.tree_leaves(value)
+        names.extend([name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))])
+    return names
+
+
+def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
+    """Read the batch axis off the inputs of a captured graph."""
+    extents = Extents()
+    images = [node for node in graph.nodes if node.op == "placeholder"]
+    first = next((node for node in images if _rank(node) > 1), None)
+    if first is None:
+        raise CaptureError(
+            "The captured program has no tensor input with a batch axis. "
+            "Pass example_inputs with the batch on the first axis."
+        )
+    size = first.meta["val"].shape[0]
+    batched = frozenset(n.name for n in images if _rank(n) > 0 and _same(n, size))
+    static = isinstance(size, int)
+    return Program(graph, constants, how, extents, extents.of(size), batched, static)
+
+
+def _rank(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def _same(node: Node, size: Any) -> bool:
+    own = node.meta["val"].shape[0]
+    return type(own) is type(size) and (
+        own == size if isinstance(size, int) else own.node.expr == size.node.expr
+    )
+
+
+def _mutates(graph: Graph) -> bool:
+    """Does any op write to one of its arguments?"""
+    return any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        for node in graph.nodes
+    )
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _export_failure(error: Exception) -> str:
+    return f"torch.export cannot capture it: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.split("\n\n")[0] if text else type(error).__name__

@@ -1,0 +1,145 @@
+"""Example inputs: given, or read from what the model says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tome_fx.errors import InputError
+
+_ASK = (
+    "Pass one example, for instance "
+    "tome_fx.transform(model, example_inputs=(torch.randn(2, 3, 224, 224),))."
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Inputs to capture with; ``batch`` is the size of their first axis, 2 or more."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    batch: int
+
+
+def example_for(
+    model: nn.Module, inputs: Any = None, kwargs: Mapping[str, Any] | None = None
+) -> Example:
+    """The given example inputs, or inferred ones that the model accepts.
+
+    A batch of 1 is doubled: a size of 1 would be taken for a constant.
+
+    Raises:
+        InputError: the model rejects them (with its own words), or none can be inferred.
+    """
+    if inputs is not None or kwargs:
+        args = _as_tuple(inputs)
+        example = _doubled(args, dict(kwargs or {}))
+        problem = rejection(model, example)
+        if problem is not None:
+            raise InputError(f"The model itself rejects these example inputs: {problem}")
+        return example
+    tried = []
+    for shape in dict.fromkeys(_candidates(model)):
+        example = Example((_image(model, shape),), {}, 2)
+        problem = rejection(model, example)
+        if problem is None:
+            return example
+        tried.append(f"{shape}: {problem}")
+    found = f" Tried {'; '.join(tried)}." if tried else ""
+    raise InputError(f"No example inputs were given and none can be inferred.{found} {_ASK}")
+
+
+def rejection(model: nn.Module, example: Example) -> str | None:
+    """Why the model does not run on the example, tried without real memory; None if it does."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    try:
+        with mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            fakes = {name: mode.from_tensor(value) for name, value in state.items()}
+            args = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, example.args)
+            kwargs = torch.utils._pytree.tree_map_only(
+                Tensor, mode.from_tensor, dict(example.kwargs)
+            )
+            torch.func.functional_call(model, fakes, args, kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return None
+
+
+def _as_tuple(inputs: Any) -> tuple[Any, ...]:
+    if inputs is None:
+        return ()
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
+    tensors = [
+        leaf
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs))
+        if isinstance(leaf, Tensor) and leaf.dim()
+    ]
+    if not tensors:
+        raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
+    batch = tensors[0].shape[0]
+    if batch == 0:
+        raise InputError(f"The example inputs hold no image: the batch is 0. {_ASK}")
+    if batch > 1:
+        return Example(args, kwargs, batch)
+
+    def twice(value: Tensor) -> Tensor:
+        return torch.cat([value, value]) if value.dim() and value.shape[0] == 1 else value
+
+    doubled = torch.utils._pytree.tree_map_only(Tensor, twice, (args, kwargs))
+    return Example(doubled[0], doubled[1], 2)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[int, int, int]]:
+    """Image shapes that the model's own metadata names, the most specific first."""
+    channels = _channels(model)
+    for module in model.modules():
+        for name in ("img_size", "image_size"):
+            size = _pair(getattr(module, name, None))
+            if size is not None:
+                yield (channels, *size)
+    config = getattr(model, "config", None)
+    for part in (config, getattr(config, "vision_config", None)):
+        size = _pair(getattr(part, "image_size", None))
+        if size is not None:
+            yield (getattr(part, "num_channels", channels), *size)
+    for name in ("pretrained_cfg", "default_cfg"):
+        declared = getattr(model, name, None)
+        shape = declared.get("input_size") if isinstance(declared, Mapping) else None
+        if shape is not None and len(shape) == 3:
+            yield (int(shape[0]), int(shape[1]), int(shape[2]))
+
+
+def _channels(model: nn.Module) -> int:
+    """The input channels of the first convolution, 3 if there is none."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return (value, value)
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        return (int(value[0]), int(value[1])) if all(isinstance(v, int) for v in value) else None
+    return None
+
+
+def _image(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    dtype = weight.dtype if weight is not None else torch.float32
+    device = weight.device if weight is not None else torch.device("cpu")
+    return torch.zeros((2, *shape), dtype=dtype, device=device)

@@ -1,0 +1,221 @@
+"""The types of tensor axes.
+
+An axis is an ordered product of *factors*; order is part of the type, so ``(B, H)`` and ``(H, B)``
+are different axes of the same extent. The factors are
+
+- :class:`Batch`: the images of a call,
+- :class:`Atom`: a plain integer that remembers where it was born (a convolution's row, a linear's
+  output channel, ...), so that two axes are the same only if they have the same history,
+- :class:`Stream`: patch tokens after ``level`` merges, intensive or extensive,
+- :class:`Concat`: the pieces of a ``cat``; ``[CLS, patches]`` is ``Concat(((1,), (Stream,)))``.
+
+Every factor has an *extent* (what the captured program holds) and a *count* (what the rewritten
+program holds). They differ only where a stream has merged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch axis. ``extent`` is a stand-in for the symbolic size, or a static size."""
+
+    extent: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plain factor was born: ``kind`` at ``node``, the ``place``-th one there.
+
+    Kinds: ``input``, ``conv`` (a convolution's spatial axis), ``channel`` (a linear's or
+    convolution's output channel), ``constant`` (a parameter or buffer), ``literal`` (a size written
+    in the program), ``unknown`` (an op without a rule).
+    """
+
+    kind: str
+    node: str
+    place: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A plain factor of ``extent`` with a history."""
+
+    extent: int
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Patch tokens: ``extent`` of them in the original, ``count`` after ``level`` merges.
+
+    An *intensive* value is per member of a group (features, logits); an *extensive* one is the
+    group's total (attention probabilities along the keys).
+    """
+
+    id: int
+    extent: int
+    level: int = 0
+    merged: int = 0
+    extensive: bool = False
+
+    @property
+    def count(self) -> int:
+        return self.extent - self.merged
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The pieces of a concatenation, in order; a piece is itself an axis."""
+
+    parts: tuple[Axis, ...]
+
+
+Factor: TypeAlias = Batch | Atom | Stream | Concat
+Axis: TypeAlias = tuple[Factor, ...]
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """The axes of a tensor."""
+
+    axes: tuple[Axis, ...]
+
+    @property
+    def rank(self) -> int:
+        return len(self.axes)
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(show_axis(axis) for axis in self.axes) + "]"
+
+
+def extent(axis: Axis) -> int:
+    """Size of ``axis`` in the captured program."""
+    return math.prod(factor_extent(factor) for factor in axis)
+
+
+def count(axis: Axis) -> int:
+    """Size of ``axis`` in the rewritten program (the batch's stand-in included)."""
+    return math.prod(factor_count(factor) for factor in axis)
+
+
+def factor_extent(factor: Factor) -> int:
+    if isinstance(factor, Concat):
+        return sum(extent(part) for part in factor.parts)
+    return factor.extent
+
+
+def factor_count(factor: Factor) -> int:
+    if isinstance(factor, Concat):
+        return sum(count(part) for part in factor.parts)
+    return factor.count if isinstance(factor, Stream) else factor.extent
+
+
+def streams_of_axis(axis: Axis) -> Iterator[Stream]:
+    """Every stream in ``axis``, inside concatenations too."""
+    for factor in axis:
+        if isinstance(factor, Stream):
+            yield factor
+        elif isinstance(factor, Concat):
+            for part in factor.parts:
+                yield from streams_of_axis(part)
+
+
+def streams(type_: TensorType) -> Iterator[Stream]:
+    """Every stream in a tensor's axes, axis by axis."""
+    for axis in type_.axes:
+        yield from streams_of_axis(axis)
+
+
+def map_streams(axis: Axis, change: Callable[[Stream], Stream]) -> Axis:
+    """``axis`` with ``change`` applied to each of its streams."""
+
+    def visit(factor: Factor) -> Factor:
+        if isinstance(factor, Stream):
+            return change(factor)
+        if isinstance(factor, Concat):
+            return Concat(tuple(map_streams(part, change) for part in factor.parts))
+        return factor
+
+    return tuple(visit(factor) for factor in axis)
+
+
+def map_type(type_: TensorType, change: Callable[[Stream], Stream]) -> TensorType:
+    """``type_`` with ``change`` applied to each of its streams."""
+    return TensorType(tuple(map_streams(axis, change) for axis in type_.axes))
+
+
+def intensive(axis: Axis) -> Axis:
+    """``axis`` as a per-member axis."""
+    return map_streams(axis, lambda stream: replace(stream, extensive=False))
+
+
+def extensive(axis: Axis) -> Axis:
+    """``axis`` as a group-total axis."""
+    return map_streams(axis, lambda stream: replace(stream, extensive=True))
+
+
+def is_extensive(axis: Axis) -> bool:
+    return any(stream.extensive for stream in streams_of_axis(axis))
+
+
+def has_stream(axis: Axis) -> bool:
+    return any(True for _ in streams_of_axis(axis))
+
+
+def has_batch(axis: Axis) -> bool:
+    return any(isinstance(factor, Batch) for factor in axis)
+
+
+def is_merged(type_: TensorType) -> bool:
+    """Does any axis hold fewer tokens than the captured program has there?"""
+    return any(stream.level > 0 for stream in streams(type_))
+
+
+def batch_axis(type_: TensorType) -> int | None:
+    """The axis that holds the batch, or None."""
+    return next((i for i, axis in enumerate(type_.axes) if has_batch(axis)), None)
+
+
+def token_factor(axis: Axis) -> Factor | None:
+    """The one factor of ``axis`` that holds a stream, or None (also if there are several)."""
+    found = [factor for factor in axis if has_stream((factor,))]
+    return found[0] if len(found) == 1 else None
+
+
+def pieces(factor: Factor) -> tuple[Axis, ...]:
+    """The factor as a row of pieces: a concatenation's parts, or itself."""
+    return factor.parts if isinstance(factor, Concat) else ((factor,),)
+
+
+def concat(parts: list[Axis]) -> Axis:
+    """The axis that a ``cat`` of ``parts`` makes; nested concatenations are flattened."""
+    row: list[Axis] = []
+    for part in parts:
+        inner = part[0] if len(part) == 1 else None
+        row.extend(inner.parts if isinstance(inner, Concat) else [part])
+    row = [part for part in row if extent(part) > 0]
+    if len(row) == 1:
+        return row[0]
+    return (Concat(tuple(row)),)
+
+
+def show_axis(axis: Axis) -> str:
+    """``B*12``, ``[1|S0:180]``: for listings and error texts."""
+    return "*".join(_show(factor) for factor in axis) or "1"
+
+
+def _show(factor: Factor) -> str:
+    if isinstance(factor, Batch):
+        return "B"
+    if isinstance(factor, Atom):
+        return str(factor.extent)
+    if isinstance(factor, Concat):
+        return "[" + "|".join(show_axis(part) for part in factor.parts) + "]"
+    kind = "+" if factor.extensive else ""
+    return f"S{factor.id}.{factor.level}:{factor.count}{kind}"

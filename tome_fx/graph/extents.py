@@ -1,0 +1,58 @@
+"""Symbolic sizes as plain integers.
+
+A captured shape holds integers and expressions of the batch's symbol. Each symbol is replaced by
+a prime of its own that no model uses as a width, so that an extent holds the batch exactly when
+the prime divides it, and factor arithmetic is integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, Node
+
+# Larger than any axis of a model, and small enough that products of a few stay exact and cheap.
+_PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121)
+
+
+class Extents:
+    """Turns sizes into integers; one instance a graph, since symbols belong to one graph."""
+
+    def __init__(self) -> None:
+        self._primes: dict[Any, int] = {}
+
+    def of(self, size: int | torch.SymInt) -> int:
+        """The stand-in for a size: itself, or its expression with primes for the symbols."""
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        values = {symbol: self._prime(symbol) for symbol in expression.free_symbols}
+        return int(expression.subs(values))
+
+    def shape(self, value: torch.Tensor) -> tuple[int, ...]:
+        return tuple(self.of(size) for size in value.shape)
+
+    def _prime(self, symbol: Any) -> int:
+        if symbol not in self._primes:
+            # Past the table any odd number serves: it only has to differ from what is there.
+            known = len(self._primes)
+            prime = _PRIMES[known] if known < len(_PRIMES) else _PRIMES[-1] + 2 * known
+            self._primes[symbol] = prime
+        return self._primes[symbol]
+
+
+def tensor_value(node: Node) -> torch.Tensor | None:
+    """The fake tensor that a node yields, or None for anything else."""
+    value = node.meta.get("val")
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def fake_mode_of(graph: Graph) -> FakeTensorMode | None:
+    """The fake mode that the values of a graph belong to."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return None

@@ -1,0 +1,34 @@
+"""Where a node comes from: the module path and the source line. For people, never for decisions."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from torch.fx import Node
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<text>[^\n]*)')
+
+
+def module_path(node: Node) -> str:
+    """``blocks.3.attn``, or an empty text at the top level or where it is not known."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple)]
+    path = str(paths[-1]) if paths else ""
+    return re.sub(r"^L__self___?|^L\['self'\]\.?", "", path)
+
+
+def source_line(node: Node) -> str:
+    """``attention.py:124: x = softmax(...)`` of the innermost frame, or an empty text."""
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f"{os.path.basename(last['file'])}:{last['line']}: {last['text'].strip()}"
+
+
+def common_path(nodes: Sequence[Node]) -> str:
+    """The module path that all nodes share."""
+    paths = [module_path(node).split(".") for node in nodes]
+    return ".".join(os.path.commonprefix(paths)) if paths else ""

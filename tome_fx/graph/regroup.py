@@ -1,0 +1,75 @@
+"""Reshape on types: the ordered factors of a value, dealt out again to other axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Concat,
+    Factor,
+    Origin,
+    extent,
+    factor_extent,
+    has_stream,
+)
+
+
+def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis, ...] | None:
+    """The axes of ``reshape(x, shape)`` for an ``x`` with ``axes``, or None.
+
+    Factors keep their order. A plain factor splits where the shape asks for it, and its pieces
+    keep the kind of their origin; the batch, a stream and a concatenation that holds one never
+    split: then there is no type. Extents are those of the captured program, the batch's stand-in
+    included; ``node`` names the reshape in the origin of the pieces.
+    """
+    if any(size == 0 for size in shape) or any(extent(axis) == 0 for axis in axes):
+        return None
+    queue: list[Factor] = [f for axis in axes for f in axis if factor_extent(f) != 1 or _kept(f)]
+    result: list[Axis] = []
+    for size in shape:
+        taken: list[Factor] = []
+        while size > 1:
+            if not queue:
+                return None
+            factor = queue.pop(0)
+            whole = factor_extent(factor)
+            if size % whole == 0:
+                taken.append(factor)
+                size //= whole
+                continue
+            split = _split(factor, size, node, len(result))
+            if split is None:
+                return None
+            taken.append(split[0])
+            queue.insert(0, split[1])
+            size = 1
+        result.append(tuple(taken))
+    # A stream of one token has extent 1 and is not asked for by any size: it has no place.
+    return tuple(result) if not queue else None
+
+
+def _kept(factor: Factor) -> bool:
+    return isinstance(factor, Batch) or has_stream((factor,))
+
+
+def _split(factor: Factor, size: int, node: str, place: int) -> tuple[Factor, Factor] | None:
+    whole = factor_extent(factor)
+    if isinstance(factor, Batch) or has_stream((factor,)) or whole % size:
+        return None
+    kind = factor_kind(factor)
+    outer = Atom(size, Origin(kind, node, (place, 0)))
+    inner = Atom(whole // size, Origin(kind, node, (place, 1)))
+    return outer, inner
+
+
+def factor_kind(factor: Factor) -> str:
+    """The kind of a factor's origin; of a concatenation, the kind that all its pieces share."""
+    if isinstance(factor, Atom):
+        return factor.origin.kind
+    if isinstance(factor, Concat):
+        kinds = {factor_kind(piece) for part in factor.parts for piece in part}
+        return kinds.pop() if len(kinds) == 1 else "unknown"
+    return "unknown"

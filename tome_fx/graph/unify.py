@@ -1,0 +1,106 @@
+"""When two axes that meet in one op are the same axis, and which of the two says more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Factor,
+    Stream,
+    TensorType,
+    extent,
+    has_batch,
+    has_stream,
+    intensive,
+    pieces,
+)
+
+# What a plain axis's history is worth when two histories meet: data indexed by an axis (a
+# parameter, a written size) takes the name of the axis that it indexes.
+_WORTH = {"conv": 4, "input": 4, "channel": 3, "unknown": 2, "literal": 1, "constant": 0}
+
+
+def unify(left: Axis, right: Axis) -> Axis | None:
+    """The axis that both are, or None if they are two different axes.
+
+    Axes of different extent never unify. A plain axis takes the meaning of a typed one of the same
+    extent: it is data indexed by it. Two typed axes must hold the same streams at the same places.
+    The kind (intensive or extensive) is not compared; the result is intensive.
+    """
+    if left == right:
+        return left
+    if extent(left) != extent(right):
+        return None
+    if _plain(left) or _plain(right):
+        return _worthier(left, right)
+    if segments(left) == segments(right):
+        return intensive(left)
+    return None
+
+
+def unify_all(axes: Iterable[Axis]) -> Axis | None:
+    """:func:`unify` over several axes; None as soon as two differ. ``()`` of nothing."""
+    result: Axis | None = None
+    for axis in axes:
+        result = axis if result is None else unify(result, axis)
+        if result is None:
+            return None
+    return () if result is None else result
+
+
+def broadcast(types: Sequence[TensorType]) -> TensorType | None:
+    """The type that broadcasting ``types`` makes (aligned at the last axis), or None.
+
+    An axis of extent 1 gives way to any other.
+    """
+    rank = max((type_.rank for type_ in types), default=0)
+    axes: list[Axis] = []
+    for position in range(-rank, 0):
+        here = [type_.axes[position] for type_ in types if type_.rank >= -position]
+        wide = [axis for axis in here if extent(axis) != 1]
+        axis = unify_all(wide) if wide else max(here, key=len)
+        if axis is None:
+            return None
+        axes.append(axis)
+    return TensorType(tuple(axes))
+
+
+def segments(axis: Axis) -> tuple[object, ...]:
+    """What an axis is, whatever its plain pieces are called: neighbouring plain pieces add up."""
+    return tuple(_segment(factor) for factor in axis)
+
+
+def _segment(factor: Factor) -> object:
+    if isinstance(factor, Atom):
+        return factor.extent
+    if isinstance(factor, Stream):
+        return (factor.id, factor.level, factor.extent)
+    if not isinstance(factor, Concat):
+        return factor
+    row: list[object] = []
+    for part in pieces(factor):
+        if has_stream(part) or has_batch(part):
+            row.append(segments(part))
+        elif row and isinstance(row[-1], int):
+            row[-1] = row[-1] + extent(part)
+        else:
+            row.append(extent(part))
+    return tuple(row)
+
+
+def _plain(axis: Axis) -> bool:
+    return not has_stream(axis) and not has_batch(axis)
+
+
+def _worthier(left: Axis, right: Axis) -> Axis:
+    return left if _worth(left) >= _worth(right) else right
+
+
+def _worth(axis: Axis) -> float:
+    if not _plain(axis):
+        return 10.0
+    kinds = [_WORTH.get(f.origin.kind, 2) if isinstance(f, Atom) else 5 for f in axis]
+    return sum(kinds) / max(1, len(kinds))

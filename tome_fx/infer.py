@@ -1,0 +1,199 @@
+"""Types of a captured program, forward from its inputs, by the table of rules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Concat,
+    Factor,
+    Origin,
+    Stream,
+    TensorType,
+)
+from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.extents import Extents
+from tome_fx.program import Program, StreamDef
+from tome_fx.rules.base import Context, Lifted, Refusal, Rule
+from tome_fx.rules.table import rule_for
+
+Types = tuple[TensorType, ...]
+
+
+def infer(
+    program: Program,
+    streams: tuple[StreamDef, ...],
+    plain: Mapping[Node, Types],
+    rules: Mapping[str, Rule],
+) -> dict[Node, Types]:
+    """The types of every node's tensor outputs, with ``streams`` named and nothing merged.
+
+    ``plain`` are the types without streams, used where a rule refuses; ``{}`` on the first run.
+    """
+    types: dict[Node, Types] = {}
+    sizes: dict[Node, Axis] = {}
+    for node in program.graph.nodes:
+        types[node] = name_all(_infer_node(program, node, types, sizes, plain, rules), streams)
+        axis = measured_axis(node, types)
+        if axis is not None:
+            sizes[node] = axis
+    return types
+
+
+def _infer_node(
+    program: Program,
+    node: Node,
+    types: Mapping[Node, Types],
+    sizes: Mapping[Node, Axis],
+    plain: Mapping[Node, Types],
+    rules: Mapping[str, Rule],
+) -> Types:
+    if node.op == "placeholder":
+        return _born(program, node, "input")
+    if node.op == "get_attr":
+        return _born(program, node, "constant")
+    picked = picked_type(node, types)
+    if picked is not None:
+        return picked
+    if isinstance(node.target, torch._ops.OpOverload):
+        context = context_of(program.extents, bind(node), types, sizes)
+        answer = apply(context, rules)
+        if isinstance(answer, Lifted):
+            return answer.results
+    return plain.get(node) or _born(program, node, "unknown")
+
+
+def apply(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
+    """Ask the rule for a call; a refusal also where there is none or the outputs do not fit."""
+    rule = rule_for(context.call, rules)
+    if rule is None:
+        return Refusal(f"no rule for {context.call.name}")
+    if not context.types and context.call.get("size") is None:
+        return Refusal("it has no tensor operand")
+    answer = rule(context)
+    if isinstance(answer, Refusal):
+        return answer
+    ranks = [type_.rank for type_ in answer.results]
+    if ranks != [len(shape) for shape in context.shapes]:
+        return Refusal(f"the rule for {context.call.name} does not know all its outputs")
+    return answer
+
+
+def context_of(
+    extents: Extents, call: Call, types: Mapping[Node, Types], sizes: Mapping[Node, Axis]
+) -> Context:
+    """The context of a call whose operands have ``types``."""
+    operands = {path: types[node][0] for path, node in tensor_operands(call) if types.get(node, ())}
+    return Context(call, operands, output_shapes(extents, call.node), sizes)
+
+
+def output_shapes(extents: Extents, node: Node) -> tuple[tuple[int, ...], ...]:
+    """Extents of each tensor output of a node."""
+    return tuple(extents.shape(value) for value in output_values(node))
+
+
+def output_values(node: Node) -> list[torch.Tensor]:
+    """The fake tensors that a node yields."""
+    value = node.meta.get("val")
+    values: Iterable[Any] = value if isinstance(value, (list, tuple)) else (value,)
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def picked_type(node: Node, types: Mapping[Node, Types]) -> Types | None:
+    """The type of ``source[i]`` for a source with several outputs."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], int):
+        return None
+    source = node.args[0]
+    if not isinstance(source, Node) or not types.get(source):
+        return None
+    row = types[source]
+    return (row[node.args[1]],) if -len(row) <= node.args[1] < len(row) else None
+
+
+def measured_axis(node: Node, types: Mapping[Node, Types]) -> Axis | None:
+    """The axis that a ``sym_size`` node measures."""
+    if node.target is not torch.ops.aten.sym_size.int:
+        return None
+    source, dim = node.args
+    row = types.get(source, ()) if isinstance(source, Node) else ()
+    return row[0].axes[dim] if row and isinstance(dim, int) else None
+
+
+def _born(program: Program, node: Node, kind: str) -> Types:
+    """Axes without a history: each plain, but the first of a batched input."""
+    rows = []
+    for place, shape in enumerate(output_shapes(program.extents, node)):
+        axes: list[Axis] = []
+        for dim, size in enumerate(shape):
+            atom = Atom(size, Origin(kind, node.name, (place, dim)))
+            axes.append((atom,) if size != 1 else ())
+        if kind == "input" and node.name in program.batched:
+            axes[0] = (Batch(program.batch),)
+        rows.append(TensorType(tuple(axes)))
+    return tuple(rows)
+
+
+def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:
+    """``types`` with every run of factors that is a stream called by its name."""
+    if not streams:
+        return types
+    return tuple(
+        TensorType(tuple(_name_axis(axis, streams) for axis in type_.axes)) for type_ in types
+    )
+
+
+def _name_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
+    inner: list[Factor] = [
+        Concat(tuple(_name_axis(part, streams) for part in factor.parts))
+        if isinstance(factor, Concat)
+        else factor
+        for factor in axis
+    ]
+    for stream in streams:
+        width = len(stream.atoms)
+        for start in range(len(inner) - width + 1):
+            if tuple(inner[start : start + width]) == stream.atoms:
+                inner[start : start + width] = [_named(stream)]
+                break
+    flat = tuple(inner)
+    return _flatten(flat)
+
+
+def _named(stream: StreamDef) -> Factor:
+    whole = 1
+    for factor in stream.atoms:
+        whole *= factor.extent if isinstance(factor, Atom) else 1
+    body = Stream(stream.id, whole - stream.front - stream.back)
+    if not stream.front and not stream.back:
+        return body
+    first = stream.atoms[0]
+    name = first.origin.node if isinstance(first, Atom) else ""
+    ends = [
+        (Atom(size, Origin("protected", name, (place,))),) if size > 1 else ()
+        for place, size in enumerate((stream.front, stream.back))
+    ]
+    parts: list[Axis] = [(body,)]
+    if stream.front:
+        parts.insert(0, ends[0])
+    if stream.back:
+        parts.append(ends[1])
+    return Concat(tuple(parts))
+
+
+def _flatten(axis: Axis) -> Axis:
+    """A concatenation inside a piece of a concatenation joins the outer one."""
+    if len(axis) != 1 or not isinstance(axis[0], Concat):
+        return axis
+    parts: list[Axis] = []
+    for part in axis[0].parts:
+        single = part[0] if len(part) == 1 else None
+        parts.extend(single.parts if isinstance(single, Concat) else [part])
+    return (Concat(tuple(parts)),)

@@ -1,0 +1,90 @@
+"""Multiply-accumulates of a graph, from the shapes of its nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.extents import Extents, tensor_value
+from tome_fx.program import Program
+
+_Count = Callable[[Call, Extents], int]
+
+
+def macs_of(graph: Graph, program: Program) -> dict[Node, int]:
+    """MACs per image of each node of ``graph`` that has any; nodes need their value in ``meta``.
+
+    Counted are linear, matrix products, convolutions, attention and the matching of a merge, as in
+    ``torch.utils.flop_counter`` (which counts two FLOPs for a MAC).
+    """
+    found = {}
+    for node in graph.nodes:
+        whole = _macs(node, program.extents)
+        if whole >= program.batch:
+            found[node] = whole // program.batch
+    return found
+
+
+def _macs(node: Node, extents: Extents) -> int:
+    if node.target is ops.similarity:
+        metric = _shape(node.args[0], extents)
+        return math.prod(_shape(node, extents)) * metric[-1]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return 0
+    call = bind(node)
+    counter = _COUNTERS.get(call.name)
+    return counter(call, extents) if counter else 0
+
+
+def _shape(node: object, extents: Extents) -> tuple[int, ...]:
+    value = tensor_value(node) if isinstance(node, Node) else None
+    return extents.shape(value) if value is not None else (0,)
+
+
+def _linear(call: Call, extents: Extents) -> int:
+    return math.prod(_shape(call.node, extents)) * _shape(call["input"], extents)[-1]
+
+
+def _product(call: Call, extents: Extents) -> int:
+    left = [node for _, node in tensor_operands(call)][-2]
+    return math.prod(_shape(call.node, extents)) * _shape(left, extents)[-1]
+
+
+def _einsum(call: Call, extents: Extents) -> int:
+    """Every letter once: the product of all extents that occur."""
+    terms = call["equation"].replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    wide = 1
+    for term, (_, node) in zip(terms, tensor_operands(call)):
+        shape = _shape(node, extents)
+        named = term.replace("...", "")
+        wide = max(wide, math.prod(shape[: len(shape) - len(named)]))
+        sizes.update(zip(named, shape[len(shape) - len(named) :]))
+    return wide * math.prod(sizes.values())
+
+
+def _attention(call: Call, extents: Extents) -> int:
+    query, value = _shape(call["query"], extents), _shape(call["value"], extents)
+    return math.prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
+
+
+def _convolution(call: Call, extents: Extents) -> int:
+    weight = _shape(call["weight"], extents)
+    return math.prod(_shape(call.node, extents)) * math.prod(weight[1:])
+
+
+_COUNTERS: Mapping[str, _Count] = MappingProxyType(
+    {
+        "aten.linear": _linear,
+        "aten.scaled_dot_product_attention": _attention,
+        "aten.einsum": _einsum,
+        **{f"aten.{n}": _product for n in ("matmul", "bmm", "mm", "mv", "baddbmm", "addmm")},
+        **{f"aten.{n}": _convolution for n in ("conv1d", "conv2d", "conv3d", "convolution")},
+    }
+)

@@ -1,0 +1,75 @@
+"""The similarity that a site matches by, from the keys of its attention."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from tome_fx import ops
+from tome_fx.coerce import Coercer, ends_of
+from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, has_stream, streams_of_axis
+
+aten = torch.ops.aten
+
+
+def emit_scores(
+    coercer: Coercer,
+    keys: list[tuple[Node, TensorType]],
+    channels: list[int],
+    site: TensorType,
+    stream: int,
+) -> tuple[Node, int, Node]:
+    """Scores of A tokens to B tokens, the parity of the first stream token, and a key value.
+
+    Parallel cores that share a site share one match: their similarities are averaged.
+    """
+    axis = next(a for a in site.axes if any(s.id == stream for s in streams_of_axis(a)))
+    parity = ends_of(axis, stream)[0] % 2
+    parts = []
+    for (node, type_), channel in zip(keys, channels, strict=True):
+        standard, ends = _by_head(coercer, node, type_, channel, stream)
+        metric = coercer.emit(ops.head_mean, standard, *ends)
+        parts.append(coercer.emit(ops.similarity, metric, parity))
+    total = parts[0]
+    for part in parts[1:]:
+        total = coercer.emit(aten.add.Tensor, total, part)
+    if len(parts) > 1:
+        total = coercer.emit(aten.div.Tensor, total, len(parts))
+    return total, parity, keys[0][0]
+
+
+def _by_head(
+    coercer: Coercer, node: Node, type_: TensorType, channel: int, stream: int
+) -> tuple[Node, tuple[int, int]]:
+    """K as ``[B, H, N, C]`` whatever its layout: every axis but batch, tokens, channel is a head."""
+    places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]
+    flat = [factor for _, factor in places]
+    batch = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
+    token = next(i for i, f in enumerate(flat) if _holds(f, stream))
+    inner = [i for i, (axis, _) in enumerate(places) if axis == channel and i not in (batch, token)]
+    heads = [i for i in range(len(flat)) if i not in (batch, token, *inner)]
+    ends = ends_of(type_.axes[places[token][0]], stream)
+    plain = all(len(axis) == 1 for axis in type_.axes)
+    if plain and len(heads) == 1 and [batch, *heads, token, *inner] == [0, 1, 2, 3]:
+        return node, ends
+    node = coercer.emit(aten.reshape.default, node, [_size(f) for f in flat])
+    order = [batch, *heads, token, *inner]
+    if order != sorted(order):
+        node = coercer.emit(aten.permute.default, node, order)
+    width = [_product(flat, heads), factor_count(flat[token]), _product(flat, inner)]
+    return coercer.emit(aten.reshape.default, node, [-1, *width]), ends
+
+
+def _holds(factor: Factor, stream: int) -> bool:
+    return has_stream((factor,)) and any(s.id == stream for s in streams_of_axis((factor,)))
+
+
+def _size(factor: Factor) -> int:
+    return -1 if isinstance(factor, Batch) else factor_count(factor)
+
+
+def _product(flat: list[Factor], places: list[int]) -> int:
+    whole = 1
+    for place in places:
+        whole *= factor_count(flat[place])
+    return whole

@@ -1,0 +1,141 @@
+"""The result of a transform: a graph module that can be planned anew."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+from tome_fx.examples import Example
+from tome_fx.options import Settings
+from tome_fx.pipeline import Located, Rewritten, locate_program, maps_graph, rewrite
+from tome_fx.report import Report
+from tome_fx.source import Source
+
+
+class ToMeModule(GraphModule):
+    """A model rewritten to merge tokens.
+
+    Parameters and buffers are the original's own objects under their own names. ``train()`` and
+    ``eval()`` switch between programs captured in each mode, on first use.
+
+    Attributes:
+        r: what was asked for; assign to plan anew, without a new capture.
+        schedule: tokens removed at each layer, after clamping.
+        report: what was found and done.
+    """
+
+    def __init__(self, source: Source, settings: Settings, example: Example | None) -> None:
+        super().__init__(nn.Module(), Graph(), "ToMeModule")
+        self._source = source
+        self._settings = settings
+        self._example = example
+        self._programs: dict[bool, Located] = {}
+        self._maps: tuple[Any, GraphModule] | None = None
+        source.install(self)
+        nn.Module.train(self, source.training)
+        self._rewritten: Rewritten
+        self._rewrite()
+
+    # -- what the user asks ------------------------------------------------------------------
+
+    @property
+    def r(self) -> Any:
+        """What was asked for: int, ``(r, inflect)``, list or share."""
+        return self._settings.r
+
+    @r.setter
+    def r(self, value: Any) -> None:
+        before = self._settings
+        self._settings = before.with_r(value)
+        try:
+            self._rewrite()
+        except Exception:
+            self._settings = before
+            raise
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """Tokens removed at each layer, after clamping."""
+        return self.report.schedule
+
+    @property
+    def report(self) -> Report:
+        """What was found and done, for the program of the current mode."""
+        return self._rewritten.report
+
+    @property
+    def settings(self) -> Settings:
+        """The checked options that made this module."""
+        return self._settings
+
+    @torch.no_grad()
+    def token_map(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Which output token holds each patch, after each layer.
+
+        Args:
+            args, kwargs: the model's inputs, a batch of ``B`` images.
+
+        Returns:
+            ``[L, B, N]`` int64: for each of ``L`` layers, image and patch (a token of the stream;
+            protected tokens are not counted) the slot, from 0, in the merged stream.
+        """
+        key = (self.training, self._rewritten)
+        if self._maps is None or self._maps[0] != key:
+            graph = maps_graph(self._located(), self._settings)
+            self._maps = key, GraphModule(self, graph)
+        return torch.stack(tuple(self._maps[1](*args, **kwargs)))
+
+    # -- modes -------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> ToMeModule:
+        """Switch to the program of training (True) or evaluation, captured on first use."""
+        if mode != self.training:
+            self._source.allow(mode)
+            nn.Module.train(self, mode)
+            self._rewrite()
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
+        """Casts and moves: what the capture knows of dtypes and devices is captured again."""
+        before = self._source.signature(self)
+        super()._apply(fn, recurse)
+        if self._source.signature(self) != before and self._source.can_capture:
+            self._programs.clear()
+            self._rewrite()
+        return self
+
+    def _located(self) -> Located:
+        if self.training not in self._programs:
+            model = self._source.like(self)
+            example = self._source.example_like(self._example, self)
+            located = locate_program(model, example, self._settings)
+            self._programs[self.training] = self._source.adopt(self, located)
+        return self._programs[self.training]
+
+    def _rewrite(self) -> None:
+        located = self._located()
+        done = rewrite(self, located, self._settings, self._source.name)
+        self._rewritten = done
+        self._maps = None
+
+    # -- copies ------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ToMeModule:
+        """A copy with weights of its own and the same settings."""
+        source = self._source.copied(self, memo)
+        result = ToMeModule(source, self._settings, copy.deepcopy(self._example, memo))
+        memo[id(self)] = result
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the source model and the settings; loading transforms again."""
+        return _rebuild, (self._source.synced(self), self._settings, self._example)
+
+
+def _rebuild(source: Source, settings: Settings, example: Example | None) -> ToMeModule:
+    return ToMeModule(source, settings, example)

@@ -1,0 +1,97 @@
+"""The options of a transform, checked once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from tome_fx.errors import ConfigError
+from tome_fx.rules.base import Rule
+from tome_fx.schedule import Rounding, asked
+
+OPTIONS = ("r", "example_inputs", "example_kwargs", "prop_attn", "capture", "rounding", "strict",
+           "protect", "rules")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to transform; see :func:`tome_fx.transform` for the meaning of each field."""
+
+    r: Any = 16
+    prop_attn: bool = True
+    capture: str = "auto"
+    rounding: Rounding = "truncate"
+    strict: bool = False
+    protect: tuple[int, int] | None = None
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+
+    def with_r(self, r: Any) -> Settings:
+        """The same settings with another, checked ``r``."""
+        check_r(r, self.rounding)
+        return replace(self, r=list(r) if isinstance(r, list) else r)
+
+
+def checked(settings: Settings) -> Settings:
+    """``settings`` if every field is in its range.
+
+    Raises:
+        ConfigError: field, value and the allowed range.
+    """
+    check_r(settings.r, settings.rounding)
+    for name in ("prop_attn", "strict"):
+        if not isinstance(getattr(settings, name), bool):
+            raise ConfigError(f"{name}={getattr(settings, name)!r} is not True or False.")
+    if settings.capture not in ("auto", "export", "symbolic_trace"):
+        raise ConfigError(
+            f"capture={settings.capture!r} is not one of 'auto', 'export', 'symbolic_trace'."
+        )
+    return replace(settings, protect=_protect(settings.protect))
+
+
+def check_r(r: Any, rounding: Rounding) -> None:
+    """Check ``r`` as far as that goes without the number of layers."""
+    asked(r, len(r) if isinstance(r, list) else 1, rounding)
+
+
+def _protect(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    pair = (value, 0) if isinstance(value, int) and not isinstance(value, bool) else value
+    good = (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in pair)
+    )
+    if not good:
+        raise ConfigError(
+            f"protect={value!r} is not a number of tokens at the front, or a pair (front, back)."
+        )
+    return pair
+
+
+def rule_table(rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule]) -> dict[str, Rule]:
+    """User rules by op name; an op may be given as ``torch.ops.x.y``, an overload, or ``"x.y"``."""
+    pairs = rules.items() if isinstance(rules, Mapping) else rules
+    return {_op_name(op): rule for op, rule in pairs}
+
+
+def _op_name(op: Any) -> str:
+    if isinstance(op, torch._ops.OpOverload):
+        return op._schema.name.replace("::", ".")
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        return op._qualified_op_name.replace("::", ".")
+    if isinstance(op, str):
+        return op
+    raise ConfigError(f"rules: {op!r} is not an op. Give torch.ops.namespace.name or its name.")
+
+
+def reject_unknown(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError for option names that do not exist, with the closest ones that do."""
+    for name in options:
+        close = difflib.get_close_matches(name, OPTIONS, n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(close)}?" if close else f" Options: {', '.join(OPTIONS)}."
+        raise ConfigError(f"{name!r} is not an option.{hint}")

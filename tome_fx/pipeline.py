@@ -1,0 +1,112 @@
+"""The passes in their order: capture, normalize, locate, plan, lift, lower, verify."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+from tome_fx.errors import NoAttentionFoundError
+from tome_fx.examples import Example
+from tome_fx.options import Settings
+from tome_fx.passes.capture import Door, capture
+from tome_fx.passes.lift import lift
+from tome_fx.passes.locate import locate
+from tome_fx.passes.lower import lower
+from tome_fx.passes.normalize import normalize
+from tome_fx.passes.plan import plan
+from tome_fx.passes.verify import verify
+from tome_fx.program import Findings, Program
+from tome_fx.report import Report
+from tome_fx.reporting import Done, report_of
+
+# Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
+_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Located:
+    """A captured program and what was found in it: all that planning needs."""
+
+    program: Program
+    findings: Findings
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A finished rewrite."""
+
+    report: Report
+
+
+def locate_program(
+    model: nn.Module | torch.export.ExportedProgram, example: Example | None, settings: Settings
+) -> Located:
+    """Capture, normalize and locate.
+
+    Raises:
+        CaptureError: the model cannot be turned into a graph.
+        NoAttentionFoundError: it holds no attention over tokens.
+    """
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        program = capture(model, example, cast(Door, settings.capture))
+        normalize(program.graph)
+        findings = locate(program, settings.rules, settings.protect)
+    if not findings.sites and not all(miss.harmless for miss in findings.misses):
+        raise NoAttentionFoundError(_nothing_found(program, findings))
+    if not findings.sites and not findings.misses:
+        raise NoAttentionFoundError(_nothing_found(program, findings))
+    return Located(program, findings)
+
+
+def rewrite(target: GraphModule, located: Located, settings: Settings, name: str) -> Rewritten:
+    """Plan, lift, lower and verify; ``target`` gets the new graph."""
+    with _LOCK:
+        program, findings = located.program, located.findings
+        schedule = plan(findings, settings.r, settings.rounding, settings.strict)
+        lifted = lift(program, findings, schedule, settings.rules, settings.prop_attn)
+        graph = lower(lifted.graph)
+        graph.set_codegen(program.graph._codegen)
+        target.graph = graph
+        verify(target, program.graph, program.extents)
+        done = Done(program, findings, schedule, graph, lifted.origin, lifted.coerced)
+        return Rewritten(report_of(done, name, settings.r))
+
+
+def maps_graph(located: Located, settings: Settings) -> Graph:
+    """A graph that returns the index map of each step in place of the model's outputs."""
+    program, findings = located.program, located.findings
+    schedule = plan(findings, settings.r, settings.rounding, settings.strict)
+    lifted = lift(program, findings, schedule, settings.rules, settings.prop_attn, maps_only=True)
+    return _inputs_only(lower(lifted.graph), program.graph)
+
+
+def _inputs_only(graph: Graph, captured: Graph) -> Graph:
+    """The captured calling convention, with a tuple of tensors as the result."""
+    from torch.fx.graph import _PyTreeCodeGen
+    from torch.utils import _pytree as pytree
+
+    codegen = captured._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        maps = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+        spec = pytree.tree_structure(tuple(0 for _ in cast(Any, maps)))
+        graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=spec)))
+    return graph
+
+
+def _nothing_found(program: Program, findings: Findings) -> str:
+    kinds: dict[str, int] = {}
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.replace("aten::", "")
+            kinds[name] = kinds.get(name, 0) + 1
+    common = sorted(kinds, key=lambda name: -kinds[name])[:5]
+    seen = ", ".join(f"{kinds[name]} {name}" for name in common)
+    text = f"No self-attention over tokens with a residual add was found; the program holds {seen}."
+    for miss in findings.misses[:3]:
+        text += f" {miss.node.name}: {miss.reason}."
+    return text + " Token merging needs attention; tome_fx.explain shows what was looked at."

@@ -1,0 +1,145 @@
+"""What the passes hand to each other: frozen descriptions of a captured program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from tome_fx.graph.axes import Axis, TensorType
+from tome_fx.graph.extents import Extents
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured program.
+
+    Attributes:
+        graph: in pre-dispatch ATen; every node has a fake value in ``meta``.
+        constants: what the graph reads and the model does not hold under that name: tensors made
+            in ``forward``, and subprograms.
+        how: the front door it came through (``export``, ``symbolic_trace``, ...).
+        extents: stand-ins for its symbolic sizes.
+        batch: extent of the batch axis: a stand-in, or the size where the program fixed it.
+        batched: placeholders whose first axis is the batch.
+        static_batch: the model's own code fixed the batch size.
+    """
+
+    graph: Graph
+    constants: Mapping[str, torch.Tensor | nn.Module]
+    how: str
+    extents: Extents
+    batch: int
+    batched: frozenset[str]
+    static_batch: bool
+
+
+@dataclass(frozen=True)
+class StreamDef:
+    """A stream: the product of plain factors that it is born as, and its protected ends.
+
+    ``front`` and ``back`` tokens at its ends are read by index later, so they never merge;
+    ``reasons`` names the reader.
+    """
+
+    id: int
+    atoms: Axis
+    front: int = 0
+    back: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Core:
+    """An attention core: tokens of one stream mix by weights from their own keys.
+
+    ``node`` is the fused attention or the softmax, ``query`` and ``key`` the values that make the
+    weights; ``channel`` is the axis of ``key`` that the similarity contracts.
+    """
+
+    node: Node
+    kind: str
+    query: Node
+    key: Node
+    channel: int
+    stream: int
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The two or more linears on the tokens behind a site, without an attention between."""
+
+    linears: tuple[Node, ...]
+    end: Node
+    module: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a merge goes: behind the residual add that follows one or more parallel cores."""
+
+    node: Node
+    cores: tuple[Core, ...]
+    stream: int
+    mlp: Mlp | None
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Something that looks like a site and is not used as one, with the reason.
+
+    ``harmless``: there was nothing to merge, since the attention has one token of its own.
+    """
+
+    node: Node
+    what: str
+    reason: str
+    harmless: bool = False
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What ``locate`` found in a program.
+
+    Attributes:
+        types: the types of each node's outputs, nothing merged.
+        plain: the same without streams: the fallback where a rule refuses.
+        streams: the streams, by id.
+        sites: in program order.
+    """
+
+    types: Mapping[Node, tuple[TensorType, ...]]
+    plain: Mapping[Node, tuple[TensorType, ...]]
+    streams: tuple[StreamDef, ...]
+    sites: tuple[Site, ...]
+    misses: tuple[Miss, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One site with its share of the schedule: ``removed`` tokens of ``before``."""
+
+    site: Site
+    before: int
+    removed: int
+    asked: int
+
+
+@dataclass(frozen=True)
+class MergeSchedule:
+    """The plan: a step for each site, in program order."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Coerced:
+    """A place where merged tokens were unmerged (``unmerge``) or members merged down (``merge``)."""
+
+    what: str
+    node: Node
+    reason: str
+    bytes_per_image: int

@@ -1,0 +1,136 @@
+"""Build a report from what the passes found and did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+from tome_fx.graph.axes import Stream, extent, has_stream, pieces, token_factor
+from tome_fx.graph.provenance import module_path, source_line
+from tome_fx.macs import macs_of
+from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
+from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
+
+
+@dataclass(frozen=True)
+class Done:
+    """Everything that one transform knows at its end."""
+
+    program: Program
+    findings: Findings
+    schedule: MergeSchedule
+    graph: Graph
+    origin: Mapping[Node, Node]
+    coerced: tuple[Coerced, ...]
+
+
+def report_of(done: Done, model: str, r: object) -> Report:
+    """The report of a transform."""
+    before = macs_of(done.program.graph, done.program)
+    after = macs_of(done.graph, done.program)
+    matching = sum(n for node, n in after.items() if node.target is ops.similarity)
+    return Report(
+        model=model,
+        capture=done.program.how,
+        r=r,
+        schedule=tuple(step.removed for step in done.schedule.steps),
+        blocks=tuple(_blocks(done, before, after)),
+        protected=tuple(_protected(done.findings)),
+        macs_before=sum(before.values()),
+        macs_after=sum(after.values()),
+        macs_matching=matching,
+        unmerges=tuple(_unmerge(item) for item in done.coerced),
+        near_misses=tuple(_misses(done.findings)),
+        notes=tuple(_notes(done)),
+    )
+
+
+def _blocks(done: Done, before: Mapping[Node, int], after: Mapping[Node, int]) -> Iterable[Block]:
+    order = {node: i for i, node in enumerate(done.program.graph.nodes)}
+    ends = [order[step.site.mlp.end if step.site.mlp else step.site.node]
+            for step in done.schedule.steps]  # fmt: skip
+    start = _first_streamed(done, order)
+    lifted = {done.origin[node]: n for node, n in after.items() if node in done.origin}
+    for index, step in enumerate(done.schedule.steps):
+        inside = [n for n in order if start <= order[n] <= ends[index]]
+        start = ends[index] + 1
+        tokens = _axis_tokens(done.findings, step) - _merged_so_far(done.schedule, index)
+        yield Block(
+            index=index,
+            attention=module_path(step.site.cores[0].node),
+            mlp=step.site.mlp.module if step.site.mlp else "",
+            kind=step.site.cores[0].kind,
+            tokens_in=tokens,
+            tokens_out=tokens - step.removed,
+            removed=step.removed,
+            macs_before=sum(before.get(n, 0) for n in inside),
+            macs_after=sum(lifted.get(n, 0) for n in inside),
+        )
+
+
+def _first_streamed(done: Done, order: Mapping[Node, int]) -> int:
+    for node, index in order.items():
+        types = done.findings.types.get(node, ())
+        if any(has_stream(axis) for type_ in types for axis in type_.axes):
+            return index
+    return 0
+
+
+def _axis_tokens(findings: Findings, step: Step) -> int:
+    type_ = findings.types[step.site.node][0]
+    return next(extent(axis) for axis in type_.axes if has_stream(axis))
+
+
+def _merged_so_far(schedule: MergeSchedule, index: int) -> int:
+    stream = schedule.steps[index].site.stream
+    return sum(s.removed for s in schedule.steps[:index] if s.site.stream == stream)
+
+
+def _protected(findings: Findings) -> Iterable[Protected]:
+    if not findings.sites:
+        return
+    site = findings.sites[0]
+    axis = next(a for a in findings.types[site.node][0].axes if has_stream(a))
+    factor = token_factor(axis)
+    stream = next(s for s in findings.streams if s.id == site.stream)
+    front, back, passed = 0, 0, False
+    for part in pieces(factor) if factor is not None else ():
+        if any(isinstance(f, Stream) for f in part):
+            passed = True
+        elif passed:
+            back += extent(part)
+        else:
+            front += extent(part)
+    read = "; ".join(stream.reasons)
+    for count, own, where in ((front, stream.front, "front"), (back, stream.back, "back")):
+        if count - own:
+            yield Protected(count - own, where, "joined to the tokens by a concatenation")
+        if own:
+            yield Protected(own, where, read)
+
+
+def _unmerge(item: Coerced) -> Unmerge:
+    node = item.node
+    op = str(node.target) if node.op != "output" else "output"
+    return Unmerge(
+        op, module_path(node), source_line(node), item.reason, item.bytes_per_image, item.what
+    )
+
+
+def _misses(findings: Findings) -> Iterable[NearMiss]:
+    for miss in findings.misses:
+        yield NearMiss(miss.what, module_path(miss.node), source_line(miss.node), miss.reason)
+
+
+def _notes(done: Done) -> Iterable[str]:
+    for index, step in enumerate(done.schedule.steps):
+        if step.removed < step.asked:
+            yield (
+                f"layer {index}: r={step.asked} clamped to {step.removed}, "
+                f"half of the {step.before} tokens that may merge there"
+            )
+    if done.program.static_batch:
+        yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -1,0 +1,212 @@
+"""Contractions: ``matmul``, ``bmm``, ``mm``, ``baddbmm``, ``addmm``, ``einsum``.
+
+Every one is written as letters, so that one rule serves all: letters of two operands that agree
+are one axis; a letter that the result lacks is contracted. Contracting tokens sums over members:
+right as it stands if exactly one operand holds group totals (a softmax over the keys), else one
+operand is scaled by the group sizes, or divided by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Origin,
+    TensorType,
+    extensive,
+    extent,
+    has_batch,
+    has_stream,
+    intensive,
+    is_extensive,
+    streams_of_axis,
+)
+from tome_fx.graph.unify import unify
+from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
+from tome_fx.rules.local import demands, with_batch
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Names of the axes of both operands and of the result, one letter an axis."""
+
+    left: str
+    right: str
+    result: str
+
+
+def matmul(context: Context) -> Lifted | Refusal:
+    """``matmul``, ``bmm``, ``mm``, ``mv``: rows times columns, leading axes broadcast."""
+    (left_path, left), (right_path, right) = list(context.types.items())[-2:]
+    return contract(context, (left_path, right_path), matmul_letters(left.rank, right.rank))
+
+
+def matmul_letters(left: int, right: int) -> Letters:
+    """The letters of a matmul of operands with these ranks."""
+    lead = "abcdefgh"
+    rows = "i" if left > 1 else ""
+    columns = "j" if right > 1 else ""
+    wide = max(left - 2, right - 2, 0)
+    left_lead = lead[wide - max(left - 2, 0) : wide]
+    right_lead = lead[wide - max(right - 2, 0) : wide]
+    return Letters(left_lead + rows + "k", right_lead + "k" + columns, lead[:wide] + rows + columns)
+
+
+def added_matmul(context: Context) -> Lifted | Refusal:
+    """``baddbmm`` and ``addmm``: a matmul plus a term that broadcasts against it."""
+    names = ("batch1", "batch2") if "batch1" in context.types else ("mat1", "mat2")
+    ranks = context.types[names[0]].rank, context.types[names[1]].rank
+    product = contract(context, names, matmul_letters(*ranks))
+    if isinstance(product, Refusal) or product.build is not None:
+        return product if isinstance(product, Refusal) else Refusal("it adds to a sum over tokens")
+    result = as_intensive(product.results[0])
+    if result != product.results[0]:
+        return Refusal("it adds to group totals")
+    added = demands({"self": context.types["self"]}, result)
+    return one(result, operands={**product.operands, **added})
+
+
+def einsum(context: Context) -> Lifted | Refusal:
+    """``einsum`` of two operands without repeated letters in one of them."""
+    letters = einsum_letters(context.call["equation"], [t.rank for t in context.types.values()])
+    if letters is None:
+        return Refusal("this form of einsum is not known")
+    left, right = context.types
+    return contract(context, (left, right), letters)
+
+
+def einsum_letters(equation: str, ranks: list[int]) -> Letters | None:
+    """The letters of an einsum equation, an ellipsis spelled out; None if it is not a product."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2 or len(ranks) != 2:
+        return None
+    spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
+    lead = [max(rank - len(term.replace("...", "")), 0) for term, rank in zip(terms, ranks)]
+    dots = "".join(spare[: max(lead)])[::-1]
+    wide = [
+        term.replace("...", dots[len(dots) - n :]) if "..." in term else term
+        for term, n in zip(terms, lead)
+    ]
+    if not arrow:
+        once = sorted(c for c in set("".join(wide)) - set(dots) if "".join(wide).count(c) == 1)
+        result = "..." + "".join(once)
+    full = result.replace("...", dots)
+    if any(len(set(term)) != len(term) for term in (*wide, full)):
+        return None
+    return Letters(wide[0], wide[1], full)
+
+
+def contract(context: Context, paths: tuple[str, str], letters: Letters) -> Lifted | Refusal:
+    """The rule for any product of two operands written in letters."""
+    left, right = (context.types[path] for path in paths)
+    if len(letters.left) != left.rank or len(letters.right) != right.rank:
+        return Refusal("its letters do not fit its operands")
+    axes: dict[str, Axis] = {}
+    for letter in dict.fromkeys(letters.left + letters.right):
+        axis = _shared(left, right, letters, letter)
+        if axis is None:
+            return Refusal("its operands hold different tokens on one axis")
+        axes[letter] = axis
+    summed = [c for c in axes if c not in letters.result]
+    if any(has_batch(axes[c]) for c in summed):
+        return Refusal("it sums over images")
+    result = TensorType(tuple(_kind_of(left, right, letters, c, axes[c]) for c in letters.result))
+    result = TensorType(tuple(_channel(context, i, axis) for i, axis in enumerate(result.axes)))
+    wanted = _operands(context, paths, letters, axes)
+    for letter in summed:
+        problem = _weigh(wanted, paths, letters, letter, axes[letter])
+        if problem is not None:
+            return problem
+    return one(result, operands=wanted)
+
+
+def _shared(left: TensorType, right: TensorType, letters: Letters, letter: str) -> Axis | None:
+    here = [
+        type_.axes[names.index(letter)]
+        for type_, names in ((left, letters.left), (right, letters.right))
+        if letter in names
+    ]
+    wide = [axis for axis in here if extent(axis) != 1] or here[:1]
+    return wide[0] if len(wide) == 1 else unify(*wide)
+
+
+def _kind_of(
+    left: TensorType, right: TensorType, letters: Letters, letter: str, axis: Axis
+) -> Axis:
+    """A product is linear in each factor: a total along a kept axis stays a total."""
+    kinds = [
+        is_extensive(type_.axes[names.index(letter)])
+        for type_, names in ((left, letters.left), (right, letters.right))
+        if letter in names
+    ]
+    # Two totals on one kept axis are brought to members first (see _operands).
+    return extensive(axis) if kinds.count(True) == 1 else intensive(axis)
+
+
+def _channel(context: Context, place: int, axis: Axis) -> Axis:
+    """A parameter's axis in the result of a product is an output channel."""
+    fixed = [f for f in axis if isinstance(f, Atom) and f.origin.kind == "constant"]
+    if not axis or len(fixed) != len(axis):
+        return axis
+    return (Atom(extent(axis), Origin("channel", context.call.node.name, (place,))),)
+
+
+def _operands(
+    context: Context, paths: tuple[str, str], letters: Letters, axes: dict[str, Axis]
+) -> dict[str, TensorType]:
+    """Each operand with the shared axes put in; two totals on one kept axis become members."""
+    wanted: dict[str, TensorType] = {}
+    frame = TensorType(tuple(axes[c] for c in letters.result))
+    for path, names in zip(paths, (letters.left, letters.right)):
+        type_ = context.types[path]
+        row: list[Axis] = []
+        for axis, letter in zip(type_.axes, names):
+            target = axes[letter]
+            merged = any(s.level for s in streams_of_axis(target))
+            plain = merged and extent(axis) != 1 and not has_stream(axis)
+            row.append(intensive(target) if plain else axis)
+        brought = TensorType(tuple(row))
+        if brought != type_:
+            brought = with_batch(brought, frame)
+        wanted[path] = brought
+    both = [c for c in letters.result if c in letters.left and c in letters.right]
+    for letter in both:
+        if all(is_extensive(wanted[p].axes[n.index(letter)]) for p, n in _named(paths, letters)):
+            for path, names in _named(paths, letters):
+                wanted[path] = _replace(wanted[path], names.index(letter), intensive)
+    return wanted
+
+
+def _named(paths: tuple[str, str], letters: Letters) -> list[tuple[str, str]]:
+    return list(zip(paths, (letters.left, letters.right)))
+
+
+def _replace(type_: TensorType, place: int, change: object) -> TensorType:
+    axis = change(type_.axes[place])  # type: ignore[operator]
+    return TensorType((*type_.axes[:place], axis, *type_.axes[place + 1 :]))
+
+
+def _weigh(
+    wanted: dict[str, TensorType],
+    paths: tuple[str, str],
+    letters: Letters,
+    letter: str,
+    axis: Axis,
+) -> Refusal | None:
+    """Bring the operands of a sum over tokens to one total and one member value."""
+    if not has_stream(axis):
+        return None
+    holders = [(p, n.index(letter)) for p, n in _named(paths, letters) if letter in n]
+    if len(holders) != 2:
+        return Refusal("it sums over tokens of one operand alone")
+    if any(extent(wanted[p].axes[i]) == 1 for p, i in holders):
+        return Refusal("it sums over a broadcast token axis")
+    totals = [(p, i) for p, i in holders if is_extensive(wanted[p].axes[i])]
+    if len(totals) == 1:
+        return None
+    path, place = holders[0] if not totals else holders[1]
+    wanted[path] = _replace(wanted[path], place, intensive if totals else extensive)
+    return None

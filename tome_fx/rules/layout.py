@@ -1,0 +1,182 @@
+"""Ops that move, split and join axes without touching a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Origin,
+    TensorType,
+    concat,
+    count,
+    extent,
+    has_batch,
+    has_stream,
+    is_merged,
+)
+from tome_fx.graph.regroup import factor_kind, regroup
+from tome_fx.graph.unify import unify_all
+from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, one
+from tome_fx.rules.local import demands
+
+aten = torch.ops.aten
+
+
+def reshape(context: Context) -> Lifted | Refusal:
+    """``reshape``, ``view``, ``flatten``, ``unflatten`` and their kin.
+
+    On merged tokens always emitted as ``reshape`` with the counts of the rewritten program: a
+    ``view`` of the original need not be one of merged tokens.
+    """
+    type_ = context.types[next(iter(context.types))]
+    axes = regroup(type_.axes, context.shape, context.call.node.name)
+    if axes is None:
+        return Refusal(f"it splits or reorders tokens: {type_} to {list(context.shape)}")
+    result = TensorType(axes)
+    if not is_merged(type_):
+        return one(result)
+    path = next(iter(context.types))
+
+    def build(builder: Builder, operands: Operands) -> Any:
+        return builder.call(aten.reshape.default, operands[path], lifted_shape(result))
+
+    return one(result, build=build)
+
+
+def lifted_shape(type_: TensorType) -> list[int]:
+    """The sizes of ``type_`` in the rewritten program, -1 for the axis with the batch."""
+    return [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
+
+
+def permute(context: Context) -> Lifted | Refusal:
+    """``permute``, ``transpose``, ``movedim``, ``t``."""
+    type_ = context.types["self"]
+    order = _order(context, type_.rank)
+    return one(TensorType(tuple(type_.axes[i] for i in order)))
+
+
+def _order(context: Context, rank: int) -> list[int]:
+    call = context.call
+    if call.name == "aten.permute":
+        return [dim % rank for dim in call["dims"]]
+    order = list(range(rank))
+    if call.name in ("aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint"):
+        return [*order[:-2], *reversed(order[-2:])] if call.name != "aten.numpy_T" else order[::-1]
+    if call.name == "aten.movedim":
+        source, target = ([v] if isinstance(v, int) else v for v in _ends(context))
+        rest = [i for i in order if i not in [s % rank for s in source]]
+        for destination, origin in sorted((t % rank, s % rank) for s, t in zip(source, target)):
+            rest.insert(destination, origin)
+        return rest
+    first, second = (call[n] % rank for n in _swap_names(context))
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _ends(context: Context) -> tuple[Any, Any]:
+    return context.call["source"], context.call["destination"]
+
+
+def _swap_names(context: Context) -> tuple[str, str]:
+    return ("axis0", "axis1") if "axis0" in context.call.arguments else ("dim0", "dim1")
+
+
+def squeeze(context: Context) -> Lifted | Refusal:
+    """``squeeze`` and ``unsqueeze``: axes of extent 1 go and come."""
+    type_ = context.types["self"]
+    axes = list(type_.axes)
+    if context.call.name == "aten.unsqueeze":
+        axes.insert(context.dim(context.call["dim"], type_.rank + 1), ())
+        return one(TensorType(tuple(axes)))
+    dims = context.call.get("dim", list(range(type_.rank)))
+    dims = [d % type_.rank for d in ([dims] if isinstance(dims, int) else dims)]
+    gone = [d for d in dims if extent(axes[d]) == 1]
+    if any(has_stream(axes[d]) or has_batch(axes[d]) for d in gone):
+        return Refusal("it drops the axis of a single token or image")
+    return one(TensorType(tuple(axis for i, axis in enumerate(axes) if i not in gone)))
+
+
+def expand(context: Context) -> Lifted | Refusal:
+    """``expand``: axes of extent 1 get a size; a written size of another axis is -1."""
+    type_ = context.types["self"]
+    sizes = list(context.call["size"])
+    shift = len(sizes) - type_.rank
+    axes: list[Axis] = []
+    for i, size in enumerate(sizes):
+        old: Axis = type_.axes[i - shift] if i >= shift else ()
+        if context.shape[i] == extent(old):
+            axes.append(old)
+            sizes[i] = -1 if i >= shift else size
+        else:
+            axes.append(sized(context, size, context.shape[i], i))
+    arguments = {"size": sizes} if is_merged(type_) else {}
+    return one(TensorType(tuple(axes)), arguments=arguments)
+
+
+def sized(context: Context, size: Any, wanted: int, place: int) -> Axis:
+    """The axis that a written size makes: the one that it measures, else a new plain one."""
+    known = context.sizes.get(size) if isinstance(size, torch.fx.Node) else None
+    if known is not None and extent(known) == wanted and all(isinstance(f, Batch) for f in known):
+        return known
+    return (Atom(wanted, Origin("literal", context.call.node.name, (place,))),)
+
+
+def repeat(context: Context) -> Lifted | Refusal:
+    """``repeat`` with a factor of 1 everywhere but on axes of extent 1."""
+    type_ = context.types["self"]
+    sizes = context.call["repeats"]
+    shift = len(sizes) - type_.rank
+    axes: list[Axis] = []
+    for i, size in enumerate(sizes):
+        old: Axis = type_.axes[i - shift] if i >= shift else ()
+        if context.shape[i] == extent(old):
+            axes.append(old)
+        elif extent(old) == 1 and not has_stream(old) and not has_batch(old):
+            axes.append(sized(context, size, context.shape[i], i))
+        else:
+            return Refusal("it repeats an axis")
+    return one(TensorType(tuple(axes)))
+
+
+def cat(context: Context) -> Lifted | Refusal:
+    """``cat``: the pieces of the joined axis stand side by side; the other axes are one axis."""
+    types = [t for t in context.types.values() if t.rank == len(context.shape)]
+    dim = context.dim(context.call["dim"], len(context.shape))
+    axes: list[Axis] = []
+    for i in range(len(context.shape)):
+        here = [type_.axes[i] for type_ in types]
+        axis = concat(here) if i == dim else unify_all(here)
+        if axis is None:
+            return Refusal("it joins different tokens")
+        axes.append(axis)
+    result = TensorType(tuple(axes))
+    wanted: dict[str, TensorType] = {}
+    for path, type_ in context.types.items():
+        if type_.rank == result.rank:
+            frame = TensorType((*axes[:dim], type_.axes[dim], *axes[dim + 1 :]))
+            wanted.update(demands({path: type_}, frame))
+    return one(result, operands=wanted)
+
+
+def stack(context: Context) -> Lifted | Refusal:
+    """``stack``: a new plain axis over values of one type."""
+    rank = len(context.shape) - 1
+    axes = [unify_all(type_.axes[i] for type_ in context.types.values()) for i in range(rank)]
+    if any(axis is None for axis in axes):
+        return Refusal("it joins different tokens")
+    frame = TensorType(tuple(axis for axis in axes if axis is not None))
+    dim = context.dim(context.call["dim"], rank + 1)
+    new: Axis = (Atom(context.shape[dim], Origin("unknown", context.call.node.name)),)
+    result = TensorType((*frame.axes[:dim], new, *frame.axes[dim:]))
+    return one(result, operands=demands(context.types, frame))
+
+
+def piece_kind(axis: Axis) -> str:
+    """The kind that a part of an axis inherits."""
+    kinds = {factor_kind(factor) for factor in axis}
+    return kinds.pop() if len(kinds) == 1 else "unknown"

@@ -1,0 +1,174 @@
+"""Ops that act on each token alone: pointwise ops, casts, linear, layer and batch norm.
+
+They run unchanged on merged tokens. What remains is the *kind*: a group's total (extensive) may
+only pass through what is linear and homogeneous in it; anything else gets the member's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Origin,
+    TensorType,
+    extent,
+    has_batch,
+    has_stream,
+    is_extensive,
+    streams,
+)
+from tome_fx.graph.unify import broadcast
+from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
+
+# Homogeneous of degree one in their first operand, whatever the others are.
+_SCALING = {"aten.neg", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten._to_copy",
+            "aten.to", "aten.contiguous", "aten.type_as", "aten.native_dropout",
+            "aten.feature_dropout", "aten.positive", "aten.lift_fresh_copy"}  # fmt: skip
+_ADDING = {"aten.add", "aten.sub"}
+
+
+def pointwise(context: Context) -> Lifted | Refusal:
+    """Elementwise with broadcasting; data indexed by token is brought to the tokens' level."""
+    types = context.types
+    result = broadcast(list(types.values()))
+    if result is None:
+        return Refusal("its operands hold different tokens on one axis")
+    kinds = _kinds(context, result)
+    results = tuple(kinds[1] for _ in context.shapes)
+    return Lifted(results, operands={**demands(kinds[0], result)})
+
+
+def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorType], TensorType]:
+    """Operands and result with the kinds that the op allows along each token axis."""
+    types, name = context.types, context.call.name
+    total = {p for p, t in types.items() if any(s.extensive for s in streams(t))}
+    if not total:
+        return types, as_intensive(result)
+    paths = list(types)
+    scalars = [v for k, v in context.call.arguments.items() if k in ("other",) and k not in types]
+    if name in _SCALING or (name in ("aten.mul", "aten.div") and total == {paths[0]}):
+        return types, _like(types[paths[0]], result)
+    if name == "aten.mul" and total == {paths[-1]}:
+        return types, _like(types[paths[-1]], result)
+    same = len(paths) == 2 and types[paths[0]] == types[paths[1]]
+    if name in _ADDING and same and not scalars:
+        return types, types[paths[0]]
+    return {path: as_intensive(type_) for path, type_ in types.items()}, as_intensive(result)
+
+
+def _like(model: TensorType, result: TensorType) -> TensorType:
+    """``result`` with the kinds of ``model``, aligned at the last axis."""
+    shift = result.rank - model.rank
+    return TensorType(
+        tuple(
+            model.axes[i - shift] if i >= shift and is_extensive(model.axes[i - shift]) else axis
+            for i, axis in enumerate(result.axes)
+        )
+    )
+
+
+def demands(types: Mapping[str, TensorType], result: TensorType) -> dict[str, TensorType]:
+    """The type to bring each operand to, so that it broadcasts against ``result``.
+
+    A plain axis that meets merged tokens must be merged with them; that makes it differ from image
+    to image, so the operand then also needs the batch axis of ``result``.
+    """
+    wanted: dict[str, TensorType] = {}
+    for path, type_ in types.items():
+        shift = result.rank - type_.rank
+        axes = [_meet(axis, result.axes[i + shift]) for i, axis in enumerate(type_.axes)]
+        brought = TensorType(tuple(axes))
+        if axes != list(type_.axes) and any(s.level for s in streams(brought)):
+            brought = with_batch(brought, result)
+        wanted[path] = brought
+    return wanted
+
+
+def with_batch(type_: TensorType, result: TensorType) -> TensorType:
+    """``type_`` with the batch axis that ``result`` has, padded to its rank where it must be."""
+    if any(has_batch(axis) for axis in type_.axes):
+        return type_
+    place = next((i for i, axis in enumerate(result.axes) if has_batch(axis)), None)
+    if place is None:
+        return type_
+    axes: list[Axis] = [()] * (result.rank - type_.rank) + list(type_.axes)
+    axes[place] = result.axes[place]
+    return TensorType(tuple(axes))
+
+
+def _meet(axis: Axis, target: Axis) -> Axis:
+    merged = any(s.level for s in streams(TensorType((target,))))
+    return target if merged and extent(axis) != 1 and not has_stream(axis) else axis
+
+
+def linear(context: Context) -> Lifted | Refusal:
+    """``linear(input, weight, bias)`` contracts the last axis, which must not hold tokens."""
+    type_ = context.types["input"]
+    if has_stream(type_.axes[-1]) or has_batch(type_.axes[-1]):
+        return Refusal("it mixes tokens by a weight for each position")
+    kind = type_ if context.call.get("bias") is None else as_intensive(type_)
+    channel: tuple[Axis, ...] = ()
+    if len(context.shape) == type_.rank:
+        channel = (_born(context, context.shape[-1]),)
+    result = TensorType((*kind.axes[:-1], *channel))
+    return one(result, operands={"input": kind})
+
+
+def _born(context: Context, size: int) -> Axis:
+    return (Atom(size, Origin("channel", context.call.node.name)),)
+
+
+def embedding(context: Context) -> Lifted | Refusal:
+    """``embedding(weight, indices)`` looks up a row for each index."""
+    type_ = context.types["indices"]
+    return one(TensorType((*type_.axes, _born(context, context.shape[-1]))))
+
+
+def trailing_norm(context: Context) -> Lifted | Refusal:
+    """``layer_norm`` and ``rms_norm``: statistics over the last axes, which hold no tokens."""
+    type_ = context.types["input"]
+    axes = tuple(range(type_.rank - len(context.call["normalized_shape"]), type_.rank))
+    if any(has_stream(type_.axes[i]) for i in axes):
+        return _mixed(type_, axes)
+    kind = as_intensive(type_)
+    return one(kind, operands={"input": kind})
+
+
+def channel_norm(context: Context) -> Lifted | Refusal:
+    """``batch_norm`` in evaluation: a scale and a shift for each channel of axis 1."""
+    type_ = context.types["input"]
+    axes = tuple(i for i in range(type_.rank) if i != 1)
+    if context.call.get("training") and merged_along(type_, axes):
+        return Refusal("its statistics run over tokens")
+    if has_stream(type_.axes[1]):
+        return _mixed(type_, (1,))
+    kind = as_intensive(type_)
+    return Lifted(tuple(kind for _ in context.shapes[:1]), operands={"input": kind})
+
+
+def group_norm(context: Context) -> Lifted | Refusal:
+    """``group_norm``: statistics over channels and all that follows them."""
+    type_ = context.types["input"]
+    return _mixed(type_, tuple(range(1, type_.rank)))
+
+
+def _mixed(type_: TensorType, axes: tuple[int, ...]) -> Lifted | Refusal:
+    if merged_along(type_, axes):
+        return Refusal("its statistics or weights run over tokens")
+    kind = as_intensive(type_)
+    return one(kind)
+
+
+def along_axis(context: Context) -> Lifted | Refusal:
+    """Ops within one axis that keep its shape (``glu`` aside), on an axis without tokens."""
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    if has_stream(type_.axes[dim]) or has_batch(type_.axes[dim]):
+        return Refusal("it mixes tokens")
+    kind = as_intensive(type_)
+    axes = list(kind.axes)
+    if context.shape[dim] != extent(axes[dim]):
+        axes[dim] = _born(context, context.shape[dim])
+    return one(TensorType(tuple(axes)), operands={"self": kind})

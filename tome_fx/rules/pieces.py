@@ -1,0 +1,157 @@
+"""Ops that take pieces of an axis: exact on the borders of a concatenation."""
+
+from __future__ import annotations
+
+import itertools
+
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Origin,
+    TensorType,
+    concat,
+    count,
+    extent,
+    has_batch,
+    has_stream,
+    streams_of_axis,
+)
+from tome_fx.rules.base import Context, Lifted, Refusal, one
+from tome_fx.rules.layout import piece_kind
+
+
+def slice_(context: Context) -> Lifted | Refusal:
+    """``slice`` and ``narrow`` with a step of 1 between borders; else a new plain axis."""
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    axis, whole = type_.axes[dim], extent(type_.axes[dim])
+    start, end = _span(context, whole)
+    if start is None or end is None or context.call.get("step", 1) != 1:
+        return _other(context, type_, dim)
+    cut = cut_axis(axis, start, end)
+    if cut is None:
+        return _other(context, type_, dim)
+    result, first = cut
+    axes = (*type_.axes[:dim], result, *type_.axes[dim + 1 :])
+    if context.call.name == "aten.narrow":
+        literal = {"start": first, "length": count(result)}
+    else:
+        literal = {"start": first, "end": first + count(result)}
+    return one(TensorType(axes), arguments=literal if _merged(axis) else {})
+
+
+def _span(context: Context, whole: int) -> tuple[int | None, int | None]:
+    start, end = context.call.get("start"), context.call.get("end")
+    if context.call.name == "aten.narrow":
+        length = context.call["length"]
+        if not isinstance(start, int) or not isinstance(length, int):
+            return None, None
+        return start % whole if whole else 0, start % whole + length if whole else 0
+    start, end = 0 if start is None else start, whole if end is None else end
+    if not isinstance(start, int) or not isinstance(end, int):
+        return None, None
+    start, end = (v + whole if v < 0 else v for v in (start, end))
+    return min(max(start, 0), whole), min(max(end, 0), whole)
+
+
+def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
+    """The piece of ``axis`` from ``start`` to ``end``, and where it begins after merging.
+
+    None where a border of the cut runs through a piece that cannot be split (a stream, the batch)
+    or through an unnamed plain axis.
+    """
+    if (start, end) == (0, extent(axis)):
+        return axis, 0
+    if len(axis) != 1 or not isinstance(axis[0], Concat):
+        return None
+    taken: list[Axis] = []
+    first, at, at_count = None, 0, 0
+    for part in axis[0].parts:
+        low, high = max(start, at), min(end, at + extent(part))
+        if low < high:
+            whole = (low, high) == (at, at + extent(part))
+            if not whole and (has_stream(part) or has_batch(part)):
+                return None
+            first = at_count + low - at if first is None else first
+            taken.append(part if whole else _inner(part, low - at, high - at))
+        at, at_count = at + extent(part), at_count + count(part)
+    return (concat(taken), first) if taken and first is not None else None
+
+
+def _inner(part: Axis, low: int, high: int) -> Axis:
+    """A stretch of a plain piece; it keeps the name of the piece, so equal stretches are equal."""
+    name = "+".join(f.origin.node for f in part if isinstance(f, Atom))
+    return (
+        (Atom(high - low, Origin(piece_kind(part), name, (low, high))),) if high > low + 1 else ()
+    )
+
+
+def _merged(axis: Axis) -> bool:
+    return any(stream.level for stream in streams_of_axis(axis))
+
+
+def _other(context: Context, type_: TensorType, dim: int) -> Lifted | Refusal:
+    axis = type_.axes[dim]
+    if _merged(axis):
+        return Refusal("it takes some of the tokens by position")
+    return _fresh(context, type_, dim)
+
+
+def _fresh(context: Context, type_: TensorType, dim: int) -> Lifted:
+    kind = piece_kind(type_.axes[dim])
+    results = []
+    for index, shape in enumerate(context.shapes):
+        atom = Atom(shape[dim], Origin(kind, context.call.node.name, (index,)))
+        results.append(TensorType((*type_.axes[:dim], (atom,), *type_.axes[dim + 1 :])))
+    return Lifted(tuple(results))
+
+
+def select(context: Context) -> Lifted | Refusal:
+    """``select``: one position of an axis. A protected token keeps its place, counted anew."""
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    axis, index = type_.axes[dim], context.call["index"]
+    result = TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :]))
+    if not _merged(axis):
+        return one(result)
+    if not isinstance(index, int):
+        return Refusal("it picks a token by a computed position")
+    index %= extent(axis)
+    cut = cut_axis(axis, index, index + 1)
+    if cut is None or has_stream(cut[0]):
+        return Refusal("it picks one of the merged tokens by position")
+    return one(result, arguments={"index": cut[1]})
+
+
+def split(context: Context) -> Lifted | Refusal:
+    """``split``, ``split_with_sizes``, ``chunk``, ``tensor_split``: pieces on borders."""
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    axis = type_.axes[dim]
+    sizes = [shape[dim] for shape in context.shapes]
+    starts = [0, *itertools.accumulate(sizes)]
+    cuts = [cut_axis(axis, a, b) for a, b in itertools.pairwise(starts)]
+    if any(cut is None for cut in cuts):
+        return _other(context, type_, dim)
+    found = [cut[0] for cut in cuts if cut is not None]
+    results = tuple(
+        TensorType((*type_.axes[:dim], piece, *type_.axes[dim + 1 :])) for piece in found
+    )
+    if not _merged(axis):
+        return Lifted(results)
+    name = next((n for n in ("split_sizes", "split_size") if n in context.call.arguments), None)
+    if name is None or not isinstance(context.call[name], (list, tuple)):
+        return Refusal("it cuts the tokens into even parts")
+    return Lifted(results, arguments={name: [count(piece) for piece in found]})
+
+
+def unbind(context: Context) -> Lifted | Refusal:
+    """``unbind``: an axis without merged tokens falls into its positions."""
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    if _merged(type_.axes[dim]):
+        return Refusal("it takes the tokens apart")
+    return Lifted(
+        tuple(TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :])) for _ in context.shapes)
+    )

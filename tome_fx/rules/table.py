@@ -1,0 +1,74 @@
+"""The table of rules: op name to rule. What is not here, and not pointwise, is unmerged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from tome_fx.graph.calls import Call
+from tome_fx.rules import attention, contract, layout, local, pieces, shapes, tokens
+from tome_fx.rules.base import Rule
+
+
+def _family(rule: Rule, names: str) -> dict[str, Rule]:
+    return {f"aten.{name}": rule for name in names.split()}
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        **_family(layout.reshape, "reshape view _unsafe_view flatten unflatten _reshape_alias"),
+        **_family(layout.permute, "permute transpose t movedim swapaxes swapdims mT numpy_T"),
+        **_family(layout.squeeze, "squeeze unsqueeze"),
+        **_family(layout.expand, "expand"),
+        **_family(layout.repeat, "repeat"),
+        **_family(layout.cat, "cat concat concatenate"),
+        **_family(layout.stack, "stack"),
+        **_family(pieces.slice_, "slice narrow"),
+        **_family(pieces.select, "select"),
+        **_family(pieces.split, "split split_with_sizes chunk tensor_split"),
+        **_family(pieces.unbind, "unbind"),
+        **_family(
+            local.pointwise,
+            "dropout native_dropout feature_dropout contiguous to type_as clone alias detach "
+            "_to_copy bernoulli lift_fresh_copy masked_fill",
+        ),
+        **_family(local.linear, "linear"),
+        **_family(local.embedding, "embedding"),
+        **_family(local.trailing_norm, "layer_norm rms_norm"),
+        **_family(local.channel_norm, "batch_norm"),
+        **_family(local.group_norm, "group_norm instance_norm"),
+        **_family(local.along_axis, "glu"),
+        **_family(contract.matmul, "matmul bmm mm mv"),
+        **_family(contract.added_matmul, "baddbmm addmm"),
+        **_family(contract.einsum, "einsum"),
+        **_family(tokens.softmax, "softmax _softmax log_softmax"),
+        **_family(
+            tokens.reduction,
+            "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm prod",
+        ),
+        **_family(tokens.cumulative, "cumsum cumprod"),
+        **_family(attention.attention, "scaled_dot_product_attention"),
+        **_family(shapes.like, "zeros_like ones_like empty_like full_like rand_like randn_like"),
+        **_family(
+            shapes.factory,
+            "zeros ones empty full arange rand randn new_zeros new_ones new_empty new_full "
+            "scalar_tensor",
+        ),
+        **_family(
+            shapes.grid,
+            "conv1d conv2d conv3d convolution max_pool1d max_pool2d avg_pool2d max_pool3d pad "
+            "adaptive_avg_pool2d constant_pad_nd upsample_bilinear2d upsample_bicubic2d "
+            "upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
+        ),
+    }
+)
+
+
+def rule_for(call: Call, extra: Mapping[str, Rule]) -> Rule | None:
+    """The rule for a call: the user's, the table's, or the pointwise one by the op's own tag."""
+    found = extra.get(call.name) or RULES.get(call.name)
+    if found is None and torch.Tag.pointwise in call.op.tags:
+        return local.pointwise
+    return found

@@ -1,0 +1,136 @@
+"""Ops that mix tokens and know that a merged token stands for several: softmax, reductions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tome_fx import ops
+from tome_fx.graph.axes import (
+    Axis,
+    TensorType,
+    extensive,
+    extent,
+    has_batch,
+    has_stream,
+    intensive,
+    is_extensive,
+    streams_of_axis,
+)
+from tome_fx.rules.base import (
+    Builder,
+    Context,
+    Lifted,
+    Operands,
+    Refusal,
+    as_intensive,
+    merged_along,
+    one,
+)
+from tome_fx.rules.local import pointwise
+
+_SUMS = ("aten.sum", "aten.mean")
+_EXTREMES = ("aten.amax", "aten.amin", "aten.any", "aten.all", "aten.max", "aten.min")
+
+
+def softmax(context: Context) -> Lifted | Refusal:
+    """Softmax over tokens: ``softmax(logits + log size)``, proportional attention (eq. 1).
+
+    The result holds group totals along that axis: ``s`` equal logits have ``s`` equal shares.
+    """
+    type_ = as_intensive(context.types["self"])
+    dim = context.dim(context.call["dim"], type_.rank)
+    axis = type_.axes[dim]
+    if has_batch(axis):
+        return Refusal("it mixes images")
+    axes = (*type_.axes[:dim], extensive(axis), *type_.axes[dim + 1 :])
+    demanded = {"self": type_}
+    if not merged_along(type_, (dim,)):
+        return one(TensorType(axes), operands=demanded)
+    if context.call.name == "aten.log_softmax":
+        return Refusal("a logarithm of shares is neither a total nor a member's value")
+
+    def build(builder: Builder, operands: Operands) -> Any:
+        logits, size = operands["self"], builder.key_size_along(type_, dim)
+        if size is not None:
+            logits = builder.call(ops.add_log_size, logits, size)
+        extra = {k: v for k, v in operands.items() if k in ("dtype", "half_to_float")}
+        return builder.call(context.call.op, logits, dim, *extra.values())
+
+    return one(TensorType(axes), operands=demanded, build=build)
+
+
+def reduction(context: Context) -> Lifted | Refusal:
+    """``sum``, ``mean``, ``amax``, ... over any axes."""
+    if "other" in context.call.arguments:
+        return pointwise(context)
+    type_ = context.types["self"]
+    dims = _dims(context, type_.rank)
+    if any(has_batch(type_.axes[d]) for d in dims):
+        return Refusal("it reduces over images")
+    name, over = context.call.name, [d for d in dims if has_stream(type_.axes[d])]
+    if name not in _SUMS + _EXTREMES and merged_along(type_, tuple(over)):
+        return Refusal("its value over tokens is not known")
+    if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and _index_used(context):
+        return Refusal("it returns positions of tokens")
+    kind = _reduced_kind(name, type_, dims)
+    result = TensorType(_reduced(kind.axes, dims, bool(context.call.get("keepdim", False))))
+    results = tuple(result for _ in context.shapes)
+    if name in _SUMS and merged_along(type_, tuple(over)):
+        return _weighted(context, kind, dims, over, result)
+    return Lifted(results, operands={"self": kind})
+
+
+def _dims(context: Context, rank: int) -> list[int]:
+    dims = context.call.get("dim")
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
+
+
+def _index_used(context: Context) -> bool:
+    return any(1 in user.args for user in context.call.node.users)
+
+
+def _reduced_kind(name: str, type_: TensorType, dims: list[int]) -> TensorType:
+    """A sum keeps the totals of the axes that stay; anything else takes member values."""
+    return type_ if name in _SUMS else as_intensive(type_)
+
+
+def _reduced(axes: tuple[Axis, ...], dims: list[int], keepdim: bool) -> tuple[Axis, ...]:
+    rows = [() if i in dims else axis for i, axis in enumerate(axes)]
+    return tuple(rows if keepdim else [axis for i, axis in enumerate(rows) if i not in dims])
+
+
+def _weighted(
+    context: Context, type_: TensorType, dims: list[int], over: list[int], result: TensorType
+) -> Lifted | Refusal:
+    """``sum(size * x)`` and, for a mean, divided by the number of tokens of the original."""
+    if len(over) != 1:
+        return Refusal("it reduces over two token axes at once")
+    if any(is_extensive(type_.axes[d]) for d in over):
+        members = TensorType(
+            tuple(intensive(a) if i in over else a for i, a in enumerate(type_.axes))
+        )
+    else:
+        members = type_
+    mean = context.call.name == "aten.mean"
+    divisor = math.prod(extent(type_.axes[d]) for d in dims) if mean else 1
+    keepdim = bool(context.call.get("keepdim", False))
+
+    def build(builder: Builder, operands: Operands) -> Any:
+        size = builder.size_along(members, over[0])
+        arguments = (operands["self"], size, sorted(dims), keepdim, divisor)
+        dtype = operands.get("dtype")
+        return builder.call(ops.weighted_sum, *arguments, *([dtype] if dtype is not None else []))
+
+    return one(result, operands={"self": members}, build=build)
+
+
+def cumulative(context: Context) -> Lifted | Refusal:
+    """``cumsum`` and its kin: order along tokens matters, so they never run merged."""
+    type_ = as_intensive(context.types["self"])
+    dim = context.dim(context.call["dim"], type_.rank)
+    if any(s.level for s in streams_of_axis(type_.axes[dim])):
+        return Refusal("it depends on the order of the tokens")
+    return one(type_, operands={"self": type_})

@@ -1,0 +1,116 @@
+"""From ``r`` to tokens removed at each layer (section 3.2 and appendix of the paper)."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+from tome_fx.errors import ConfigError
+
+Rounding: TypeAlias = Literal["truncate", "exact"]
+_FORMS = (
+    "an int >= 0, a pair (r, inflect) with inflect from -1.0 to 1.0, "
+    "a list of ints >= 0, or a share of the tokens from 0.0 to below 1.0"
+)
+
+
+def resolve(
+    r: object, tokens: int, layers: int, rounding: Rounding = "truncate"
+) -> tuple[int, ...]:
+    """Tokens removed at each layer of one stream of ``tokens`` unprotected tokens, clamped.
+
+    See :func:`asked` for the forms of ``r`` and the errors.
+    """
+    part = share(r)
+    removed = []
+    for want in asked(r, layers, rounding):
+        now = clamp(want if part is None else int(part * tokens), tokens)
+        removed.append(now)
+        tokens -= now
+    return tuple(removed)
+
+
+def clamp(want: int, tokens: int) -> int:
+    """At most half of the unprotected tokens merge at one layer: A has no more (section 3.2)."""
+    return min(want, tokens // 2)
+
+
+def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int, ...]:
+    """Tokens to remove at each of ``layers`` layers, before any clamping.
+
+    Args:
+        r: see below; a float is a share of the tokens that reach a layer, so its counts depend on
+            them: it resolves to zeros here and :func:`share` gives it.
+
+            - int: the same at each layer.
+            - ``(r, inflect)``: linear from ``r (1 - inflect)`` to ``r (1 + inflect)``, so that
+              ``(16, -1.0)`` falls from 32 to 0.
+            - list of int: one each layer; missing ones are 0.
+        rounding: ``truncate`` cuts each layer's number, as the paper does; ``exact`` rounds so
+            that the total is exactly ``r * layers``.
+
+    Raises:
+        ConfigError: the value, its field and the allowed range.
+    """
+    if rounding not in ("truncate", "exact"):
+        raise ConfigError(f"rounding={rounding!r} is not one of 'truncate', 'exact'.")
+    if isinstance(r, float):
+        _checked_share(r)
+        return (0,) * layers
+    if isinstance(r, tuple) and len(r) == 2:
+        return _linear(_count(r[0], r), _inflect(r[1], r), layers, rounding)
+    if isinstance(r, Sequence) and not isinstance(r, (str, bytes)):
+        row = tuple(_count(value, r) for value in r)
+        if len(row) > layers:
+            raise ConfigError(
+                f"r={r!r} has {len(row)} entries, but the model has {layers} layers to merge at. "
+                f"Give at most {layers}."
+            )
+        return row + (0,) * (layers - len(row))
+    return (_count(r, r),) * layers
+
+
+def share(r: object) -> float | None:
+    """The share of tokens that a float ``r`` removes at each layer; None for any other form."""
+    return _checked_share(r) if isinstance(r, float) else None
+
+
+def _linear(r: int, inflect: float, layers: int, rounding: Rounding) -> tuple[int, ...]:
+    if layers < 2:
+        return (r,) * layers
+    first = r * (1.0 - inflect)
+    step = (2 * r - 2 * first) / (layers - 1)
+    row = [first + step * index for index in range(layers)]
+    if rounding == "truncate":
+        return tuple(int(value) for value in row)
+    # Rounding the running total keeps every prefix within one token of the line.
+    totals = [0, *(round(sum(row[: i + 1]) + 1e-9) for i in range(layers))]
+    return tuple(after - before for before, after in zip(totals, totals[1:]))
+
+
+def _count(value: object, whole: object) -> int:
+    if isinstance(value, bool) or isinstance(value, (float, str)):
+        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {_FORMS}.")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {_FORMS}.") from None
+    if number < 0:
+        raise ConfigError(f"r={whole!r}: {number} is negative. r is {_FORMS}.")
+    return number
+
+
+def _inflect(value: object, whole: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"r={whole!r}: inflect {value!r} is not a number. r is {_FORMS}.")
+    if not -1.0 <= value <= 1.0:
+        raise ConfigError(f"r={whole!r}: inflect {value!r} is outside -1.0 to 1.0.")
+    return float(value)
+
+
+def _checked_share(r: float) -> float:
+    if math.isnan(r) or not 0.0 <= r < 1.0:
+        raise ConfigError(f"r={r!r} is not a share of the tokens. r is {_FORMS}.")
+    return r

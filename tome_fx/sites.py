@@ -1,0 +1,155 @@
+"""Sites: the residual add behind each attention core, and the MLP that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx.graph.axes import TensorType, streams
+from tome_fx.graph.provenance import common_path
+from tome_fx.program import Core, Miss, Mlp, Site
+
+_ADD = torch.ops.aten.add.Tensor
+_LINEAR = torch.ops.aten.linear.default
+Types = Mapping[Node, tuple[TensorType, ...]]
+
+
+@dataclass(frozen=True)
+class _Cones:
+    """For every node, the set of nodes before it as a bit mask of program order."""
+
+    order: Mapping[Node, int]
+    before: Mapping[Node, int]
+
+    def depends(self, node: Node, on: Node) -> bool:
+        return node is on or bool(self.before[node] >> self.order[on] & 1)
+
+
+def find_sites(
+    graph: Graph, cores: list[Core], types: Types
+) -> tuple[tuple[Site, ...], tuple[Miss, ...]]:
+    """A site for each group of parallel cores, in program order, and the cores without one."""
+    cones = _cones(graph)
+    groups: dict[Node, list[Core]] = {}
+    residuals: dict[Node, Node] = {}
+    misses = []
+    for core in cores:
+        found = _site_node(graph, core, types, cones)
+        if found is None:
+            misses.append(Miss(core.node, "attention", "no residual add follows it"))
+        else:
+            groups.setdefault(found[0], []).append(core)
+            residuals.setdefault(*found)
+    places = sorted(groups, key=lambda node: cones.order[node])
+    anchors = [core.node for core in cores]
+    sites = []
+    for index, node in enumerate(places):
+        following = places[index + 1] if index + 1 < len(places) else None
+        mlp = _mlp(graph, node, residuals[node], groups[node], following, anchors, types, cones)
+        sites.append(Site(node, tuple(groups[node]), groups[node][0].stream, mlp))
+    return tuple(sites), tuple(misses)
+
+
+def _cones(graph: Graph) -> _Cones:
+    order: dict[Node, int] = {}
+    before: dict[Node, int] = {}
+    for index, node in enumerate(graph.nodes):
+        order[node] = index
+        mask = 0
+        for source in node.all_input_nodes:
+            mask |= before[source] | 1 << order[source]
+        before[node] = mask
+    return _Cones(order, before)
+
+
+def _site_node(graph: Graph, core: Core, types: Types, cones: _Cones) -> tuple[Node, Node] | None:
+    """The site of a core and the residual value that it adds to."""
+    for node in graph.nodes:
+        if cones.order[node] <= cones.order[core.node] or not _is_add(node, core.stream, types):
+            continue
+        for behind, before in (node.args[:2], node.args[1::-1]):
+            if cones.depends(behind, core.node) and _is_upstream(before, core, cones):
+                return _sink(node, core.stream, types), before
+    return None
+
+
+def _is_upstream(node: Node, core: Core, cones: _Cones) -> bool:
+    return cones.depends(core.query, node) and not cones.depends(node, core.node)
+
+
+def _sink(node: Node, stream: int, types: Types) -> Node:
+    """Parallel blocks add more branches at once: the site is the last of such a row of adds."""
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        if not _is_add(user, stream, types) or user.args[0] is user.args[1]:
+            break
+        node = user
+    return node
+
+
+def _is_add(node: Node, stream: int, types: Types) -> bool:
+    """An add of two values of the same type that hold the stream."""
+    if node.target is not _ADD or not all(isinstance(a, Node) for a in node.args[:2]):
+        return False
+    rows = [types.get(operand, ()) for operand in (*node.args[:2], node)]
+    if not all(rows) or any(_ids(row[0]) != [stream] for row in rows):  # type: ignore[index]
+        return False
+    return True
+
+
+def _ids(type_: TensorType) -> list[int]:
+    return [stream.id for stream in streams(type_)]
+
+
+def _mlp(
+    graph: Graph,
+    site: Node,
+    residual: Node,
+    cores: list[Core],
+    following: Node | None,
+    anchors: Iterable[Node],
+    types: Types,
+    cones: _Cones,
+) -> Mlp | None:
+    """The linears between a site and the next residual add, or beside the core in its block."""
+    last = cones.order[following] if following is not None else len(cones.order)
+    later = [n for n in anchors if cones.order[site] < cones.order[n]]
+    for node in graph.nodes:
+        if not cones.order[site] < cones.order[node] < last:
+            continue
+        if _is_add(node, cores[0].stream, types) and cones.depends(node, site):
+            found = _linears(graph, site, node, later, cones)
+            if len(found) >= 2:
+                return Mlp(tuple(found), node, common_path(found))
+    return _parallel_mlp(graph, site, residual, cores, cones)
+
+
+def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: _Cones) -> list[Node]:
+    return [
+        node
+        for node in graph.nodes
+        if node.target is _LINEAR
+        and cones.depends(node, start)
+        and cones.depends(end, node)
+        and not any(cones.depends(node, other) or (cones.depends(other, node) and
+                    cones.depends(end, other)) for other in avoid)
+    ]  # fmt: skip
+
+
+def _parallel_mlp(
+    graph: Graph, site: Node, residual: Node, cores: list[Core], cones: _Cones
+) -> Mlp | None:
+    """A branch from the same residual to the same row of adds that passes by the attention."""
+    aside = [core.node for core in cores]
+    found = [
+        node
+        for node in graph.nodes
+        if node.target is _LINEAR
+        and cones.depends(node, residual)
+        and cones.depends(site, node)
+        and not any(cones.depends(node, core) or cones.depends(core, node) for core in aside)
+    ]
+    return Mlp(tuple(found), site, common_path(found)) if len(found) >= 2 else None

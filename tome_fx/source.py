@@ -1,0 +1,177 @@
+"""The model that a result came from: a copy of its structure that shares its tensors.
+
+All tracing happens on the copy, so the user's model keeps its modes, hooks and everything else
+whatever happens, and no weight is held twice.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from tome_fx.errors import CaptureError
+from tome_fx.examples import Example
+from tome_fx.graph.attributes import set_attribute
+from tome_fx.pipeline import Located
+
+
+@dataclass(frozen=True)
+class Source:
+    """A structure copy of the model (``skeleton``), or an exported program."""
+
+    skeleton: nn.Module | torch.export.ExportedProgram
+    name: str
+    training: bool
+
+    @property
+    def can_capture(self) -> bool:
+        """An exported program is what it is; a module can be captured again."""
+        return isinstance(self.skeleton, nn.Module)
+
+    def allow(self, mode: bool) -> None:
+        """Raise CaptureError if the mode cannot be captured."""
+        if not self.can_capture and mode != self.training:
+            raise CaptureError(
+                "This module was made from an ExportedProgram, which holds one mode only. "
+                "Transform the nn.Module itself to switch between train() and eval()."
+            )
+
+    def install(self, target: nn.Module) -> None:
+        """Register the model's tensors, and the plain attributes people use, on ``target``."""
+        for path, tensor, persistent in _tensors(self.skeleton):
+            set_attribute(target, path, tensor, persistent)
+        if isinstance(self.skeleton, nn.Module):
+            for name, value in vars(self.skeleton).items():
+                if _is_plain(name, value) and not hasattr(target, name):
+                    object.__setattr__(target, name, value)
+
+    def like(self, target: nn.Module) -> nn.Module | torch.export.ExportedProgram:
+        """The model with the tensors and the mode that ``target`` has now."""
+        if not isinstance(self.skeleton, nn.Module):
+            return self.skeleton
+        self._sync(target)
+        if target.training != self.skeleton.training:
+            self.skeleton.train(target.training)
+        return self.skeleton
+
+    def synced(self, target: nn.Module) -> Source:
+        """This source, its tensors and mode those of ``target``."""
+        self.like(target)
+        return replace(self, training=target.training)
+
+    def copied(self, target: nn.Module, memo: dict[int, Any]) -> Source:
+        """A source with tensors of its own."""
+        return replace(self.synced(target), skeleton=copy.deepcopy(self.skeleton, memo))
+
+    def _sync(self, target: nn.Module) -> None:
+        assert isinstance(self.skeleton, nn.Module)
+        for path, tensor, _ in list(_tensors(self.skeleton)):
+            owner, leaf = _owner(self.skeleton, path)
+            held, name = _owner(target, path)
+            current = held._parameters.get(name, held._buffers.get(name))
+            if current is tensor or current is None:
+                continue
+            table = owner._parameters if isinstance(current, nn.Parameter) else owner._buffers
+            table[leaf] = current
+
+    def signature(self, target: nn.Module) -> frozenset[tuple[torch.dtype, str]]:
+        """The dtypes and devices of the tensors of ``target``."""
+        tensors = [*target.parameters(), *target.buffers()]
+        return frozenset((t.dtype, str(t.device)) for t in tensors)
+
+    def example_like(self, example: Example | None, target: nn.Module) -> Example | None:
+        """``example`` with the floating dtype and device of the parameters of ``target``."""
+        weight = next((p for p in target.parameters() if p.is_floating_point()), None)
+        if example is None or weight is None:
+            return example
+
+        def moved(value: Tensor) -> Tensor:
+            dtype = weight.dtype if value.is_floating_point() else value.dtype
+            return value.to(device=weight.device, dtype=dtype)
+
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            Tensor, moved, (example.args, dict(example.kwargs))
+        )
+        return Example(args, kwargs, example.batch)
+
+    def adopt(self, target: nn.Module, located: Located) -> Located:
+        """Put the captured constants on ``target`` and make the graph read them there."""
+        mode = "train" if target.training else "eval"
+        own = {path for path, _, _ in _tensors(self.skeleton)}
+        renamed: dict[str, str] = {}
+        for path, value in located.program.constants.items():
+            if path in own:
+                continue
+            renamed[path] = f"_{mode}_constant_{len(renamed)}"
+            if isinstance(value, nn.Module):
+                target.add_module(renamed[path], value)
+            else:
+                set_attribute(target, renamed[path], value.detach(), False)
+        for node in located.program.graph.nodes:
+            if node.op == "get_attr" and node.target in renamed:
+                node.target = renamed[node.target]
+        program = replace(located.program, constants={})
+        return replace(located, program=program)
+
+
+def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:
+    """The source for ``model``."""
+    if not isinstance(model, nn.Module):
+        return Source(model, type(model.graph_module).__name__, False)
+    return Source(_skeleton(model), type(model).__name__, model.training)
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A deep copy that shares every parameter and buffer.
+
+    A model that cannot be copied is used as it is: tracing leaves it as it was all the same, as
+    far as its own code does.
+    """
+    shared = [*model.parameters(), *model.buffers()]
+    memo = {id(tensor): tensor for tensor in shared}
+    try:
+        result = copy.deepcopy(model, memo)
+    except Exception:
+        return model
+    if isinstance(result, GraphModule):
+        # A graph module's own copy leaves node values behind, which the capture makes anew.
+        return result
+    return result
+
+
+def _tensors(
+    model: nn.Module | torch.export.ExportedProgram,
+) -> Iterator[tuple[str, Tensor, bool]]:
+    """Every parameter and buffer as ``(path, tensor, persistent)``, shared ones at each path."""
+    if not isinstance(model, nn.Module):
+        held = model.module(check_guards=False)
+        yield from _tensors(held)
+        return
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield dot + name, parameter, True
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield dot + name, buffer, name not in module._non_persistent_buffers_set
+
+
+def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    *parents, leaf = path.split(".")
+    for name in parents:
+        root = root._modules[name]  # type: ignore[assignment]
+    return root, leaf
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    """An attribute that people read (``config``, ``num_classes``): data, not structure."""
+    if name.startswith("_") or name == "training":
+        return False
+    return not isinstance(value, (Tensor, nn.Module)) and not callable(value)
