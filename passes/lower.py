@@ -20,7 +20,7 @@ def lower(graph: Graph) -> Graph:
     """Edit ``graph`` in place and return it."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "__module__", "") != ops.__name__:
+        if node.op != "call_function" or not _is_op(node):
             continue
         key = (node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))
         first = seen.setdefault(key, node)
@@ -29,6 +29,10 @@ def lower(graph: Graph) -> Graph:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def _is_op(node: Node) -> bool:
+    return str(getattr(node.target, "__module__", "")).startswith(ops.__name__)
 
 
 def _key(value: Any) -> Any:

@@ -75,7 +75,7 @@ def _inputs(captured: Graph) -> list[Any]:
 
 
 def _output(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    return graph.output_node()
 
 
 def _value(leaf: Any) -> Any:

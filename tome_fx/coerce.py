@@ -90,10 +90,23 @@ class Coercer:
     def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
             return self._constant(node, have, want)
+        have = self._named(have, want)
         for place, target in enumerate(want.axes):
-            for stream, goal in zip(streams_of_axis(have.axes[place]), streams_of_axis(target)):
+            for stream, goal in zip(
+                list(streams_of_axis(have.axes[place])), streams_of_axis(target), strict=True
+            ):
                 node, have = self._bring(node, have, place, stream, goal)
         return node
+
+    def _named(self, have: TensorType, want: TensorType) -> TensorType:
+        """``have`` with the tokens of ``want``, unmerged, where it has a plain axis of them."""
+        axes = [
+            map_streams(target, lambda s: self.at(replace(s, extensive=False), 0))
+            if has_stream(target) and not has_stream(axis) and extent(axis) != 1
+            else axis
+            for axis, target in zip(have.axes, want.axes, strict=True)
+        ]
+        return TensorType(tuple(axes))
 
     def _bring(
         self, node: Node, have: TensorType, place: int, stream: Stream, goal: Stream
@@ -258,7 +271,7 @@ def ends_of(axis: Axis, stream: int | None = None) -> tuple[int, int]:
 
 
 def forget_streams(type_: TensorType) -> TensorType:
-    """``type_`` with plain axes for its tokens: a table's rows, to be merged where they are used."""
+    """``type_`` with plain axes for its tokens: rows of a table, merged where used."""
 
     def plain(axis: Axis) -> Axis:
         if not has_stream(axis):

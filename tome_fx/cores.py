@@ -12,7 +12,6 @@ from tome_fx.graph.axes import (
     Atom,
     Axis,
     Concat,
-    Stream,
     TensorType,
     extent,
     has_batch,
@@ -160,7 +159,7 @@ def _ids(axis: Axis) -> list[int]:
     """Ids of the streams of a whole axis; an axis that also holds heads or images counts none."""
     if len(axis) != 1 or extent(axis) < 2:
         return []
-    return [stream.id for stream in streams_of_axis(axis) if isinstance(stream, Stream)]
+    return [stream.id for stream in streams_of_axis(axis)]
 
 
 def _miss(anchor: Anchor, reason: str) -> Miss:

@@ -60,7 +60,7 @@ def _named_shapes(model: nn.Module, example: Example, shapes: Any) -> Any:
     if not kwargs:
         return args
     names = list(inspect.signature(model.forward).parameters)
-    return {**dict(zip(names, args)), **kwargs}
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def from_exported_program(exported: torch.export.ExportedProgram) -> Program:

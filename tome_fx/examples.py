@@ -62,7 +62,7 @@ def rejection(model: nn.Module, example: Example) -> str | None:
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     try:
         with mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
-            fakes = {name: mode.from_tensor(value) for name, value in state.items()}
+            fakes: dict[str, Tensor] = {k: mode.from_tensor(v) for k, v in state.items()}
             args = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, example.args)
             kwargs = torch.utils._pytree.tree_map_only(
                 Tensor, mode.from_tensor, dict(example.kwargs)

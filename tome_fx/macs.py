@@ -61,11 +61,11 @@ def _einsum(call: Call, extents: Extents) -> int:
     terms = call["equation"].replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
     wide = 1
-    for term, (_, node) in zip(terms, tensor_operands(call)):
+    for term, (_, node) in zip(terms, tensor_operands(call), strict=True):
         shape = _shape(node, extents)
         named = term.replace("...", "")
         wide = max(wide, math.prod(shape[: len(shape) - len(named)]))
-        sizes.update(zip(named, shape[len(shape) - len(named) :]))
+        sizes.update(zip(named, shape[len(shape) - len(named) :], strict=True))
     return wide * math.prod(sizes.values())
 
 

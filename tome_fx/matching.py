@@ -41,7 +41,7 @@ def emit_scores(
 def _by_head(
     coercer: Coercer, node: Node, type_: TensorType, channel: int, stream: int
 ) -> tuple[Node, tuple[int, int]]:
-    """K as ``[B, H, N, C]`` whatever its layout: every axis but batch, tokens, channel is a head."""
+    """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]
     flat = [factor for _, factor in places]
     batch = next(i for i, f in enumerate(flat) if isinstance(f, Batch))

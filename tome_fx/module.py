@@ -103,7 +103,7 @@ class ToMeModule(GraphModule):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
         """Casts and moves: what the capture knows of dtypes and devices is captured again."""
         before = self._source.signature(self)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._source.signature(self) != before and self._source.can_capture:
             self._programs.clear()
             self._rewrite()

@@ -137,7 +137,7 @@ class MergeSchedule:
 
 @dataclass(frozen=True)
 class Coerced:
-    """A place where merged tokens were unmerged (``unmerge``) or members merged down (``merge``)."""
+    """A place where tokens were unmerged (``unmerge``) or members merged down (``merge``)."""
 
     what: str
     node: Node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -87,11 +88,11 @@ def _linear(r: int, inflect: float, layers: int, rounding: Rounding) -> tuple[in
         return tuple(int(value) for value in row)
     # Rounding the running total keeps every prefix within one token of the line.
     totals = [0, *(round(sum(row[: i + 1]) + 1e-9) for i in range(layers))]
-    return tuple(after - before for before, after in zip(totals, totals[1:]))
+    return tuple(after - before for before, after in itertools.pairwise(totals))
 
 
 def _count(value: object, whole: object) -> int:
-    if isinstance(value, bool) or isinstance(value, (float, str)):
+    if isinstance(value, (bool, float, str)):
         raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {_FORMS}.")
     try:
         number = operator.index(value)  # type: ignore[arg-type]

@@ -92,12 +92,11 @@ def _sink(node: Node, stream: int, types: Types) -> Node:
 
 def _is_add(node: Node, stream: int, types: Types) -> bool:
     """An add of two values of the same type that hold the stream."""
-    if node.target is not _ADD or not all(isinstance(a, Node) for a in node.args[:2]):
+    operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
+    if node.target is not _ADD or len(operands) != 2:
         return False
-    rows = [types.get(operand, ()) for operand in (*node.args[:2], node)]
-    if not all(rows) or any(_ids(row[0]) != [stream] for row in rows):  # type: ignore[index]
-        return False
-    return True
+    rows = [types.get(operand, ()) for operand in (*operands, node)]
+    return all(row and _ids(row[0]) == [stream] for row in rows)
 
 
 def _ids(type_: TensorType) -> list[int]:

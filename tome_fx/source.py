@@ -77,8 +77,10 @@ class Source:
             current = held._parameters.get(name, held._buffers.get(name))
             if current is tensor or current is None:
                 continue
-            table = owner._parameters if isinstance(current, nn.Parameter) else owner._buffers
-            table[leaf] = current
+            if isinstance(current, nn.Parameter):
+                owner._parameters[leaf] = current
+            else:
+                owner._buffers[leaf] = current
 
     def signature(self, target: nn.Module) -> frozenset[tuple[torch.dtype, str]]:
         """The dtypes and devices of the tensors of ``target``."""

@@ -65,7 +65,7 @@ def test_explain_json_is_the_report(command: Run) -> None:
 def test_explain_takes_the_options_of_the_model_and_of_the_pass(command: Run) -> None:
     report = json.loads(
         command(
-            "explain", "-m", TINY, "--img-size", 96, "--model-kwargs", "depth=2",
+            "explain", "-m", "vit_tiny_patch16_224", "--img-size", 96, "--model-kwargs", "depth=2",
             "--r", "[3,0]", "--capture", "symbolic_trace", "--json",
         )
     )  # fmt: skip

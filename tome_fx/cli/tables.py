@@ -56,12 +56,12 @@ def summary_lines(report: Report) -> Iterable[RenderableType]:
         f"{before:.2f} → {after:.2f} (ratio {report.flop_ratio:.2f}); matching {matching:.3f}",
     )
     for item in report.protected:
-        yield _line("protected", f"{item.count} token(s) in {item.where}: {item.reason}")
+        yield _line("protected", f"{item.count} at the {item.where}, {item.reason}")
     for unmerge in report.unmerges:
-        cost = f"{unmerge.bytes_per_image / 2**20:.2f} MiB an image"
-        yield _line("unmerge", f"{unmerge.op} in {_at(unmerge)}: {unmerge.reason} ({cost})")
+        cost = f"{unmerge.bytes_per_image / 1024:.0f} KiB per image"
+        yield _line(unmerge.kind, f"{unmerge.op} in {_at(unmerge)}: {unmerge.reason} ({cost})")
     for miss in report.near_misses:
-        yield _line("near miss", f"{miss.what} in {_at(miss)}: {miss.reason}")
+        yield _line("not merged", f"{miss.what} in {_at(miss)}: {miss.reason}")
     for note in report.notes:
         yield _line("note", note)
 

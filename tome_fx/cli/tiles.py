@@ -76,7 +76,7 @@ def draw(
             advance()
     captions = [sheet.Column("image", f"{maps.shape[2]} patches")]
     for layer, count in zip(layers, tokens(maps, layers), strict=True):
-        captions.append(sheet.Column(f"layer {layer}", f"{count} tokens"))
+        captions.append(sheet.Column(f"layer {layer}", f"{count} patch tokens"))
     return sheet.compose(captions, table, names if len(images) > 1 else ())
 
 

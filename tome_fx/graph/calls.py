@@ -27,6 +27,19 @@ class Call:
     def get(self, name: str, default: Any = None) -> Any:
         return self.arguments.get(name, default)
 
+    def filled(self, changed: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name with the values of ``changed`` put in by path."""
+        values = dict(self.arguments)
+        for path, value in changed.items():
+            name, _, index = path.partition(".")
+            if index:
+                row = list(values[name])
+                row[int(index)] = value
+                values[name] = row
+            else:
+                values[name] = value
+        return values
+
     @property
     def name(self) -> str:
         """``aten.add``: the op without its overload."""
@@ -71,15 +84,7 @@ def unbind(call: Call, changed: dict[str, Any]) -> tuple[tuple[Any, ...], dict[s
     The spelling follows the schema: what may be positional is, up to the last argument that is not
     at its default.
     """
-    values = dict(call.arguments)
-    for path, value in changed.items():
-        name, _, index = path.partition(".")
-        if index:
-            row = list(values[name])
-            row[int(index)] = value
-            values[name] = row
-        else:
-            values[name] = value
+    values = call.filled(changed)
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     schema = call.op._schema.arguments

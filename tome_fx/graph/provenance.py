@@ -30,5 +30,9 @@ def source_line(node: Node) -> str:
 
 def common_path(nodes: Sequence[Node]) -> str:
     """The module path that all nodes share."""
-    paths = [module_path(node).split(".") for node in nodes]
-    return ".".join(os.path.commonprefix(paths)) if paths else ""
+    shared: list[str] = []
+    for names in zip(*(module_path(node).split(".") for node in nodes), strict=False):
+        if len(set(names)) != 1:
+            break
+        shared.append(names[0])
+    return ".".join(shared)

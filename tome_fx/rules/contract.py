@@ -84,11 +84,13 @@ def einsum_letters(equation: str, ranks: list[int]) -> Letters | None:
     if len(terms) != 2 or len(ranks) != 2:
         return None
     spare = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in equation]
-    lead = [max(rank - len(term.replace("...", "")), 0) for term, rank in zip(terms, ranks)]
+    lead = [
+        max(rank - len(term.replace("...", "")), 0) for term, rank in zip(terms, ranks, strict=True)
+    ]
     dots = "".join(spare[: max(lead)])[::-1]
     wide = [
         term.replace("...", dots[len(dots) - n :]) if "..." in term else term
-        for term, n in zip(terms, lead)
+        for term, n in zip(terms, lead, strict=True)
     ]
     if not arrow:
         once = sorted(c for c in set("".join(wide)) - set(dots) if "".join(wide).count(c) == 1)
@@ -160,10 +162,10 @@ def _operands(
     """Each operand with the shared axes put in; two totals on one kept axis become members."""
     wanted: dict[str, TensorType] = {}
     frame = TensorType(tuple(axes[c] for c in letters.result))
-    for path, names in zip(paths, (letters.left, letters.right)):
+    for path, names in zip(paths, (letters.left, letters.right), strict=True):
         type_ = context.types[path]
         row: list[Axis] = []
-        for axis, letter in zip(type_.axes, names):
+        for axis, letter in zip(type_.axes, names, strict=True):
             target = axes[letter]
             merged = any(s.level for s in streams_of_axis(target))
             plain = merged and extent(axis) != 1 and not has_stream(axis)
@@ -181,7 +183,7 @@ def _operands(
 
 
 def _named(paths: tuple[str, str], letters: Letters) -> list[tuple[str, str]]:
-    return list(zip(paths, (letters.left, letters.right)))
+    return list(zip(paths, (letters.left, letters.right), strict=True))
 
 
 def _replace(type_: TensorType, place: int, change: object) -> TensorType:

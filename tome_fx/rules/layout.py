@@ -70,7 +70,9 @@ def _order(context: Context, rank: int) -> list[int]:
     if call.name == "aten.movedim":
         source, target = ([v] if isinstance(v, int) else v for v in _ends(context))
         rest = [i for i in order if i not in [s % rank for s in source]]
-        for destination, origin in sorted((t % rank, s % rank) for s, t in zip(source, target)):
+        for destination, origin in sorted(
+            (t % rank, s % rank) for s, t in zip(source, target, strict=True)
+        ):
             rest.insert(destination, origin)
         return rest
     first, second = (call[n] % rank for n in _swap_names(context))

@@ -27,7 +27,9 @@ def factory(context: Context) -> Lifted | Refusal:
     sizes = context.call.get("size")
     rows = list(sizes) if isinstance(sizes, (list, tuple)) else [None] * len(context.shape)
     axes = [sized(context, size, context.shape[i], i) for i, size in enumerate(rows)]
-    narrow: list[Axis] = [() if n == 1 else axis for n, axis in zip(context.shape, axes)]
+    narrow: list[Axis] = [
+        () if n == 1 else axis for n, axis in zip(context.shape, axes, strict=True)
+    ]
     return one(TensorType(tuple(narrow)))
 
 

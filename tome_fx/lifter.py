@@ -1,0 +1,220 @@
+"""One op at a time from the captured graph to the rewritten one: values, levels, fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from tome_fx.coerce import Coercer, forget_streams
+from tome_fx.graph.axes import (
+    Axis,
+    Stream,
+    TensorType,
+    batch_axis,
+    has_stream,
+    is_merged,
+    map_type,
+    streams,
+)
+from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
+from tome_fx.infer import Types, apply, measured_axis, name_all, output_shapes, picked_type
+from tome_fx.program import Coerced, Findings, Program
+from tome_fx.rules.base import Context, Lifted, Refusal, Rule
+
+
+@dataclass
+class Value:
+    """What a captured node became: a rewritten node, and the types of its outputs."""
+
+    node: Any
+    types: Types
+
+
+@dataclass
+class Lifter:
+    """The state of a lift: appends to ``graph`` and remembers what each captured node became."""
+
+    program: Program
+    findings: Findings
+    rules: Mapping[str, Rule]
+    prop_attn: bool
+    graph: Graph = field(default_factory=Graph)
+    origin: dict[Node, Node] = field(default_factory=dict)
+    coerced: list[Coerced] = field(default_factory=list)
+    values: dict[Node, Value] = field(default_factory=dict)
+    # What a site was before its own merge: what leaves the program there loses nothing.
+    before: dict[Node, Value] = field(default_factory=dict)
+    sizes: dict[Node, Axis] = field(default_factory=dict)
+    # Values at level 0 that an op computed from unmerged tokens.
+    mixed: set[Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.coercer = Coercer(self.graph)
+
+    def lift(self, node: Node) -> None:
+        """Append what a captured call becomes."""
+        picked = self._picked(node)
+        if picked is not None:
+            self.put(node, *picked)
+        elif isinstance(node.target, torch._ops.OpOverload):
+            self._call(bind(node))
+        else:
+            self._unmerged(node, f"no rule for {node.target}")
+        axis = measured_axis(node, self.findings.types)
+        if axis is not None:
+            self.sizes[node] = axis
+
+    def put(self, node: Node, new: Node, types: Types) -> None:
+        """Remember what ``node`` became."""
+        self.values[node] = Value(new, types)
+        self.origin.setdefault(new, node)
+
+    def copy(self, node: Node, replaced: Mapping[Node, Node]) -> Node:
+        """``node`` as it is, on rewritten operands."""
+
+        def swap(operand: Node) -> Any:
+            return replaced.get(operand, self.values[operand].node)
+
+        args, kwargs = map_arg(node.args, swap), map_arg(node.kwargs, swap)
+        new = self.graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
+        new.meta = _carried(node)
+        return new
+
+    def deepest(self, type_: TensorType, stream_id: int) -> TensorType:
+        """``type_`` with one stream at the deepest level that there is."""
+        depth = self.coercer.depth(stream_id)
+        return map_type(type_, lambda s: self.coercer.at(s, depth) if s.id == stream_id else s)
+
+    def original(self, operand: Node, user: Node, reason: str) -> Node:
+        """A value with all its tokens, in their order, for ``user``."""
+        value = self.before.get(operand) or self.values[operand]
+        if not any(is_merged(type_) for type_ in value.types):
+            return value.node  # type: ignore[no-any-return]
+        have = value.types[0]
+        want = map_type(have, lambda s: self.coercer.at(replace(s, extensive=False), 0))
+        self.coerced.append(Coerced("unmerge", user, reason, self._bytes(operand)))
+        return self.coercer.coerce(value.node, have, want)
+
+    # -- calls ------------------------------------------------------------------------------
+
+    def _picked(self, node: Node) -> tuple[Node, Types] | None:
+        """One output of a call with several."""
+        source = node.args[0] if node.args else None
+        if not isinstance(source, Node) or source not in self.values:
+            return None
+        types = picked_type(node, {source: self.values[source].types})
+        return None if types is None else (self.copy(node, {}), types)
+
+    def _call(self, call: Call) -> None:
+        paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}
+        have = {path: self.values[node].types[0] for path, node in paths.items()}
+        met = self._meet(have)
+        shapes = output_shapes(self.program.extents, call.node)
+        answer = apply(Context(call, met, shapes, self.sizes), self.rules)
+        if isinstance(answer, Refusal):
+            self._unmerged(call.node, answer.reason)
+            return
+        want = {path: answer.operands.get(path, met[path]) for path in paths}
+        self._note_remerges(call.node, paths, have, want)
+        nodes = {
+            path: self.coercer.coerce(self.values[node].node, have[path], want[path])
+            for path, node in paths.items()
+        }
+        new = self._emit(call, answer, nodes)
+        results = name_all(answer.results, self.findings.streams)
+        if not is_merged(results[0]) and any(node in self.mixed for node in paths.values()):
+            self.mixed.add(call.node)
+        self.put(call.node, new, results)
+
+    def _emit(self, call: Call, answer: Lifted, nodes: Mapping[str, Node]) -> Node:
+        changed: dict[str, Any] = {**nodes, **answer.arguments}
+        if answer.build is not None:
+            new = answer.build(RuleBuilder(self), self._rewritten(call.filled(changed)))
+        else:
+            args, kwargs = unbind(call, changed)
+            args, kwargs = self._rewritten(args), self._rewritten(kwargs)
+            new = self.graph.create_node("call_function", call.op, args, kwargs, call.node.name)
+        new.meta = _carried(call.node)
+        return new
+
+    def _rewritten(self, value: Any) -> Any:
+        """Captured nodes inside an argument replaced by rewritten ones; others stay."""
+        return map_arg(value, lambda n: self.values[n].node if n in self.values else n)
+
+    def _unmerged(self, node: Node, reason: str) -> None:
+        """Run ``node`` as captured, on operands with all their tokens."""
+        operands = node.all_input_nodes
+        replaced = {operand: self.original(operand, node, reason) for operand in operands}
+        if any(n in self.mixed or any(map(is_merged, self.values[n].types)) for n in operands):
+            self.mixed.add(node)
+        self.put(node, self.copy(node, replaced), self.findings.types.get(node, ()))
+
+    # -- levels -----------------------------------------------------------------------------
+
+    def _meet(self, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
+        """Operands that share a stream at the deepest level that any of them has."""
+        depth: dict[int, int] = {}
+        for type_ in have.values():
+            for stream in streams(type_):
+                depth[stream.id] = max(depth.get(stream.id, 0), stream.level)
+
+        def deepen(stream: Stream) -> Stream:
+            return self.coercer.at(stream, depth[stream.id])
+
+        def met(type_: TensorType) -> TensorType:
+            held = any(has_stream(axis) for axis in type_.axes)
+            if held and batch_axis(type_) is None and any(depth.values()):
+                return forget_streams(type_)
+            return map_type(type_, deepen)
+
+        return {path: met(type_) for path, type_ in have.items()}
+
+    def _note_remerges(
+        self,
+        user: Node,
+        paths: Mapping[str, Node],
+        have: Mapping[str, TensorType],
+        want: Mapping[str, TensorType],
+    ) -> None:
+        reason = "values that an op told apart within a group are averaged again"
+        for path, node in paths.items():
+            if node in self.mixed and not is_merged(have[path]) and is_merged(want[path]):
+                self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
+
+    def _bytes(self, node: Node) -> int:
+        """Size of a captured value, per image."""
+        value: torch.Tensor = node.meta["val"]
+        whole = value.element_size()
+        for size in self.program.extents.shape(value):
+            whole *= size
+        return whole // self.program.batch
+
+
+@dataclass(frozen=True)
+class RuleBuilder:
+    """What a rule may use to emit nodes, see ``rules.base.Builder``."""
+
+    lifter: Lifter
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Append a call."""
+        return self.lifter.coercer.emit(target, *args, **kwargs)
+
+    def size_along(self, type_: TensorType, axis: int) -> Node | None:
+        """Group sizes that broadcast against ``type_`` along ``axis``."""
+        return self.lifter.coercer.size_along(type_, axis)
+
+    def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
+        """The same for the keys of an attention, unless proportional attention is off."""
+        return self.size_along(type_, axis) if self.lifter.prop_attn else None
+
+
+def _carried(node: Node) -> dict[str, Any]:
+    """Where a node comes from; the value of a computed node is the business of ``verify``."""
+    keys = ("stack_trace", "nn_module_stack", *(("val",) if node.op == "get_attr" else ()))
+    return {key: node.meta[key] for key in keys if key in node.meta}

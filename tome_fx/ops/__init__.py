@@ -1,0 +1,32 @@
+"""Token merging as pure tensor functions; a rewritten graph calls these by name.
+
+Letters: ``B`` images, ``N`` tokens of an axis, ``n`` stream tokens on it (the others are protected
+and stand ``front`` before and ``back`` behind the stream), ``r`` merges, ``C`` channels.
+Source of the method: Token Merging (Bolya et al., ICLR 2023), section 3.
+
+No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them trace through
+``torch.compile``, ``torch.export``, autograd and ``torch.func``, and give the same bits each time.
+"""
+
+from tome_fx.ops.check import check_input as check_input
+from tome_fx.ops.matching import head_mean as head_mean
+from tome_fx.ops.matching import match as match
+from tome_fx.ops.matching import similarity as similarity
+from tome_fx.ops.merging import merge as merge
+from tome_fx.ops.merging import merge_sum as merge_sum
+from tome_fx.ops.merging import place_batch as place_batch
+from tome_fx.ops.merging import take as take
+from tome_fx.ops.merging import take_constant as take_constant
+from tome_fx.ops.merging import unmerge as unmerge
+from tome_fx.ops.plan import MergePlan as MergePlan
+from tome_fx.ops.plan import assignment as assignment
+from tome_fx.ops.plan import compose as compose
+from tome_fx.ops.plan import identity as identity
+from tome_fx.ops.plan import kept as kept
+from tome_fx.ops.sizes import add_log_size as add_log_size
+from tome_fx.ops.sizes import along as along
+from tome_fx.ops.sizes import divide_by_size as divide_by_size
+from tome_fx.ops.sizes import key_bias as key_bias
+from tome_fx.ops.sizes import merged_size as merged_size
+from tome_fx.ops.sizes import scale_by_size as scale_by_size
+from tome_fx.ops.sizes import weighted_sum as weighted_sum

@@ -1,0 +1,18 @@
+"""The check of an input's size."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tome_fx.errors import ShapeError
+
+
+def check_input(x: Tensor, shape: tuple[int, ...], name: str, tokens: int) -> Tensor:
+    """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``."""
+    if tuple(x.shape[1:]) != shape:
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)}, but the model was captured with "
+            f"{('batch', *shape)}, which makes {tokens} tokens. "
+            "Transform the model again with example_inputs of the new size."
+        )
+    return x

@@ -1,0 +1,77 @@
+"""Bipartite soft matching (section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tome_fx.ops.plan import MergePlan
+from tome_fx.ops.rows import wide
+
+
+def head_mean(keys: Tensor, front: int = 0, back: int = 0) -> Tensor:
+    """The matching metric of a stream: the mean over heads of K, without the protected tokens.
+
+    Args:
+        keys: ``[B, H, N, C]``, K as attention uses it.
+
+    Returns:
+        ``[B, n, C]`` in float32 or wider, without gradient: matching picks indices.
+    """
+    stream = keys.detach()[:, :, front : keys.shape[2] - back]
+    return stream.mean(1, dtype=wide(keys.dtype))
+
+
+def similarity(metric: Tensor, parity: int = 0) -> Tensor:
+    """Cosine similarity of every A token to every B token.
+
+    A are the stream's tokens at even positions of the whole sequence; ``parity`` is the number of
+    protected tokens in front, modulo 2. A zero vector is similar to nothing (0), a NaN likewise,
+    so that a bad image still gets a valid plan.
+
+    Args:
+        metric: ``[B, n, C]``.
+
+    Returns:
+        ``[B, |A|, |B|]``.
+    """
+    norm = metric.norm(dim=-1, keepdim=True)
+    unit = torch.where(norm > 0, metric / norm, torch.zeros_like(metric))
+    scores = unit[:, parity::2] @ unit[:, 1 - parity :: 2].transpose(1, 2)
+    return torch.where(scores.isnan(), torch.full_like(scores, -2.0), scores)
+
+
+def match(scores: Tensor, r: int, parity: int = 0) -> MergePlan:
+    """Bipartite soft matching (section 3.2) of a stream from its A to B similarities.
+
+    Each A token points to its most similar B token; the ``r`` most similar pairs merge. Ties go to
+    the lowest index. The new order is the survivors of A in their order, then B.
+
+    Args:
+        scores: ``[B, |A|, |B|]``.
+        r: how many tokens to remove, ``0 <= r <= |A|``, and 0 if there is no B.
+    """
+    batch, a, b = scores.shape
+    best = scores.amax(-1)
+    partner = _first_at(scores, best)
+    index = torch.arange(a, device=scores.device)
+    # The rank of each pair without a sort: how many pairs are better, or as good and earlier.
+    ahead = best[:, None, :] > best[:, :, None]
+    tied = (best[:, None, :] == best[:, :, None]) & (index[None, :] < index[:, None])
+    rank = (ahead | tied).sum(-1)
+    merged = rank < r
+    before = merged.long().cumsum(-1) - merged.long()
+    # A permutation of A: survivors in their order, then the merged ones in theirs.
+    place = torch.where(merged, a - r + before, index - before)
+    order = torch.zeros_like(place).scatter(1, place, index.expand(batch, a))
+    source = order[:, a - r :]
+    rest = torch.arange(b, device=scores.device).expand(batch, b)
+    keep = torch.cat([2 * order[:, : a - r] + parity, 2 * rest + 1 - parity], dim=1)
+    return MergePlan(keep, 2 * source + parity, partner.gather(1, source) + (a - r))
+
+
+def _first_at(scores: Tensor, best: Tensor) -> Tensor:
+    """The first position of the maximum; ``argmax`` alone does not promise the first."""
+    b = scores.shape[-1]
+    index = torch.arange(b, device=scores.device)
+    return torch.where(scores == best[..., None], index, b).amin(-1)

@@ -1,0 +1,123 @@
+"""Merge and unmerge: values from one level to another."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tome_fx.ops.plan import MergePlan
+from tome_fx.ops.rows import rows_of, tail, whole, wide
+
+
+def merge(
+    x: Tensor,
+    plan: MergePlan,
+    size: Tensor | None,
+    new_size: Tensor,
+    dim: int = 1,
+    front: int = 0,
+    back: int = 0,
+) -> Tensor:
+    """Replace each group by its size-weighted mean (section 3.1).
+
+    Args:
+        x: ``[B, ..., N, ...]`` with the tokens on ``dim``. An index or a mask (not floating) has
+            no mean: it takes the row of the group's representative.
+        plan: of the stream on that axis.
+        size: ``[B, n]`` group sizes before, or None for all ones.
+        new_size: ``[B, n - r]`` group sizes after.
+
+    Returns:
+        ``[B, ..., N - r, ...]`` in the dtype of ``x``.
+    """
+    if not x.is_floating_point():
+        return take(x, plan.keep, dim, front, back)
+    inverse = new_size.reciprocal()
+    joined = inverse.gather(1, plan.dst)
+    if size is not None:
+        joined = joined * size.gather(1, plan.src)
+    kept = inverse if size is None else inverse * size.gather(1, plan.keep)
+    # Weights of at most 1 before the sum: x * size could leave the range of fp16.
+    return _combine(x, plan, kept, joined, dim, front, back)
+
+
+def merge_sum(x: Tensor, plan: MergePlan, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:
+    """Replace each group by its sum: the merge of a value that holds group totals."""
+    return _combine(x, plan, None, None, dim, front, back)
+
+
+def _combine(
+    x: Tensor,
+    plan: MergePlan,
+    kept: Tensor | None,
+    joined: Tensor | None,
+    dim: int,
+    front: int,
+    back: int,
+) -> Tensor:
+    tokens = x.movedim(dim, 1)
+    slots = whole(plan.keep, front, back, tokens.shape[1])
+    base = rows_of(tokens, slots)
+    added = rows_of(tokens, plan.src + front)
+    dtype = wide(x.dtype)
+    if kept is not None and joined is not None:
+        ends = kept.new_ones(kept.shape[0], 1)
+        weight = torch.cat([ends.expand(-1, front), kept, ends.expand(-1, back)], dim=1)
+        base = base.to(dtype) * tail(weight, base)
+        added = added.to(dtype) * tail(joined, added)
+    target = tail(plan.dst + front, added).expand(added.shape)
+    return base.scatter_add(1, target, added).to(x.dtype).movedim(1, dim)
+
+
+def unmerge(x: Tensor, assignment: Tensor, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:
+    """Give each token of the stream its group's value, in the original order.
+
+    Args:
+        x: ``[B, ..., front + n' + back, ...]``.
+        assignment: ``[B, n]`` the slot of each token.
+
+    Returns:
+        ``[B, ..., front + n + back, ...]``.
+    """
+    return take(x, assignment, dim, front, back)
+
+
+def take(x: Tensor, index: Tensor, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:
+    """Rows of the stream by index, the protected tokens left as they are.
+
+    Args:
+        x: ``[B, ..., N, ...]`` with the tokens on ``dim``.
+        index: ``[B, m]`` positions in the stream.
+
+    Returns:
+        ``[B, ..., front + m + back, ...]``.
+    """
+    tokens = x.movedim(dim, 1)
+    return rows_of(tokens, whole(index, front, back, tokens.shape[1])).movedim(1, dim)
+
+
+def take_constant(x: Tensor, index: Tensor, dim: int, front: int = 0, back: int = 0) -> Tensor:
+    """:func:`take` from a value without a batch axis: ``[..., N, ...] -> [B, ..., N', ...]``."""
+    tokens = x.movedim(dim, 0)
+    rows = tokens[whole(index, front, back, tokens.shape[0])]
+    return rows.movedim(1, dim + 1)
+
+
+def place_batch(x: Tensor, rank: int, batch: int, heads: list[int] | None = None) -> Tensor:
+    """``[B, own axes]`` to ``rank`` axes that broadcast, aligned at the last, with B on ``batch``.
+
+    Axes that the value lacks become 1; its own axis at ``batch``, if it has one, is 1 and goes.
+    ``heads`` are inner positions of the batch axis that share an image.
+    """
+    own = x.dim() - 1
+    place = batch - (rank - own)
+    if place >= 0:
+        x = x.squeeze(place + 1)
+    for _ in range(rank - x.dim()):
+        x = x.unsqueeze(1)
+    if heads:
+        width = math.prod(heads)
+        x = x.unsqueeze(1).expand(-1, width, *x.shape[1:]).flatten(0, 1)
+    return x.movedim(0, batch)

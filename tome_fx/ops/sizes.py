@@ -1,0 +1,88 @@
+"""Group sizes, and what weighs by them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tome_fx.ops.plan import MergePlan
+from tome_fx.ops.rows import wide
+
+
+def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor) -> Tensor:
+    """Group sizes after a merge, ``[B, n - r]``; ``size`` None means that all were 1.
+
+    In float32, or in the dtype of ``like`` where that is wider: sizes above 256 are not whole
+    numbers in bfloat16.
+    """
+    if size is None:
+        ones = like.new_ones(1, dtype=wide(like.dtype))
+        kept, joined = ones.expand(plan.keep.shape), ones.expand(plan.src.shape)
+    else:
+        kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
+    return kept.scatter_add(1, plan.dst, joined)
+
+
+def along(
+    size: Tensor, rank: int, batch: int, dim: int, front: int = 0, back: int = 0, repeat: int = 1
+) -> Tensor:
+    """Group sizes shaped to broadcast against a value of ``rank`` axes.
+
+    Args:
+        size: ``[B, n]``.
+        batch: axis of the batch; ``repeat`` inner positions (heads) share an image there.
+        dim: axis of the tokens; the protected ones have size 1.
+    """
+    ones = size.new_ones(size.shape[0], 1)
+    row = torch.cat([ones.expand(-1, front), size, ones.expand(-1, back)], dim=1)
+    if repeat > 1:
+        row = row[:, None].expand(-1, repeat, -1).reshape(-1, row.shape[1])
+    if batch > dim:
+        row = row.transpose(0, 1)
+    for axis in range(rank):
+        if axis not in (batch, dim):
+            row = row.unsqueeze(axis)
+    return row
+
+
+def add_log_size(logits: Tensor, size: Tensor) -> Tensor:
+    """``logits + log size``, proportional attention (equation 1), in the dtype of ``logits``."""
+    return logits + size.log().to(logits.dtype)
+
+
+def key_bias(query: Tensor, size: Tensor, mask: Tensor | None = None) -> Tensor:
+    """An additive attention mask in the dtype of ``query``: ``log size``, and the given mask."""
+    bias = size.log().to(query.dtype)
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, torch.full_like(bias, float("-inf")))
+    return mask + bias
+
+
+def scale_by_size(x: Tensor, size: Tensor) -> Tensor:
+    """Member values to group totals."""
+    return (x * size).to(x.dtype)
+
+
+def divide_by_size(x: Tensor, size: Tensor) -> Tensor:
+    """Group totals to member values."""
+    return (x / size).to(x.dtype)
+
+
+def weighted_sum(
+    x: Tensor,
+    size: Tensor | None,
+    dims: list[int],
+    keepdim: bool,
+    divisor: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``sum(size * x) / divisor``: a sum or a mean over the tokens of the original.
+
+    The weights are divided first, so that a mean stays in the range of ``x``.
+    """
+    result = x.dtype if dtype is None else dtype
+    accumulate = wide(x.dtype)
+    weight = 1.0 / divisor if size is None else (size / divisor).to(accumulate)
+    return (x.to(accumulate) * weight).sum(dims, keepdim=keepdim).to(result)
