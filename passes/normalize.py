@@ -1,12 +1,12 @@
 """Normalize: one spelling for what means the same, so that later passes read less.
 
-    assert_async(x)           -> (gone)
-    y = dropout(x, p, False)  -> x
-    y = clone(x)              -> x        where nothing mutates
-    y = add(x, 0.0)           -> add(x, 0.0)   left alone: that is arithmetic
+    assert_async(x)            -> (gone)
+    y = dropout(x, p, False)   -> x
+    y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
 
-Valid before, valid after; shapes and bits of the result stay as they are. Dropout in training,
-casts and everything with a random number stay too.
+A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
+after; shapes and bits of the result stay as they are. Dropout in training, casts, copies and
+everything with a random number stay too.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from tome_fx.graph.calls import bind
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-_COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default,
-           aten.lift_fresh_copy.default)  # fmt: skip
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 # Their only effect is to stop the program on inputs that the example did not have.
 _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
            "sym_constrain_range_for_size")  # fmt: skip
 
 
 def normalize(graph: Graph) -> Graph:
-    """Drop what does nothing; edits ``graph`` in place and returns it."""
+    """Edit ``graph`` in place and return it."""
     for node in list(graph.nodes):
         if _is_check(node):
             graph.erase_node(node)
         elif _is_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target in _VIEWS:
+            node.target = aten.reshape.default
     graph.eliminate_dead_code()
     return graph
 
@@ -45,12 +46,7 @@ def _is_check(node: Node) -> bool:
 
 
 def _is_nothing(node: Node) -> bool:
-    if node.target in _DROPOUTS:
-        call = bind(node)
-        return call["train"] is False or call["p"] == 0
-    if node.target not in _COPIES or not isinstance(node.args[0], Node):
+    if node.target not in _DROPOUTS:
         return False
-    # A copy of an input or parameter that leaves the program is what keeps it from being aliased.
-    source = node.args[0]
-    leaves = any(user.op == "output" for user in node.users)
-    return not (leaves and source.op in ("placeholder", "get_attr"))
+    call = bind(node)
+    return call["train"] is False or call["p"] == 0

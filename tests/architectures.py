@@ -92,8 +92,15 @@ class Architecture:
 
     @property
     def reads_last_layer(self) -> bool:
-        """True where a merge in the last layer can be seen in the output."""
-        return self.pool != "token"
+        """True where a merge in the last layer can be seen in the output.
+
+        A class token has read all it wants by then, and a mean straight behind the merge is the
+        same mean.
+        """
+        averages = ("avg", "avgmax", "max")
+        norm_after_pool = self.pool in averages if self.fc_norm is None else self.fc_norm
+        bare = norm_after_pool or not self.final_norm
+        return self.pool != "token" and not (self.block == "scaling" and bare)
 
     def image_size(self) -> tuple[int, int]:
         """Height and width of the input."""
@@ -228,7 +235,7 @@ def architectures(
         head_dim = max(8, head_dim + head_dim % 2)
     free = prefix != "distilled"  # timm's distilled class fixes these
     return Architecture(
-        depth=draw(st.integers(max(min_depth, 2 if pool == "token" else 1), max_depth)),
+        depth=draw(st.integers(max(min_depth, 2 if pool == "token" or scaling else 1), max_depth)),
         heads=heads,
         head_dim=head_dim,
         grid=grid,

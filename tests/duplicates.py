@@ -77,6 +77,8 @@ def layouts(
         if 0 < r < len(sources) and len(set(tokens)) > 1:  # rounding decides which: stop here
             schedule += [0] * (depth - layer - 1)
             break
+        if r == 0:
+            continue
         gone = set(sources[:r])
         order = [i for i in range(len(tokens)) if i not in gone and i not in targets] + targets
         tokens = [tokens[i] for i in order]

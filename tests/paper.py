@@ -11,6 +11,8 @@ never chosen:
 5. the new order is the protected tokens, the survivors of A in their order, then B;
 6. every softmax over keys adds the logarithm of the key's size.
 
+A layer with r = 0 leaves the sequence as it is, order included.
+
 Letters: ``n`` tokens of the current sequence, ``C`` channels, ``D`` head width.
 """
 
@@ -105,10 +107,11 @@ def merge(tokens: Tokens, pairs: list[tuple[int, int]], sizes: bool) -> Tokens:
 
 def merge_layer(tokens: Tokens, metrics: list[Tensor], layer: int, run: Run) -> Tokens:
     """Match on the mean similarity of the layer's attentions, merge, note where patches went."""
+    r = run.schedule[layer]
     similarity = sum(unit(metric) @ unit(metric).T for metric in metrics) / len(metrics)
-    pairs, margin = match(similarity, run.schedule[layer], tokens.protected)
+    pairs, margin = match(similarity, r, tokens.protected)
     run.margin = min(run.margin, margin)
-    tokens = merge(tokens, pairs, run.sizes)
+    tokens = merge(tokens, pairs, run.sizes) if pairs else tokens
     slots: dict[int, int] = {}
     for slot, patches in enumerate(tokens.members[tokens.protected :]):
         slots.update(dict.fromkeys(patches, slot))

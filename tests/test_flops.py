@@ -15,8 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import tome_fx
 from tests import oracle
 from tests.architectures import Architecture
-from tests.laws.common import Subject, run, subjects_with_schedule, transform
+from tests.laws.common import TINY, Subject, run, subjects_with_schedule, transform
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 @dataclass(frozen=True)

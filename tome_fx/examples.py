@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from tome_fx.errors import InputError
 
@@ -55,22 +57,36 @@ def example_for(
 
 
 def rejection(model: nn.Module, example: Example) -> str | None:
-    """Why the model does not run on the example, tried without real memory; None if it does."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    """Why the model does not run on the example; None if it does.
 
+    Tried on fake tensors, which need neither time nor memory; in earnest only if that fails, since
+    a model may look at values. Buffers that a run would change are copies.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    try:
-        with mode, torch.no_grad(), torch.random.fork_rng(devices=[]):
-            fakes: dict[str, Tensor] = {k: mode.from_tensor(v) for k, v in state.items()}
-            args = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, example.args)
-            kwargs = torch.utils._pytree.tree_map_only(
-                Tensor, mode.from_tensor, dict(example.kwargs)
-            )
-            torch.func.functional_call(model, fakes, args, kwargs)
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            with mode:
+                _run(model, example, mode.from_tensor, mode.from_tensor)
+        except Exception:
+            try:
+                _run(model, example, torch.clone, lambda value: value)
+            except Exception as error:
+                text = str(error).strip()
+                return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
     return None
+
+
+def _run(
+    model: nn.Module,
+    example: Example,
+    buffer: Callable[[Tensor], Tensor],
+    other: Callable[[Tensor], Tensor],
+) -> None:
+    """Run the model on its own state and the example, each tensor passed through a function."""
+    state = {name: other(value) for name, value in model.named_parameters()}
+    state |= {name: buffer(value) for name, value in model.named_buffers()}
+    args, kwargs = pytree.tree_map_only(Tensor, other, (example.args, dict(example.kwargs)))
+    torch.func.functional_call(model, state, args, kwargs)
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -82,7 +98,7 @@ def _as_tuple(inputs: Any) -> tuple[Any, ...]:
 def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     tensors = [
         leaf
-        for leaf in torch.utils._pytree.tree_leaves((args, kwargs))
+        for leaf in pytree.tree_leaves((args, kwargs))
         if isinstance(leaf, Tensor) and leaf.dim()
     ]
     if not tensors:
@@ -96,7 +112,7 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     def twice(value: Tensor) -> Tensor:
         return torch.cat([value, value]) if value.dim() and value.shape[0] == 1 else value
 
-    doubled = torch.utils._pytree.tree_map_only(Tensor, twice, (args, kwargs))
+    doubled = pytree.tree_map_only(Tensor, twice, (args, kwargs))
     return Example(doubled[0], doubled[1], 2)
 
 

@@ -14,8 +14,10 @@ def render(report: Report) -> str:
 
 
 def giga(macs: int) -> str:
-    """``17.56 G``, ``731.0 M``: MACs at a readable scale."""
-    return f"{macs / 1e9:.2f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
+    """``17.56 G``, ``731.0 M``, ``2.1 k``: MACs at a readable scale."""
+    if macs >= 1e9:
+        return f"{macs / 1e9:.2f} G"
+    return f"{macs / 1e6:.1f} M" if macs >= 1e5 else f"{macs / 1e3:.1f} k"
 
 
 def _head(report: Report) -> str:

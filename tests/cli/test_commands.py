@@ -16,6 +16,7 @@ from tome_fx.cli import demo as demo_module
 from tome_fx.cli import main, weights
 
 TINY = "test_vit"  # 6 layers, 100 patches and a class token
+SHORT = ("--model-kwargs", "depth=2")
 Run = Callable[..., str]
 
 
@@ -65,7 +66,7 @@ def test_explain_json_is_the_report(command: Run) -> None:
 def test_explain_takes_the_options_of_the_model_and_of_the_pass(command: Run) -> None:
     report = json.loads(
         command(
-            "explain", "-m", "vit_tiny_patch16_224", "--img-size", 96, "--model-kwargs", "depth=2",
+            "explain", "-m", "vit_tiny_patch16_224", "--img-size", 96, *SHORT,
             "--r", "[3,0]", "--capture", "symbolic_trace", "--json",
         )
     )  # fmt: skip
@@ -76,7 +77,7 @@ def test_explain_takes_the_options_of_the_model_and_of_the_pass(command: Run) ->
 def test_bench_writes_rows_for_every_r_and_mode(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     out = command(
-        "bench", TINY, "--r", "4,8", "--no-compile", "-b", 2, "--num-bench-iter", 2,
+        "bench", TINY, *SHORT, "--r", "4,8", "--no-compile", "-b", 2, "--num-bench-iter", 2,
         "--num-warm-iter", 1, "--results-file", path,
     )  # fmt: skip
     assert str(path) in out
@@ -102,7 +103,7 @@ def test_bench_writes_rows_for_every_r_and_mode(command: Run, tmp_path: Path) ->
 def test_bench_compiles_both_sides(command: Run) -> None:
     found = json.loads(
         command(
-            "bench", TINY, "--img-size", 64, "--model-kwargs", "depth=2", "--r", 2, "-b", 2,
+            "bench", TINY, *SHORT, "--img-size", 64, "--r", 2, "-b", 2,
             "--num-bench-iter", 2, "--no-memory", "--json",
         )
     )  # fmt: skip
@@ -118,7 +119,7 @@ def test_bench_compiles_both_sides(command: Run) -> None:
 def test_bench_in_low_precision(command: Run, flags: list[str]) -> None:
     found = json.loads(
         command(
-            "bench", TINY, "--r", 4, "--no-compile", "-b", 1, "--num-bench-iter", 1,
+            "bench", TINY, *SHORT, "--r", 4, "--no-compile", "-b", 1, "--num-bench-iter", 1,
             "--num-warm-iter", 0, "--no-memory", "--json", *flags,
         )
     )  # fmt: skip
@@ -131,11 +132,11 @@ def test_vis_draws_one_sheet_for_images_and_layers(
     output = tmp_path / "sheet.png"
     found = json.loads(
         command(
-            "vis", photograph, photograph, "--model", TINY, "--r", 12, "--layers", "2,6",
+            "vis", photograph, photograph, "--model", TINY, *SHORT, "--r", 12, "--layers", "1,2",
             "--tile", 100, "-o", output, "--json",
         )
     )  # fmt: skip
-    assert found["tokens"] == [76, 28]
+    assert found["tokens"] == [88, 76]
     assert found["weights"] == "random (seed 0), no others in reach"
     with Image.open(output) as sheet:
         assert sheet.width > 3 * 100
@@ -158,7 +159,17 @@ def test_vis_fills_groups_that_are_alike_with_one_colour(
 
 def run_demo(command: Run, photograph: Path, folder: Path, *flags: object) -> str:
     return command(
-        "demo", "--model", TINY, "--r", 8, "--image", photograph, "--output-dir", folder, *flags
+        "demo",
+        "--model",
+        TINY,
+        *SHORT,
+        "--r",
+        8,
+        "--image",
+        photograph,
+        "--output-dir",
+        folder,
+        *flags,
     )
 
 
@@ -166,12 +177,12 @@ def test_demo_checks_explains_and_draws(command: Run, photograph: Path, tmp_path
     text = run_demo(command, photograph, tmp_path / "a" / "b", "--no-speed")
     assert "weights random (seed 0), no others in reach" in text
     assert "bit-identical" in text
-    assert "blocks.5.attn" in text
+    assert "blocks.1.attn" in text
     last = text.rstrip().splitlines()[-2:]
     assert last[0].startswith("FLOP ratio 1.")
     assert last[1] == f"picture    {tmp_path / 'a' / 'b' / 'merged.png'}"
     assert (tmp_path / "a" / "b" / "merged.png").is_file()
-    assert "blocks.5.attn" in (tmp_path / "a" / "b" / "report.txt").read_text(encoding="utf-8")
+    assert "blocks.1.attn" in (tmp_path / "a" / "b" / "report.txt").read_text(encoding="utf-8")
 
 
 def test_demo_measures_the_speed(command: Run, photograph: Path, tmp_path: Path) -> None:
@@ -185,7 +196,7 @@ def test_demo_measures_the_speed(command: Run, photograph: Path, tmp_path: Path)
 def test_demo_json(command: Run, photograph: Path, tmp_path: Path) -> None:
     found = json.loads(run_demo(command, photograph, tmp_path, "--no-speed", "--json"))
     assert found["identity_at_r0"] is True
-    assert found["report"]["schedule"] == [8] * 6
+    assert found["report"]["schedule"] == [8] * 2
     assert found["speedup"] is None
 
 

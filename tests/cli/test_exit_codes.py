@@ -15,6 +15,7 @@ from tome_fx.cli import app, main
 from tome_fx.errors import ConfigError
 
 TINY = "test_vit"
+SHORT = ("--model-kwargs", "depth=2")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ BAD = [
     (["vis", "huge.png", "--max-pixels", "1000000"], "12,000,000 pixels"),
     (["vis", "good.png", "--output", "a.psd"], "a.psd"),
     (["vis", "good.png", "--output", "none/a.png"], "does not exist"),
-    (["vis", "good.png", "-m", TINY, "--no-pretrained", "--layers", "7"], "layers 1 to 6"),
+    (["vis", "good.png", "-m", TINY, "--no-pretrained", *SHORT, "--layers", "7"], "layers 1 to 2"),
     (["vis", "good.png", "-m", TINY, "--layers", "last"], "--layers last"),
     (["demo", "--image", "none.png"], "none.png"),
     (["demo", "-m", TINY, "--no-pretrained", "--output-dir", "good.png"], "--output-dir good.png"),
@@ -150,7 +151,7 @@ def test_a_real_process_exits_with_2_and_one_line() -> None:
 def test_a_real_process_prints_only_json() -> None:
     import json
 
-    done = process("explain", TINY, "--r", "4", "--json")
+    done = process("explain", TINY, *SHORT, "--r", "4", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["schedule"] == [4] * 6
+    assert json.loads(done.stdout)["schedule"] == [4] * 2
     assert done.stderr == ""

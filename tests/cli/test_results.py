@@ -27,6 +27,7 @@ def row(r: str, mode: str = "eager", median_ms: float = 10.0) -> Row:
         q1_ms=9.0,
         q3_ms=11.0,
         iqr_ms=2.0,
+        min_ms=8.0,
         samples_per_sec=800.0,
         speedup=1.9,
         speedup_q1=1.8,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from tests.architectures import Architecture, architectures, schedules
 from tests.models import Plain, plain_models
 
 Subject = Architecture | Plain
+
+# A warning that is right: on models of a few tokens the matching costs more than it saves.
+TINY = pytest.mark.filterwarnings("ignore:Merging costs more than it saves:tome_fx.ToMeWarning")
 
 
 def subjects(min_depth: int = 1, max_depth: int = 3) -> st.SearchStrategy[Subject]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.architectures import Architecture, schedules
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -22,6 +23,8 @@ from tests.laws.common import (
     transform,
 )
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 def assert_identical(fast: torch.nn.Module, model: torch.nn.Module, config: Subject) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests import duplicates
 from tests.architectures import Architecture, architectures
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -26,6 +27,8 @@ from tests.laws.common import (
 )
 from tests.models import plain_models
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 def check(config: Subject, layout: duplicates.Layout, dtype: torch.dtype = torch.float64) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.architectures import Architecture, architectures, schedules
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -21,6 +22,8 @@ from tests.laws.common import (
     transform,
 )
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 @examples(16)

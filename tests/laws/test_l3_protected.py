@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests import duplicates, oracle
 from tests.architectures import Architecture, architectures
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -22,6 +23,8 @@ from tests.laws.common import (
 )
 from tests.models import Plain
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 @examples(20)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -17,6 +18,8 @@ from tests.laws.common import (
     transform,
 )
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 def decided(config: Subject, schedule: list[int]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.architectures import Architecture
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -24,6 +25,8 @@ from tests.laws.common import (
 )
 from tests.laws.world import process_state, world
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 @examples(12)

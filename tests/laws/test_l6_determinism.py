@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests import paper
 from tests.laws.common import (
+    TINY,
     Subject,
     assert_differs,
     assert_merged,
@@ -21,6 +22,8 @@ from tests.laws.common import (
 )
 from tests.profiles import examples
 from tome_fx import ops
+
+pytestmark = TINY
 
 
 @contextmanager

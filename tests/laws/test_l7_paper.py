@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.architectures import Architecture, architectures, schedules
-from tests.laws.common import assert_differs, assert_merged, distance, run, transform
+from tests.laws.common import TINY, assert_differs, assert_merged, distance, run, transform
 from tests.profiles import examples
+
+pytestmark = TINY
 
 
 def check(config: Architecture, schedule: list[int], **options: object) -> None:

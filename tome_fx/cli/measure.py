@@ -63,6 +63,7 @@ class Row:
     q1_ms: float
     q3_ms: float
     iqr_ms: float
+    min_ms: float
     samples_per_sec: float
     speedup: float
     speedup_q1: float
@@ -198,6 +199,7 @@ def _row(
         q1_ms=first,
         q3_ms=third,
         iqr_ms=timing.iqr * 1e3,
+        min_ms=min(timing.samples) * 1e3,
         samples_per_sec=settings.batch_size / timing.median,
         speedup=faster,
         speedup_q1=low,

@@ -20,6 +20,8 @@ from tome_fx.graph.axes import (
 from tome_fx.rules.base import Context, Lifted, Refusal, one
 from tome_fx.rules.layout import piece_kind
 
+_EMPTY: Axis = (Atom(0, Origin("literal", "empty")),)
+
 
 def slice_(context: Context) -> Lifted | Refusal:
     """``slice`` and ``narrow`` with a step of 1 between borders; else a new plain axis."""
@@ -63,6 +65,8 @@ def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
     """
     if (start, end) == (0, extent(axis)):
         return axis, 0
+    if start >= end:
+        return _EMPTY, 0
     if len(axis) != 1 or not isinstance(axis[0], Concat):
         return None
     taken: list[Axis] = []
