@@ -14,11 +14,10 @@ from tome_fx.errors import AlreadyTransformedError, ConfigError, ToMeWarning
 from tome_fx.examples import example_for
 from tome_fx.module import ToMeModule
 from tome_fx.options import Settings, checked, reject_unknown, rule_table
-from tome_fx.report import Report
+from tome_fx.report import Report, giga
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding
 from tome_fx.source import source_of
-from tome_fx.table import giga
 
 
 def transform(
@@ -143,8 +142,8 @@ def _warn_about_hooks(model: nn.Module) -> None:
 def _warn_about_cost(report: Report) -> None:
     if any(report.schedule) and report.flop_ratio < 1.0:
         warnings.warn(
-            f"Merging costs more than it saves here: {giga(report.macs_before)}MAC per image before, "
-            f"{giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of them for "
+            f"Merging costs more than it saves here: per image {giga(report.macs_before)}MAC "
+            f"before, {giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of them for "
             "the matching. A larger r or a larger image pays; r=0 leaves the model as it is.",
             ToMeWarning,
             stacklevel=3,

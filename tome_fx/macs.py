@@ -12,22 +12,22 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents, tensor_value
-from tome_fx.program import Program
 
 _Count = Callable[[Call, Extents], int]
 
 
-def macs_of(graph: Graph, program: Program) -> dict[Node, int]:
-    """MACs per image of each node of ``graph`` that has any; nodes need their value in ``meta``.
+def macs_of(graph: Graph, sizes: Extents, batch: int) -> dict[Node, int]:
+    """MACs per image of each node of ``graph`` that has any, at ``batch`` images.
 
+    Nodes need their value in ``meta``; ``sizes`` reads its shape.
     Counted are linear, matrix products, convolutions, attention and the matching of a merge, as in
     ``torch.utils.flop_counter`` (which counts two FLOPs for a MAC).
     """
     found = {}
     for node in graph.nodes:
-        whole = _macs(node, program.extents)
-        if whole >= program.batch:
-            found[node] = whole // program.batch
+        whole = _macs(node, sizes)
+        if whole:
+            found[node] = whole // batch
     return found
 
 

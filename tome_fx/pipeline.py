@@ -72,8 +72,8 @@ def rewrite(target: GraphModule, located: Located, settings: Settings, name: str
         graph = lower(lifted.graph)
         graph.set_codegen(program.graph._codegen)
         target.graph = graph
-        verify(target, program.graph, program.extents)
-        done = Done(program, findings, schedule, graph, lifted.origin, lifted.coerced)
+        sizes = verify(target, program)
+        done = Done(program, findings, schedule, graph, sizes, lifted.origin, lifted.coerced)
         return Rewritten(report_of(done, name, settings.r))
 
 

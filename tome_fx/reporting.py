@@ -9,8 +9,10 @@ from torch.fx import Graph, Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import Stream, extent, has_stream, pieces, token_factor
+from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
+from tome_fx.passes.verify import BATCH
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
@@ -23,14 +25,16 @@ class Done:
     findings: Findings
     schedule: MergeSchedule
     graph: Graph
+    sizes: Extents
     origin: Mapping[Node, Node]
     coerced: tuple[Coerced, ...]
 
 
 def report_of(done: Done, model: str, r: object) -> Report:
     """The report of a transform."""
-    before = macs_of(done.program.graph, done.program)
-    after = macs_of(done.graph, done.program)
+    batch = done.program.batch if done.program.static_batch else BATCH
+    before = macs_of(done.program.graph, done.sizes, batch)
+    after = macs_of(done.graph, done.sizes, batch)
     matching = sum(n for node, n in after.items() if node.target is ops.similarity)
     return Report(
         model=model,

@@ -43,12 +43,10 @@ def test_rgb_comes_through_unchanged(tmp_path: Path) -> None:
     assert np.array_equal(open_image(saved(image, tmp_path / "a.png")), image)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "YCbCr", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "YCbCr"])
 def test_every_common_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    name = "a.tif" if mode in ("YCbCr", "HSV") else "a.png"
+    name = "a.jpg" if mode == "YCbCr" else "a.png"
     source = Image.new("RGB", (8, 4), (200, 200, 200)).convert(mode)
-    if mode == "HSV":
-        source = source.convert("RGB")
     found = open_image(saved(source, tmp_path / name))
     assert found.mode == "RGB"
     assert found.size == (8, 4)

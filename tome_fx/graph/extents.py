@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 # Larger than any axis of a model, and small enough that products of a few stay exact and cheap.
 _PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_000_117, 1_000_121)
@@ -20,7 +19,9 @@ _PRIMES = (1_000_003, 1_000_033, 1_000_037, 1_000_039, 1_000_081, 1_000_099, 1_0
 class Extents:
     """Turns sizes into integers; one instance a graph, since symbols belong to one graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_symbol: int | None = None) -> None:
+        """``every_symbol``: a size for all symbols, in place of a prime for each."""
+        self._every = every_symbol
         self._primes: dict[Any, int] = {}
 
     def of(self, size: int | torch.SymInt) -> int:
@@ -35,6 +36,8 @@ class Extents:
         return tuple(self.of(size) for size in value.shape)
 
     def _prime(self, symbol: Any) -> int:
+        if self._every is not None:
+            return self._every
         if symbol not in self._primes:
             # Past the table any odd number serves: it only has to differ from what is there.
             known = len(self._primes)
@@ -47,12 +50,3 @@ def tensor_value(node: Node) -> torch.Tensor | None:
     """The fake tensor that a node yields, or None for anything else."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
-
-
-def fake_mode_of(graph: Graph) -> FakeTensorMode | None:
-    """The fake mode that the values of a graph belong to."""
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return None

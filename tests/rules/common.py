@@ -1,0 +1,195 @@
+"""A tiny Vision Transformer around one op, and the duplicates law as the judge of its lift.
+
+The op under test stands between two attention blocks, so it meets merged tokens, and what it makes
+meets a deeper merge. Patches fall into classes of equal pictures and the schedule merges only
+equal ones: then the rewritten model must compute what the original does, to rounding.
+
+Letters: ``B`` images, ``N`` tokens, ``C`` width, ``H`` heads, ``D`` head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tome_fx
+from tests.architectures import randomise
+from tests.duplicates import mergeable
+
+B, H, D = 3, 2, 4
+C = H * D
+GRID = (3, 4)
+PATCHES = GRID[0] * GRID[1]
+# Groups of 3, 2 and 1 members after the first merge, and one more merge in the second block.
+LABELS = (0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 5, 5)
+# Neighbours pair up, so that a flip or an even roll maps groups onto groups.
+PAIRS = (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5)
+
+TINY = pytest.mark.filterwarnings("ignore:Merging costs more than it saves:tome_fx.ToMeWarning")
+
+
+def schedule_for(labels: tuple[int, ...], front: int, depth: int) -> list[int]:
+    """As many merges of duplicates in each layer as the even/odd split offers."""
+    tokens, result = list(labels), []
+    for _ in range(depth):
+        sources, targets = mergeable(tokens, front)
+        result.append(min(len(sources), len(tokens) // 2))
+        gone = set(sources[: result[-1]])
+        order = [i for i in range(len(tokens)) if i not in gone and i not in targets] + targets
+        tokens = [tokens[i] for i in order]
+    return result
+
+
+def tied(
+    table: Tensor, dims: tuple[int, ...], front: int = 1, labels: tuple[int, ...] = LABELS
+) -> Tensor:
+    """``table`` with equal rows for equal patches along ``dims``, behind ``front`` class tokens."""
+    rows = [*range(front), *(front + labels.index(label) for label in labels)]
+    for dim in dims:
+        table = table.index_select(dim, torch.tensor(rows[-table.shape[dim] :]))
+    return table.contiguous()
+
+
+def heads(x: Tensor) -> Tensor:
+    """``[B, N, H * D] -> [B, H, N, D]``."""
+    return x.reshape(x.shape[0], x.shape[1], H, -1).transpose(1, 2)
+
+
+def joined(x: Tensor) -> Tensor:
+    """``[B, H, N, D] -> [B, N, H * D]``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class Projected(nn.Module):
+    """q, k, v by three linears, an output linear, and a residual: ``mix`` is the op under test."""
+
+    def __init__(self, mix: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(C, C) for _ in range(3))
+        self.out = nn.Linear(C, C)
+        self.mix_function = mix
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``[B, N, C]`` three times to ``[B, N, C]``."""
+        assert self.mix_function is not None
+        return self.mix_function(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(self.mix(self.q(x), self.k(x), self.v(x)))
+
+
+def plain_mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return joined(F.scaled_dot_product_attention(heads(q), heads(k), heads(v)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.attention = Projected(plain_mix)
+        self.mlp = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Host(nn.Module):
+    """Patches, a class token, a block, the op, a block; every token is an output.
+
+    With ``inline`` the op's result goes on through the second block; else it only leaves the
+    model, for ops that tell the members of a group apart.
+    """
+
+    def __init__(self, op: nn.Module | Callable[[Tensor], Tensor], inline: bool, front: int):
+        super().__init__()
+        self.stem = nn.Conv2d(3, C, 2, 2)
+        self.cls = nn.Parameter(torch.zeros(1, front, C)) if front else None
+        self.first, self.second = Block(), Block()
+        self.op_module = op if isinstance(op, nn.Module) else None
+        self.op_function = op
+        self.inline = inline
+
+    def forward(self, image: Tensor, *extra: Any) -> tuple[Tensor, Any]:
+        x = self.stem(image).flatten(2).transpose(1, 2)
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
+        x = self.first(x)
+        y = self.op_function(x, *extra)
+        return self.second(y if self.inline else x), y
+
+
+def images(labels: tuple[int, ...] = LABELS, seed: int = 0, batch: int = B) -> Tensor:
+    """``[batch, 3, 2 * rows, 2 * columns]`` in float64, patches of one class equal."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles = torch.randn(batch, len(labels), 3, 2, 2, generator=generator, dtype=torch.float64)
+    tiles = tiles[:, [labels.index(label) for label in labels]]
+    rows = tiles.reshape(batch, *GRID, 3, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return rows.reshape(batch, 3, 2 * GRID[0], 2 * GRID[1])
+
+
+def distance(actual: Any, expected: Any) -> float:
+    """Largest difference of any output, relative; infinite for a NaN."""
+    left, right = (torch.utils._pytree.tree_leaves(value) for value in (actual, expected))
+    assert len(left) == len(right)
+    worst = 0.0
+    for a, e in zip(left, right, strict=True):
+        assert a.shape == e.shape, f"{a.shape} is not {e.shape}"
+        assert a.dtype == e.dtype, f"{a.dtype} is not {e.dtype}"
+        a, e = a.detach().double(), e.detach().double()
+        gap = float((a - e).abs().max() / e.abs().max().clamp_min(1e-30))
+        worst = max(worst, gap if gap == gap else float("inf"))
+    return worst
+
+
+def host(op: Any, inline: bool = True, front: int = 1) -> Host:
+    """The host of ``op`` in float64, every parameter random."""
+    torch.manual_seed(0)
+    model = Host(op, inline, front).double().eval()
+    tables = {id(p) for p in getattr(op, "tables", ())}
+    kept = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) in tables}
+    randomise(model, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.copy_(kept[name])
+    return model
+
+
+def check(
+    op: nn.Module | Callable[..., Any],
+    *,
+    inline: bool = True,
+    front: int = 1,
+    labels: tuple[int, ...] = LABELS,
+    extra: tuple[Any, ...] = (),
+    sites: int = 2,
+    rules: Any = (),
+    tolerance: float = 1e-9,
+) -> list[tome_fx.report.Unmerge]:
+    """Hold the duplicates law around ``op``; the unmerges inside the model are returned.
+
+    ``sites`` counts the attention blocks, ``op``'s own included.
+    Every batch size gives the same result for an image, and on a random image the output moves.
+    """
+    model = host(op, inline, front)
+    x = images(labels)
+    schedule = schedule_for(labels, front, sites)
+    fast = tome_fx.transform(model, r=schedule, example_inputs=(x, *extra), rules=rules)
+    assert list(fast.schedule) == schedule
+    assert schedule[0] > 0
+    for seed in (0, 1):
+        x = images(labels, seed)
+        expected = model(x, *extra)
+        actual = fast(x, *extra)
+        assert distance(actual, expected) < tolerance
+    other = torch.randn_like(x)
+    assert distance(fast(other, *extra), model(other, *extra)) > 1e-6
+    return [u for u in fast.report.unmerges if u.op != "output"]
