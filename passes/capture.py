@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tome_fx.blame import blame
 from tome_fx.doors import from_export, from_exported_program, from_graph_module
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.examples import Example
@@ -58,6 +59,8 @@ def _module(model: nn.Module, example: Example, door: Door) -> Program:
         traced = torch.fx.symbolic_trace(model)
     except Exception as error:
         if door == "symbolic_trace":
-            raise CaptureError(f"torch.fx.symbolic_trace cannot trace it: {error}") from error
+            raise CaptureError(
+                f"torch.fx.symbolic_trace cannot trace it: {blame(error)}"
+            ) from error
         raise first from error
     return from_graph_module(traced, model, example, "symbolic_trace")

@@ -143,8 +143,8 @@ def _warn_about_cost(report: Report) -> None:
     if any(report.schedule) and report.flop_ratio < 1.0:
         warnings.warn(
             f"Merging costs more than it saves here: per image {giga(report.macs_before)}MAC "
-            f"before, {giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of them for "
-            "the matching. A larger r or a larger image pays; r=0 leaves the model as it is.",
+            f"before and {giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of "
+            "that for the matching. A larger r or a larger image pays; r=0 leaves the model as it is.",
             ToMeWarning,
             stacklevel=3,
         )

@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from tome_fx.blame import blame
 from tome_fx.errors import CaptureError
 from tome_fx.examples import Example
 from tome_fx.graph.extents import Extents
@@ -50,7 +51,7 @@ def from_export(model: nn.Module, example: Example) -> Program:
                 strict=False,
             )
     except Exception as error:
-        raise CaptureError(_export_failure(error)) from error
+        raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error
     return from_exported_program(exported)
 
 
@@ -104,7 +105,7 @@ def from_graph_module(
                 flat_call, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
             )(weights, *fakes)
     except Exception as error:
-        raise CaptureError(f"make_fx cannot trace it: {_reason(error)}") from error
+        raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error
     names = _input_names(source, example)
     graph = _named_graph(graph_module.graph, list(weights), names)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, spec, outputs[0])))
@@ -220,12 +221,3 @@ def _no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _export_failure(error: Exception) -> str:
-    return f"torch.export cannot capture it: {_reason(error)}"
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.split("\n\n")[0] if text else type(error).__name__
