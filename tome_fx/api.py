@@ -10,14 +10,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from tome_fx.errors import AlreadyTransformedError, ConfigError, ToMeWarning
-from tome_fx.examples import example_for
+from tome_fx.errors import (
+    AlreadyTransformedError,
+    CaptureError,
+    ConfigError,
+    InputError,
+    ToMeWarning,
+)
+from tome_fx.examples import (
+    Example,
+    given_example,
+    inferred_examples,
+    none_accepted,
+    rejection,
+)
 from tome_fx.module import ToMeModule
 from tome_fx.options import Settings, checked, reject_unknown, rule_table
 from tome_fx.report import Report, giga
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding
-from tome_fx.source import source_of
+from tome_fx.source import Source, source_of
 
 
 def transform(
@@ -75,11 +87,12 @@ def transform(
     )
     model = _unwrapped(model)
     source = source_of(model)
-    example = None
     if isinstance(source.skeleton, nn.Module):
         _warn_about_hooks(model)
-        example = example_for(source.skeleton, example_inputs, example_kwargs)
-    result = ToMeModule(source, settings, example)
+        given = given_example(example_inputs, example_kwargs)
+        result = _captured(source, source.skeleton, settings, given)
+    else:
+        result = ToMeModule(source, settings, None)
     _warn_about_cost(result.report)
     return result
 
@@ -94,6 +107,27 @@ def explain(model: Any, r: Any = 16, **options: Any) -> Report:
     unknown = {k: v for k, v in options.items() if k not in inspect.signature(transform).parameters}
     reject_unknown(unknown)
     return transform(model, r, **options).report
+
+
+def _captured(
+    source: Source, model: nn.Module, settings: Settings, given: Example | None
+) -> ToMeModule:
+    """The result from the first example that the model accepts."""
+    tried = []
+    for example in [given] if given else inferred_examples(model):
+        try:
+            return ToMeModule(source, settings, example)
+        except CaptureError:
+            # Whose fault is it? Only a failure asks for a run of the model itself.
+            problem = rejection(model, example)
+            if problem is None:
+                raise
+            if given:
+                raise InputError(
+                    f"The model itself rejects these example inputs: {problem}"
+                ) from None
+            tried.append(f"{tuple(example.args[0].shape)}: {problem}")
+    raise none_accepted(tried)
 
 
 def _unwrapped(model: Any) -> Any:
@@ -144,7 +178,7 @@ def _warn_about_cost(report: Report) -> None:
         warnings.warn(
             f"Merging costs more than it saves here: per image {giga(report.macs_before)}MAC "
             f"before and {giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of "
-            "that for the matching. A larger r or a larger image pays; r=0 leaves the model as it is.",
+            "that for the matching. A larger r or a larger image pays; r=0 changes nothing.",
             ToMeWarning,
             stacklevel=3,
         )

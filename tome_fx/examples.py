@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from tome_fx.errors import InputError
@@ -28,65 +27,46 @@ class Example:
     batch: int
 
 
-def example_for(
-    model: nn.Module, inputs: Any = None, kwargs: Mapping[str, Any] | None = None
-) -> Example:
-    """The given example inputs, or inferred ones that the model accepts.
+def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
+    """The example inputs that the user gave, None if none.
 
     A batch of 1 is doubled: a size of 1 would be taken for a constant.
 
     Raises:
-        InputError: the model rejects them (with its own words), or none can be inferred.
+        InputError: they hold no image.
     """
-    if inputs is not None or kwargs:
-        args = _as_tuple(inputs)
-        example = _doubled(args, dict(kwargs or {}))
-        problem = rejection(model, example)
-        if problem is not None:
-            raise InputError(f"The model itself rejects these example inputs: {problem}")
-        return example
-    tried = []
+    if inputs is None and not kwargs:
+        return None
+    return _doubled(_as_tuple(inputs), dict(kwargs or {}))
+
+
+def inferred_examples(model: nn.Module) -> Iterator[Example]:
+    """Example inputs by what the model says of itself, the most likely first."""
     for shape in dict.fromkeys(_candidates(model)):
-        example = Example((_image(model, shape),), {}, 2)
-        problem = rejection(model, example)
-        if problem is None:
-            return example
-        tried.append(f"{shape}: {problem}")
+        yield Example((_image(model, shape),), {}, 2)
+
+
+def none_accepted(tried: list[str]) -> InputError:
+    """The error for a model whose inputs cannot be inferred; ``tried`` says what was."""
     found = f" Tried {'; '.join(tried)}." if tried else ""
-    raise InputError(f"No example inputs were given and none can be inferred.{found} {_ASK}")
+    return InputError(f"No example inputs were given and none can be inferred.{found} {_ASK}")
 
 
 def rejection(model: nn.Module, example: Example) -> str | None:
-    """Why the model does not run on the example; None if it does.
+    """Why the model itself does not run on the example; None if it does.
 
-    Tried on fake tensors, which need neither time nor memory; in earnest only if that fails, since
-    a model may look at values. Buffers that a run would change are copies.
+    Runs for real: under fake tensors a model that caches what it computes would keep fakes.
+    Buffers that the run changes are copies.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        try:
-            with mode:
-                _run(model, example, mode.from_tensor, mode.from_tensor)
-        except Exception:
-            try:
-                _run(model, example, torch.clone, lambda value: value)
-            except Exception as error:
-                text = str(error).strip()
-                return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    state = dict(model.named_parameters())
+    state |= {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.func.functional_call(model, state, example.args, dict(example.kwargs))
+    except Exception as error:
+        text = str(error).strip()
+        return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
     return None
-
-
-def _run(
-    model: nn.Module,
-    example: Example,
-    buffer: Callable[[Tensor], Tensor],
-    other: Callable[[Tensor], Tensor],
-) -> None:
-    """Run the model on its own state and the example, each tensor passed through a function."""
-    state = {name: other(value) for name, value in model.named_parameters()}
-    state |= {name: buffer(value) for name, value in model.named_buffers()}
-    args, kwargs = pytree.tree_map_only(Tensor, other, (example.args, dict(example.kwargs)))
-    torch.func.functional_call(model, state, args, kwargs)
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

@@ -113,8 +113,7 @@ class Host(nn.Module):
         self.stem = nn.Conv2d(3, C, 2, 2)
         self.cls = nn.Parameter(torch.zeros(1, front, C)) if front else None
         self.first, self.second = Block(), Block()
-        self.op_module = op if isinstance(op, nn.Module) else None
-        self.op_function = op
+        self.op = op
         self.inline = inline
 
     def forward(self, image: Tensor, *extra: Any) -> tuple[Tensor, Any]:
@@ -122,7 +121,7 @@ class Host(nn.Module):
         if self.cls is not None:
             x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.first(x)
-        y = self.op_function(x, *extra)
+        y = self.op(x, *extra)
         return self.second(y if self.inline else x), y
 
 
