@@ -231,7 +231,7 @@ class PlainViT(nn.Module):
         x = x.transpose(0, 1) if config.sequence_first else x
         if config.kind == "encoder":
             hidden = ~bias if bias is not None and bias.dtype == torch.bool else bias
-            x = self.blocks(x, mask=hidden)
+            x = self.blocks(x, mask=hidden, is_causal=False)  # else it looks at the mask's values
         else:
             rotate = self.table if config.positions == "rope" else None
             for block in self.blocks:

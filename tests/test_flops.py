@@ -30,6 +30,9 @@ class Row:
     dense: float
     merged: dict[Any, tuple[float, int]]  # r -> GMAC, tokens out
 
+    def __str__(self) -> str:
+        return f"{self.model}-{self.size}"
+
 
 DEIT_TI = Row("deit_tiny_patch16_224", 224, 1.25, {8: (0.92, 101), 13: (0.73, 41), 16: (0.62, 11)})
 DEIT_S = Row(
@@ -77,12 +80,13 @@ def check_row(row: Row) -> None:
         fast.r = r
         report = fast.report
         assert near(report.macs_before, row.dense)
-        assert near(report.macs_after, gmacs), (r, report.macs_after)
+        assert near(report.macs_after - report.macs_matching, gmacs), (r, report.macs_after)
+        assert report.macs_matching < 0.01 * report.macs_after
         assert report.blocks[-1].tokens_out == tokens_out
         assert report.flop_ratio == pytest.approx(report.macs_before / report.macs_after)
 
 
-@pytest.mark.parametrize("row", [DEIT_TI, DEIT_S, VIT_B], ids=lambda row: row.model)
+@pytest.mark.parametrize("row", [DEIT_TI, DEIT_S, VIT_B], ids=str)
 def test_published_figures(row: Row) -> None:
     check_row(row)
 
@@ -106,16 +110,26 @@ def test_a_video_model_of_1568_tokens_by_the_formula() -> None:
 
 
 def counted(model: nn.Module, x: torch.Tensor) -> float:
-    """MACs of one image by torch's counter."""
-    with FlopCounterMode(display=False) as counter:
-        run(model, x)
+    """MACs of one image by torch's counter.
+
+    The fast path of `nn.MultiheadAttention` hides its products from the counter; and its module
+    tracker trips over views of weights that ask for gradients.
+    """
+    model.requires_grad_(False)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            run(model, x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     return counter.get_total_flops() / 2 / x.shape[0]
 
 
 def assert_counter_agrees(model: nn.Module, fast: Any, x: torch.Tensor) -> None:
     report = fast.report
     assert report.macs_before == pytest.approx(counted(model, x), rel=0.01)
-    assert report.macs_after + report.macs_matching == pytest.approx(counted(fast, x), rel=0.01)
+    assert report.macs_after == pytest.approx(counted(fast, x), rel=0.01)
 
 
 @examples(10)
@@ -148,7 +162,8 @@ def test_the_formula_on_a_small_model(registers: int) -> None:
         "classes": config.classes,
     }
     assert fast.report.macs_before == oracle.macs(**cost, schedule=[0, 0, 0])
-    assert fast.report.macs_after == oracle.macs(**cost, schedule=[5, 0, 3])
+    merging = fast.report.macs_after - fast.report.macs_matching
+    assert merging == oracle.macs(**cost, schedule=[5, 0, 3])
     assert 0 < fast.report.macs_matching < fast.report.macs_before / 10
     first = fast.report.blocks[0]
     assert first.macs_before - first.macs_after == 5 * 8 * config.dim**2

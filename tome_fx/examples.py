@@ -58,7 +58,7 @@ def rejection(model: nn.Module, example: Example) -> str | None:
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
     Buffers that the run changes are copies.
     """
-    state = dict(model.named_parameters())
+    state: dict[str, Tensor] = dict(model.named_parameters())
     state |= {name: value.clone() for name, value in model.named_buffers()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

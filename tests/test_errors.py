@@ -1,0 +1,250 @@
+"""Bad input: each gets an error or warning that says what, where and what next.
+
+The model is as it was after every failure; `failure` sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor, nn
+
+import tome_fx
+from tests.laws.common import TINY
+from tests.laws.world import world
+from tests.tiny import SIZE, Around, images, tiny
+
+NAN = float("nan")
+
+
+def failure(model: Any, error: type[Exception], r: Any = 2, **options: Any) -> str:
+    """The text of the error that a transform ends with; the model and the process are untouched."""
+    before = world(model) if isinstance(model, nn.Module) else None
+    with pytest.raises(error) as caught:
+        tome_fx.transform(model, r, **options)
+    assert before is None or world(model) == before
+    return str(caught.value)
+
+
+# --- r -------------------------------------------------------------------------------------------
+
+COUNTS, INFLECT = "an int >= 0", "-1.0 to 1.0"
+BAD_R: list[tuple[Any, str, str]] = [
+    (-1, "-1 is negative", COUNTS),
+    (True, "True is not a token count", COUNTS),
+    ("16", "'16' is not a token count", COUNTS),
+    (None, "None is not a token count", COUNTS),
+    (NAN, "nan is not a share", "0.0 to below 1.0"),
+    (1.0, "1.0 is not a share", "0.0 to below 1.0"),
+    (-0.5, "-0.5 is not a share", "0.0 to below 1.0"),
+    ([1, -2], "-2 is negative", COUNTS),
+    ([1, True], "True is not a token count", COUNTS),
+    ([1, 2.0], "2.0 is not a token count", COUNTS),
+    ((4, 2.0), "inflect 2.0", INFLECT),
+    ((4, NAN), "inflect nan", INFLECT),
+    ((-4, 0.5), "-4 is negative", COUNTS),
+    ([1, 2, 3], "3 entries", "2 layers"),
+]
+
+
+@pytest.mark.parametrize(("r", "what", "allowed"), BAD_R, ids=lambda value: str(value)[:30])
+def test_r_out_of_range(r: Any, what: str, allowed: str) -> None:
+    text = failure(tiny(), tome_fx.ConfigError, r)
+    assert text.startswith(f"r={r!r}")
+    assert what in text
+    assert allowed in text
+    assert isinstance(tome_fx.ConfigError(), ValueError)
+
+
+def test_a_tuple_that_is_no_pair_is_told_the_truth() -> None:
+    text = failure(tiny(), tome_fx.ConfigError, (1, 1, 1))
+    assert "has 1 layer" not in text
+
+
+def test_r_of_zero_is_the_model_itself_without_a_warning() -> None:
+    model, x = tiny(), images()
+    for r in (0, 0.0, [], [0, 0], (0, -1.0)):
+        fast = tome_fx.transform(model, r)
+        assert fast.schedule == (0, 0)
+        assert fast.report.macs_after == fast.report.macs_before
+        assert fast.report.notes == ()
+        assert torch.equal(fast(x), model(x))
+
+
+@TINY
+def test_r_too_large_is_clamped_and_noted() -> None:
+    report = tome_fx.explain(tiny(), 100)
+    assert report.schedule == (4, 2)  # half of 9 patches, half of the 5 that are left
+    assert len(report.notes) == 2
+    for note, words in zip(report.notes, ("layer 0 r=100 4 9", "layer 1 r=100 2 5"), strict=True):
+        assert all(word in note for word in words.split())
+        assert note in str(report)
+
+
+@TINY
+def test_r_too_large_is_an_error_under_strict() -> None:
+    text = failure(tiny(), tome_fx.ConfigError, 100, strict=True)
+    assert all(words in text for words in ("100", "layer 0", "9", "4", "strict=False"))
+    assert tome_fx.transform(tiny(), [4, 2], strict=True).schedule == (4, 2)
+
+
+# --- models with nothing to merge ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", [{}, {"reg_tokens": 4}, {"class_token": False}], ids=str)
+def test_one_token(prefix: dict[str, Any]) -> None:
+    pool = {"global_pool": "avg"} if "class_token" in prefix else {}
+    model, x = tiny(img_size=16, **prefix, **pool), images(size=16)
+    fast = tome_fx.transform(model, 4)
+    assert sum(fast.schedule) == 0
+    assert torch.equal(fast(x), model(x))
+
+
+@pytest.mark.parametrize("protect", [8, 9, 100, (4, 5), (0, 9), (100, 100)], ids=str)
+def test_only_protected_tokens(protect: Any) -> None:
+    model, x = tiny(), images()
+    fast = tome_fx.transform(model, 4, protect=protect)
+    assert sum(fast.schedule) == 0
+    assert torch.equal(fast(x), model(x))
+
+
+WITHOUT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "ResNet": (lambda: timm.create_model("resnet18", num_classes=10), "conv2d"),
+    "ConvNeXt": (lambda: timm.create_model("convnext_atto", num_classes=10), "conv2d"),
+    "MLP-Mixer": (
+        lambda: MlpMixer(num_blocks=2, embed_dim=32, img_size=SIZE + 16, num_classes=10),
+        "linear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_no_attention(name: str) -> None:
+    make, found = WITHOUT[name]
+    model, example = make().eval(), images(size=SIZE + 16)
+    text = failure(model, tome_fx.NoAttentionFoundError, example_inputs=example)
+    assert "No self-attention" in text
+    assert found in text
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="No self-attention"):
+        tome_fx.explain(model, example_inputs=example)
+
+
+def test_attention_without_a_residual_is_named() -> None:
+    attention = nn.MultiheadAttention(16, 2, batch_first=True)
+    body = nn.ModuleDict({"mix": attention})
+    model = Around(lambda body, x: body["mix"](x, x, x)[0], body).eval()
+    text = failure(model, tome_fx.NoAttentionFoundError, example_inputs=torch.randn(2, 9, 16))
+    assert "no residual add" in text
+
+
+def test_merging_that_costs_more_than_it_saves() -> None:
+    model = tiny(img_size=224, embed_dim=8, num_heads=1, mlp_ratio=1.0)
+    with pytest.warns(tome_fx.ToMeWarning, match="costs more than it saves") as caught:
+        fast = tome_fx.transform(model, 1)
+    report = fast.report
+    text = str(caught[0].message)
+    assert report.macs_after > report.macs_before
+    for macs in (report.macs_before, report.macs_after, report.macs_matching):
+        assert f"{macs / 1e6:.1f} M" in text
+    assert "r=0" in text
+    assert caught[0].filename == __file__
+
+
+# --- inputs and control flow ---------------------------------------------------------------------
+
+
+def looks_at_values(body: nn.Module, x: Tensor) -> Tensor:
+    if x.sum() > 0:  # the line to be quoted
+        x = x + 1
+    return body(x)
+
+
+def cuts_by_values(body: nn.Module, x: Tensor) -> Tensor:
+    count = int((x > 0).sum().item())
+    return body(x)[:, :count]
+
+
+@pytest.mark.parametrize("capture", ["auto", "export", "symbolic_trace"])
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [(looks_at_values, "if x.sum() > 0:"), (cuts_by_values, "count = int((x > 0).sum().item())")],
+)
+def test_control_flow_on_values(capture: str, function: Any, line: str) -> None:
+    model = Around(function)
+    text = failure(model, tome_fx.CaptureError, example_inputs=images(), capture=capture)
+    assert line in text
+    assert "test_errors.py" in text
+
+
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
+    "size": ({"example_inputs": images(size=32)}, "Input height (32)"),
+    "rank": ({"example_inputs": torch.randn(3)}, "expected 4"),
+    "channels": ({"example_inputs": (images(channels=4),)}, "4 channels"),
+    "dtype": ({"example_inputs": (images().double(),)}, "double"),
+    "keyword": ({"example_kwargs": {"picture": images()}}, "'picture'"),
+    "missing": ({"example_kwargs": {"attn_mask": torch.ones(2, 1)}}, "'x'"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_inputs_that_the_model_rejects(name: str) -> None:
+    options, own_words = REJECTED[name]
+    text = failure(tiny(), tome_fx.InputError, **options)
+    assert "model itself rejects" in text
+    assert own_words in text
+
+
+NOT_INFERRED: dict[str, tuple[Any, str]] = {
+    "empty": ((), "no tensor"),
+    "a number": (3, "no tensor"),
+    "a text": ("cat.jpg", "no tensor"),
+    "no image": (images(batch=0), "batch is 0"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_INFERRED)
+def test_inputs_without_an_image(name: str) -> None:
+    inputs, words = NOT_INFERRED[name]
+    text = failure(tiny(), tome_fx.InputError, example_inputs=inputs)
+    assert words in text
+    assert "example_inputs=(" in text
+
+
+def test_no_inputs_and_none_to_infer() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    text = failure(model, tome_fx.InputError)
+    assert "none can be inferred" in text
+    assert "tome_fx.transform(model, example_inputs=(" in text
+
+
+@TINY
+@pytest.mark.parametrize("size", [SIZE + 16, SIZE - 16, (SIZE, 2 * SIZE)], ids=str)
+def test_another_resolution(size: Any) -> None:
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    fast = tome_fx.transform(tiny(dynamic_img_size=True), 2)
+    x = torch.randn(3, 3, high, wide)
+    with pytest.raises(tome_fx.ShapeError) as caught:
+        fast(x)
+    text = str(caught.value)
+    assert f"3, {SIZE}, {SIZE}" in text
+    assert f"3, {high}, {wide}" in text
+    assert "10 tokens" in text
+    assert "example_inputs" in text
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(tome_fx.ShapeError):
+        fast.token_map(x)
+
+
+@TINY
+def test_another_resolution_without_a_merge() -> None:
+    for model, r, size, tokens in ((tiny(), 0, SIZE, 10), (tiny(img_size=16), 2, 16, 2)):
+        fast = tome_fx.transform(model, r)
+        with pytest.raises(tome_fx.ShapeError, match=f"{size}, {size}") as caught:
+            fast(images(size=64))
+        assert f" {tokens} tokens" in str(caught.value)
