@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tome_fx.blame import blame
-from tome_fx.doors import from_export, from_exported_program, from_graph_module
+from tome_fx.capturing.blame import blame
+from tome_fx.capturing.doors import from_export, from_exported_program, from_graph_module
+from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError, ConfigError
-from tome_fx.examples import Example
 from tome_fx.program import Program
 
 Door: TypeAlias = Literal["auto", "export", "symbolic_trace"]

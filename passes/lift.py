@@ -23,10 +23,10 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.coerce import Level
 from tome_fx.graph.axes import TensorType, extent, has_stream
-from tome_fx.lifter import Lifter, Value
-from tome_fx.matching import emit_scores
+from tome_fx.lifting.coerce import Level
+from tome_fx.lifting.lifter import Lifter, Value
+from tome_fx.lifting.matching import emit_scores
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 from tome_fx.rules.base import Rule
 

@@ -16,13 +16,13 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from tome_fx.cores import Anchor, anchors, core_of, token_atoms
+from tome_fx.finding.cores import Anchor, anchors, core_of, token_atoms
+from tome_fx.finding.infer import Types, infer
+from tome_fx.finding.protect import protected_positions
+from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Axis, extent
-from tome_fx.infer import Types, infer
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
-from tome_fx.protect import protected_positions
 from tome_fx.rules.base import Rule
-from tome_fx.sites import find_sites
 
 
 def locate(

@@ -10,6 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from tome_fx.capturing.examples import (
+    Example,
+    given_example,
+    inferred_examples,
+    none_accepted,
+    rejection,
+)
+from tome_fx.capturing.source import Source, source_of
 from tome_fx.errors import (
     AlreadyTransformedError,
     CaptureError,
@@ -17,19 +25,11 @@ from tome_fx.errors import (
     InputError,
     ToMeWarning,
 )
-from tome_fx.examples import (
-    Example,
-    given_example,
-    inferred_examples,
-    none_accepted,
-    rejection,
-)
 from tome_fx.module import ToMeModule
 from tome_fx.options import Settings, checked, reject_unknown, rule_table
 from tome_fx.report import Report, giga
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding
-from tome_fx.source import Source, source_of
 
 
 def transform(

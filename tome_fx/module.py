@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
-from tome_fx.examples import Example
+from tome_fx.capturing.examples import Example
+from tome_fx.capturing.source import Source
 from tome_fx.options import Settings
 from tome_fx.pipeline import Located, Rewritten, locate_program, maps_graph, rewrite
 from tome_fx.report import Report
-from tome_fx.source import Source
 
 
 class ToMeModule(GraphModule):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from tome_fx.capturing.examples import Example
 from tome_fx.errors import NoAttentionFoundError
-from tome_fx.examples import Example
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.lift import lift

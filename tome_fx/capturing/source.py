@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
-from tome_fx.examples import Example
 from tome_fx.graph.attributes import set_attribute
 from tome_fx.pipeline import Located
 

@@ -7,9 +7,8 @@ import traceback
 
 import torch
 
-_NOT_THEIRS = tuple(
-    os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__)
-)
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_NOT_THEIRS = tuple(path + os.sep for path in (os.path.dirname(torch.__file__), _OURS))
 
 
 def blame(error: BaseException) -> str:
@@ -34,5 +33,4 @@ def own_line(error: BaseException) -> str:
 def _is_theirs(filename: str) -> bool:
     path = os.path.abspath(filename)
     generated = filename.startswith("<")
-    library = path.startswith(_NOT_THEIRS) or f"{os.sep}passes{os.sep}" in path
-    return not generated and not library and os.path.exists(path)
+    return not generated and not path.startswith(_NOT_THEIRS) and os.path.exists(path)

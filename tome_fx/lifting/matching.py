@@ -6,8 +6,8 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.coerce import Coercer, ends_of
 from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, has_stream, streams_of_axis
+from tome_fx.lifting.coerce import Coercer, ends_of
 
 aten = torch.ops.aten
 

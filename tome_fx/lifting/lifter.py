@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tome_fx.coerce import Coercer, forget_streams
+from tome_fx.finding.infer import Types, apply, measured_axis, name_all, output_shapes, picked_type
 from tome_fx.graph.axes import (
     Axis,
     Stream,
@@ -22,7 +22,7 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.infer import Types, apply, measured_axis, name_all, output_shapes, picked_type
+from tome_fx.lifting.coerce import Coercer, forget_streams
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 

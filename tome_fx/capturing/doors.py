@@ -20,9 +20,9 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from tome_fx.blame import blame
+from tome_fx.capturing.blame import blame
+from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
-from tome_fx.examples import Example
 from tome_fx.graph.extents import Extents
 from tome_fx.program import Program
 

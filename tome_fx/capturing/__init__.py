@@ -1,0 +1,1 @@
+"""From a model to a captured program: example inputs, front doors, the structure copy."""

@@ -1,0 +1,1 @@
+"""From a captured program to what is in it: types, attention cores, sites, protected tokens."""

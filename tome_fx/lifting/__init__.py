@@ -1,0 +1,1 @@
+"""From findings to a rewritten graph: one op at a time, and the coercions between levels."""
