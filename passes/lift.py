@@ -23,7 +23,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, extent, has_stream
+from tome_fx.graph.axes import TensorType
 from tome_fx.lifting.coerce import Level
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
@@ -100,7 +100,7 @@ class _Walk:
         if not shape or not all(isinstance(size, int) for size in shape):
             return new
         self.lifter.origin[new] = node
-        tokens = _whole_tokens(self.lifter.findings)
+        tokens = self.lifter.findings.tokens
         return self.lifter.coercer.emit(ops.check_input, new, shape, str(node.target), tokens)
 
     def _merge(self, step: Step) -> None:
@@ -148,11 +148,3 @@ class _Walk:
             else:
                 result.append(lifter.coercer.emit(ops.identity, like, step.before))
         return tuple(result)
-
-
-def _whole_tokens(findings: Findings) -> int:
-    """Tokens on the axis of the first site, the protected ones included; 0 without a site."""
-    for site in findings.sites:
-        type_ = findings.types[site.node][0]
-        return next(extent(axis) for axis in type_.axes if has_stream(axis))
-    return 0

@@ -50,7 +50,7 @@ def locate(
         else:
             misses.append(answer)
     sites, unplaced = find_sites(program.graph, cores, types)
-    return Findings(types, plain, guarded, sites, (*misses, *unplaced))
+    return Findings(types, plain, guarded, sites, (*misses, *unplaced), _tokens(found, plain))
 
 
 def _streams(found: list[Anchor], plain: Mapping[Node, Types]) -> tuple[StreamDef, ...]:
@@ -63,10 +63,19 @@ def _streams(found: list[Anchor], plain: Mapping[Node, Types]) -> tuple[StreamDe
     return tuple(seen.values())
 
 
+def _tokens(found: list[Anchor], plain: Mapping[Node, Types]) -> int:
+    """Tokens that the first attention looks at, 0 without one."""
+    keys = [(plain[anchor.key], anchor.key_axis) for anchor in found if plain.get(anchor.key)]
+    return extent(keys[0][0][0].axes[keys[0][1]]) if keys else 0
+
+
 def _protect(
     stream: StreamDef, types: Mapping[Node, Types], protect: tuple[int, int] | None
 ) -> StreamDef:
     if protect is not None:
-        return replace(stream, front=protect[0], back=protect[1], reasons=("protect option",))
+        whole = extent(stream.atoms)
+        front = min(protect[0], whole)
+        back = min(protect[1], whole - front)
+        return replace(stream, front=front, back=back, reasons=("the protect option asks for it",))
     front, back, reasons = protected_positions(stream, types)
     return replace(stream, front=front, back=back, reasons=reasons)

@@ -8,9 +8,8 @@ the token count N (the width, the heads, the batch) is caught here.
 
 from __future__ import annotations
 
-import math
+import random
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from hypothesis import strategies as st
@@ -25,6 +24,8 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
+from tests.drawing import brief, randomise, seeded, widths
+
 BLOCKS = {
     "pre": Block,
     "post": ResPostBlock,
@@ -34,7 +35,7 @@ BLOCKS = {
 MLPS = {"mlp": Mlp, "glu": GluMlp, "swiglu": SwiGLU}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Architecture:
     """One timm Vision Transformer, and the batch that it is tried with."""
 
@@ -69,6 +70,8 @@ class Architecture:
     classes: int = 5
     batch: int = 2
     seed: int = 0
+
+    __repr__ = brief
 
     @property
     def dim(self) -> int:
@@ -157,115 +160,75 @@ def build(config: Architecture, dtype: torch.dtype = torch.float64) -> nn.Module
     return model.to(dtype).eval()
 
 
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int) -> None:
-    """Fill every floating parameter and buffer: gains near 1, the rest of a healthy size.
-
-    The weights are a little larger than at initialisation, so that attention is far from uniform.
-    Variances (``running_var``) stay positive.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if not value.is_floating_point():
-            continue
-        noise = draw(value.shape)
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf in ("weight", "gamma") and value.ndim == 1:
-            noise = 1.0 + 0.3 * noise
-        elif leaf == "running_var":
-            noise = 0.5 + noise.abs()
-        elif leaf.endswith("weight"):
-            noise = 1.3 * noise / math.sqrt(max(1, value[0].numel()))
-        else:
-            noise = 0.4 * noise
-        value.copy_(noise.to(value.dtype))
-
-
 # --- strategies ----------------------------------------------------------------------------------
 
 
-@st.composite
-def widths(draw: st.DrawFn, tokens: tuple[int, ...]) -> tuple[int, int, int]:
-    """``(heads, head_dim, batch)``, often with one of ``tokens`` equal to something else.
-
-    Heads are at least four wide: keys of fewer dimensions make unequal tokens look the same.
-    """
-    n = draw(st.sampled_from(tokens))
-    choices: list[tuple[int, int, int]] = []
-    choices += [(h, n // h, 2) for h in (1, 2, 3, 4) if n % h == 0 and n // h >= 4]  # N == C
-    choices += [(n, 4, 2)] if n <= 12 else []  # N == heads
-    choices += [(h, n, 2) for h in (1, 2, 3) if 4 <= n <= 16]  # N == head_dim
-    choices += [(2, 4, n)] if 2 <= n <= 10 else []  # N == batch
-    choices += [(n // 3, 5, 2)] if n % 3 == 0 and n <= 15 else []  # N == 3 * heads
-    plain = st.tuples(st.integers(1, 4), st.sampled_from([4, 5, 6, 8]), st.sampled_from([2, 3]))
-    return draw(st.one_of(plain, st.sampled_from(choices)) if choices else plain)
-
-
-def _prefixes() -> st.SearchStrategy[tuple[str, int]]:
-    """Kind of prefix and number of registers."""
-    return st.one_of(
-        st.just(("class", 0)),
-        st.tuples(st.sampled_from(["class", "none"]), st.sampled_from([0, 1, 2, 4])),
-        st.just(("distilled", 0)),
-    )
-
-
-@st.composite
 def architectures(
-    draw: st.DrawFn,
     min_depth: int = 1,
     max_depth: int = 3,
     attention: tuple[str, ...] = ("attn",),
-    pools: tuple[str, ...] = ("token", "avg", "", "map", "max", "avgmax", "prr"),
-) -> Architecture:
+    pools: tuple[str, ...] = ("token", "token", "avg", "avg", "", "map", "max", "avgmax", "prr"),
+    prefixes: tuple[str, ...] = ("class", "class", "none", "distilled"),
+) -> st.SearchStrategy[Architecture]:
     """Any plain dialect of timm's Vision Transformer, small."""
-    flag = st.booleans()
-    grid = draw(st.tuples(st.integers(2, 5), st.integers(2, 4)))
-    prefix, registers = draw(_prefixes())
-    block = draw(st.sampled_from(["pre", "pre", "pre", "post", "scaling", "things"]))
+    return seeded(lambda rng: _architecture(rng, min_depth, max_depth, attention, pools, prefixes))
+
+
+def _architecture(
+    rng: random.Random,
+    min_depth: int,
+    max_depth: int,
+    attention: tuple[str, ...],
+    pools: tuple[str, ...],
+    prefixes: tuple[str, ...],
+) -> Architecture:
+    def flag(chance: float = 0.5) -> bool:
+        return rng.random() < chance
+
+    grid = (rng.randint(2, 5), rng.randint(2, 4))
+    prefix, block = rng.choice(prefixes), rng.choice(["pre", "pre", "post", "scaling", "things"])
+    free, scaling = prefix != "distilled", block == "scaling"  # timm fixes much in these two
+    registers = rng.choice([0, 0, 1, 2, 4]) if free else 0
     allowed = [p for p in pools if p != "token"] if prefix == "none" else list(pools)
-    pool = "token" if prefix == "distilled" else draw(st.sampled_from(allowed))
+    pool = rng.choice(allowed) if free else "token"
     protected = {"class": 1, "distilled": 2, "none": 0}[prefix] + registers
     stream = grid[0] * grid[1]
-    heads, head_dim, batch = draw(widths((stream, stream + protected)))
-    scaling = block == "scaling"
-    kind = "attn" if scaling else draw(st.sampled_from(attention))
+    heads, head_dim, batch = widths(rng, (stream, stream + protected))
+    kind = "attn" if scaling else rng.choice(attention)
     if kind == "diff":
         head_dim = max(8, head_dim + head_dim % 2)
-    free = prefix != "distilled"  # timm's distilled class fixes these
     return Architecture(
-        depth=draw(st.integers(max(min_depth, 2 if pool == "token" or scaling else 1), max_depth)),
+        depth=rng.randint(max(min_depth, 2 if pool == "token" or scaling else 1), max_depth),
         heads=heads,
         head_dim=head_dim,
         grid=grid,
-        patch=draw(st.sampled_from([2, 3])),
-        channels=draw(st.sampled_from([1, 3])),
+        patch=rng.choice([2, 3]),
+        channels=rng.choice([1, 3]),
         prefix=prefix,
         registers=registers,
-        no_embed_class=free and draw(flag),
-        positions=draw(st.sampled_from(["learn", "learn", "none"])) if free else "learn",
-        pre_norm=draw(flag),
-        norm=draw(st.sampled_from(["layernorm", "layernorm", "rmsnorm"])),
-        layer_scale=draw(flag),
-        qk_norm=draw(flag),
-        scale_attn_norm=not scaling and draw(flag),
-        scale_mlp_norm=not scaling and draw(flag),
-        final_norm=draw(st.sampled_from([True, True, False])),
-        fc_norm=draw(st.sampled_from([None, None, True, False])) if free else None,
+        no_embed_class=free and flag(),
+        positions="none" if free and flag(0.25) else "learn",
+        pre_norm=flag(0.3),
+        norm=rng.choice(["layernorm", "layernorm", "rmsnorm"]),
+        layer_scale=flag(),
+        qk_norm=flag(),
+        scale_attn_norm=not scaling and flag(0.3),
+        scale_mlp_norm=not scaling and flag(0.3),
+        final_norm=flag(0.8),
+        fc_norm=rng.choice([None, None, True, False]) if free else None,
         pool=pool,
-        pool_include_prefix=draw(flag),
-        mlp=draw(st.sampled_from(["mlp", "mlp", "glu", "swiglu"])),
-        mlp_ratio=draw(st.sampled_from([2.0, 4.0])),
-        qkv_bias=draw(flag),
-        proj_bias=draw(flag),
+        pool_include_prefix=flag(0.3),
+        mlp=rng.choice(["mlp", "mlp", "glu", "swiglu"]),
+        mlp_ratio=rng.choice([2.0, 4.0]),
+        qkv_bias=flag(),
+        proj_bias=flag(),
         block=block,
         attention=kind,
-        fused=draw(flag),
-        dynamic_img_size=draw(st.sampled_from([False, False, False, True])),
-        classes=draw(st.sampled_from([5, 5, 0, stream])),
+        fused=flag(),
+        dynamic_img_size=flag(0.2),
+        classes=rng.choice([5, 5, 0, stream]),
         batch=batch,
-        seed=draw(st.integers(0, 99)),
+        seed=rng.randrange(100),
     )
 
 

@@ -28,7 +28,9 @@ class Layout:
     schedule: tuple[int, ...]
 
     def uneven(self, protected: int) -> bool:
-        """True where attention or pooling surely meets tokens of unequal size."""
+        """True where attention or pooling surely meets unequal tokens of unequal size."""
+        if not protected and len(set(self.labels)) == 1:
+            return False  # an average of equal values, whatever the weights
         left = len(self.labels)
         for r in self.schedule:
             left -= r

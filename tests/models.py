@@ -10,6 +10,7 @@ Letters: ``B`` batch, ``N`` tokens, ``C`` width, ``H`` heads, ``D`` head width.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +18,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.architectures import randomise, widths
+from tests.drawing import brief, randomise, seeded, widths
 from tests.plain_blocks import Block
 
-OWN_READOUTS = ("mean", "patches", "max", "sum", "dense", "flatten", "grid", "patch")
+READOUTS = ("mean", "patches", "max", "sum", "dense", "flatten", "grid", "patch")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plain:
     """One hand-written Vision Transformer, and the batch that it is tried with."""
 
@@ -51,6 +52,7 @@ class Plain:
     patch = 2
     channels = 3
     has_oracle = False
+    __repr__ = brief
 
     @property
     def dim(self) -> int:
@@ -240,47 +242,46 @@ class PlainViT(nn.Module):
         return self.read(self.norm(x))
 
 
-@st.composite
 def plain_models(
-    draw: st.DrawFn, min_depth: int = 1, max_depth: int = 3, kinds: tuple[str, ...] = ()
-) -> Plain:
+    min_depth: int = 1,
+    max_depth: int = 3,
+    kinds: tuple[str, ...] = ("own", "own", "own", "mha", "encoder"),
+) -> st.SearchStrategy[Plain]:
     """Any hand-written dialect that `PlainViT` knows, small."""
-    flag = st.booleans()
-    kind = draw(st.sampled_from(kinds or ("own", "own", "own", "mha", "encoder")))
-    own = kind == "own"
-    grid = draw(st.tuples(st.integers(2, 5), st.integers(2, 4)))
-    token = draw(st.sampled_from(["front", "back", "none"]))
+    return seeded(lambda rng: _plain(rng, min_depth, max_depth, kinds))
+
+
+def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str, ...]) -> Plain:
+    kind, token = rng.choice(kinds), rng.choice(["front", "back", "none"])
+    own, grid = kind == "own", (rng.randint(2, 5), rng.randint(2, 4))
     stream = grid[0] * grid[1]
-    heads, head_dim, batch = draw(widths((stream, stream + (token != "none"))))
-    spellings = ["add", "rope", "bias", "indexed", "none"] if own else ["add", "none"]
-    positions = draw(st.sampled_from(spellings))
+    heads, head_dim, batch = widths(rng, (stream, stream + (token != "none")))
+    positions = rng.choice(["add", "rope", "bias", "indexed", "none"] if own else ["add", "none"])
     if positions == "rope":
         head_dim += head_dim % 2
-    masks = ["none"] if positions in ("bias", "indexed") else ["none", "none", "float", "bool"]
+    biased = positions in ("bias", "indexed")
     norms = ["pre", "post"] if kind == "encoder" else ["pre", "post", "parallel", "sandwich"]
-    readouts = OWN_READOUTS if token == "none" else ("token", "token", "token", *OWN_READOUTS)
-    readout = draw(st.sampled_from(readouts))
-    kernels = ["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]
-    shallow = readout in ("token", "patch")
+    readouts = READOUTS if token == "none" else ("token", "token", "token", *READOUTS)
+    readout = rng.choice(readouts)
     return Plain(
-        depth=draw(st.integers(max(min_depth, 2 if shallow else 1), max_depth)),
+        depth=rng.randint(max(min_depth, 2 if readout in ("token", "patch") else 1), max_depth),
         heads=heads,
         head_dim=head_dim,
         grid=grid,
-        stem=draw(st.sampled_from(["conv", "linear"])),
+        stem=rng.choice(["conv", "linear"]),
         token=token,
         kind=kind,
-        projection=draw(st.sampled_from(["packed", "heads", "chunk", "three", "split"])),
-        kernel=draw(st.sampled_from(kernels)),
+        projection=rng.choice(["packed", "heads", "chunk", "three", "split"]),
+        kernel=rng.choice(["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]),
         positions=positions,
-        mask=draw(st.sampled_from(masks)),
-        tables=draw(st.sampled_from(["parameter", "buffer", "attribute"])),
-        norm=draw(st.sampled_from(norms)),
-        sequence_first=draw(flag),
-        residual_last=draw(flag),
-        weights=kind == "mha" and draw(flag),
+        mask="none" if biased else rng.choice(["none", "none", "float", "bool"]),
+        tables=rng.choice(["parameter", "buffer", "attribute"]),
+        norm=rng.choice(norms),
+        sequence_first=rng.random() < 0.5,
+        residual_last=rng.random() < 0.5,
+        weights=kind == "mha" and rng.random() < 0.5,
         readout=readout,
-        classes=draw(st.sampled_from([5, stream])),
+        classes=rng.choice([5, stream]),
         batch=batch,
-        seed=draw(st.integers(0, 99)),
+        seed=rng.randrange(100),
     )

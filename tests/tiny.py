@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils import _pytree as pytree
 
 from tests.architectures import randomise
 
@@ -76,3 +77,17 @@ def seeded(model: nn.Module, *inputs: Any, seed: int = 7) -> Any:
     """The output of a call that starts from this random state."""
     torch.manual_seed(seed)
     return model(*inputs)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal structure, classes and numbers, up to rounding."""
+    left, left_spec = pytree.tree_flatten(ours)
+    right, right_spec = pytree.tree_flatten(theirs)
+    assert left_spec == right_spec
+    assert type(ours) is type(theirs)
+    for a, b in zip(left, right, strict=True):
+        if isinstance(b, Tensor):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        else:
+            assert a == b
+    return True

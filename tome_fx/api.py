@@ -145,7 +145,8 @@ def _unwrapped(model: Any) -> Any:
         return _unwrapped(model._orig_mod)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return _unwrapped(model.module)
-    if any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(model).mro()):
+    bases = {cls.__name__ for cls in type(model).__mro__}
+    if bases & {"FSDPModule", "FullyShardedDataParallel"}:
         raise ConfigError(
             "The parameters of this model are sharded (FSDP). "
             "Transform the model first, then shard the result."
@@ -162,7 +163,10 @@ def _warn_about_hooks(model: nn.Module) -> None:
     hooked = [
         name or type(model).__name__
         for name, module in model.named_modules()
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        if module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     ]
     if hooked:
         warnings.warn(

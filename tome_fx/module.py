@@ -97,7 +97,11 @@ class ToMeModule(GraphModule):
         if mode != self.training:
             self._source.allow(mode)
             nn.Module.train(self, mode)
-            self._rewrite()
+            try:
+                self._rewrite()
+            except Exception:
+                nn.Module.train(self, not mode)
+                raise
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
@@ -131,6 +135,10 @@ class ToMeModule(GraphModule):
         result = ToMeModule(source, self._settings, copy.deepcopy(self._example, memo))
         memo[id(self)] = result
         return result
+
+    def __copy__(self) -> ToMeModule:
+        """Another module on the same weights, with settings of its own."""
+        return ToMeModule(self._source.synced(self), self._settings, self._example)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the source model and the settings; loading transforms again."""

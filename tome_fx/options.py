@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ class Settings:
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
         check_r(r, self.rounding)
-        return replace(self, r=list(r) if isinstance(r, list) else r)
+        return replace(self, r=copy.copy(r))
 
 
 def checked(settings: Settings) -> Settings:
@@ -49,12 +50,13 @@ def checked(settings: Settings) -> Settings:
         raise ConfigError(
             f"capture={settings.capture!r} is not one of 'auto', 'export', 'symbolic_trace'."
         )
-    return replace(settings, protect=_protect(settings.protect))
+    return replace(settings, protect=_protect(settings.protect)).with_r(settings.r)
 
 
 def check_r(r: Any, rounding: Rounding) -> None:
     """Check ``r`` as far as that goes without the number of layers."""
-    asked(r, len(r) if isinstance(r, list) else 1, rounding)
+    row = isinstance(r, (list, tuple)) and not (isinstance(r, tuple) and len(r) == 2)
+    asked(r, len(r) if row else 1, rounding)
 
 
 def _protect(value: Any) -> tuple[int, int] | None:
@@ -75,8 +77,19 @@ def _protect(value: Any) -> tuple[int, int] | None:
 
 def rule_table(rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule]) -> dict[str, Rule]:
     """User rules by op name; an op may be given as ``torch.ops.x.y``, an overload, or ``"x.y"``."""
-    pairs = rules.items() if isinstance(rules, Mapping) else rules
-    return {_op_name(op): rule for op, rule in pairs}
+    try:
+        pairs = list(rules.items() if isinstance(rules, Mapping) else rules)
+        named = {_op_name(op): rule for op, rule in pairs}
+    except ConfigError:
+        raise
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"rules={rules!r} is not a list of pairs such as (torch.ops.namespace.name, rule)."
+        ) from None
+    for name, rule in named.items():
+        if not callable(rule):
+            raise ConfigError(f"rules: the rule for {name}, {rule!r}, is not a function.")
+    return named
 
 
 def _op_name(op: Any) -> str:

@@ -109,6 +109,7 @@ class Findings:
         plain: the same without streams: the fallback where a rule refuses.
         streams: the streams, by id.
         sites: in program order.
+        tokens: on the axis of the first attention's keys.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -116,6 +117,7 @@ class Findings:
     streams: tuple[StreamDef, ...]
     sites: tuple[Site, ...]
     misses: tuple[Miss, ...]
+    tokens: int
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def test_without_proportional_attention(config: Architecture, data: st.DataObjec
 @examples(12)
 @given(architectures(), st.data())
 def test_the_other_capture_gives_the_same(config: Architecture, data: st.DataObject) -> None:
+    if config.block == "scaling":  # timm's eager parallel block branches on its arguments
+        config = dataclasses.replace(config, fused=True)
     config = dataclasses.replace(config, dynamic_img_size=False)
     schedule = data.draw(schedules(config.depth, config.stream))
     check(config, schedule, capture="symbolic_trace")

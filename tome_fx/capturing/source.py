@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
@@ -28,6 +27,7 @@ class Source:
     skeleton: nn.Module | torch.export.ExportedProgram
     name: str
     training: bool
+    born: tuple[torch.dtype, torch.device] | None
 
     @property
     def can_capture(self) -> bool:
@@ -88,14 +88,16 @@ class Source:
         return frozenset((t.dtype, str(t.device)) for t in tensors)
 
     def example_like(self, example: Example | None, target: nn.Module) -> Example | None:
-        """``example`` with the floating dtype and device of the parameters of ``target``."""
-        weight = next((p for p in target.parameters() if p.is_floating_point()), None)
-        if example is None or weight is None:
+        """``example`` cast and moved as the parameters of ``target`` were since the transform."""
+        now, born = _weight(target), self.born
+        if example is None or now is None or born is None or now == born:
             return example
 
         def moved(value: Tensor) -> Tensor:
-            dtype = weight.dtype if value.is_floating_point() else value.dtype
-            return value.to(device=weight.device, dtype=dtype)
+            dtype = now[0] if value.dtype == born[0] else value.dtype
+            if value.is_meta:
+                return torch.zeros(value.shape, dtype=dtype, device=now[1])
+            return value.to(device=now[1], dtype=dtype)
 
         args, kwargs = torch.utils._pytree.tree_map_only(
             Tensor, moved, (example.args, dict(example.kwargs))
@@ -125,8 +127,14 @@ class Source:
 def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:
     """The source for ``model``."""
     if not isinstance(model, nn.Module):
-        return Source(model, type(model.graph_module).__name__, False)
-    return Source(_skeleton(model), type(model).__name__, model.training)
+        return Source(model, type(model.graph_module).__name__, False, None)
+    return Source(_skeleton(model), type(model).__name__, model.training, _weight(model))
+
+
+def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
+    """dtype and device of the first floating parameter."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return None if weight is None else (weight.dtype, weight.device)
 
 
 def _skeleton(model: nn.Module) -> nn.Module:
@@ -141,9 +149,10 @@ def _skeleton(model: nn.Module) -> nn.Module:
         result = copy.deepcopy(model, memo)
     except Exception:
         return model
-    if isinstance(result, GraphModule):
-        # A graph module's own copy leaves node values behind, which the capture makes anew.
-        return result
+    for module in result.modules():
+        # They have no place in a program, and would wrap every value of it.
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
     return result
 
 

@@ -12,6 +12,8 @@ from tome_fx.graph.axes import (
     Atom,
     Axis,
     Concat,
+    Factor,
+    Stream,
     TensorType,
     extent,
     has_batch,
@@ -137,7 +139,7 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
         return _miss(anchor, "its operands have no type")
     rows = _ids(query[0].axes[anchor.query_axis])
     columns = _ids(key[0].axes[anchor.key_axis])
-    if all(extent(part) < 2 for part in _parts(key[0].axes[anchor.key_axis])):
+    if _all_fixed(key[0].axes[anchor.key_axis]):
         return Miss(anchor.node, "attention", "it has no two tokens that could merge", True)
     if not columns:
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
@@ -151,8 +153,16 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
     return Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, rows[0])
 
 
-def _parts(axis: Axis) -> tuple[Axis, ...]:
-    return pieces(axis[0]) if len(axis) == 1 else (axis,)
+def _all_fixed(axis: Axis) -> bool:
+    """No piece of the axis holds two tokens that could merge: one each, learned, or protected."""
+    parts = pieces(axis[0]) if len(axis) == 1 else (axis,)
+    return all(extent(part) < 2 or all(map(_is_fixed, part)) for part in parts)
+
+
+def _is_fixed(factor: Factor) -> bool:
+    if isinstance(factor, Stream):
+        return factor.extent < 2
+    return isinstance(factor, Atom) and factor.origin.kind in ("constant", "protected")
 
 
 def _ids(axis: Axis) -> list[int]:

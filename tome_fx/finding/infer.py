@@ -114,6 +114,8 @@ def picked_type(node: Node, types: Mapping[Node, Types]) -> Types | None:
     source = node.args[0]
     if not isinstance(source, Node) or not types.get(source):
         return None
+    if not isinstance(source.meta.get("val"), (list, tuple)):
+        return None
     row = types[source]
     return (row[node.args[1]],) if -len(row) <= node.args[1] < len(row) else None
 
@@ -180,7 +182,7 @@ def _named(stream: StreamDef) -> Factor:
         (Atom(size, Origin("protected", name, (place,))),) if size > 1 else ()
         for place, size in enumerate((stream.front, stream.back))
     ]
-    parts: list[Axis] = [(body,)]
+    parts: list[Axis] = [(body,)] if body.extent else []
     if stream.front:
         parts.insert(0, ends[0])
     if stream.back:

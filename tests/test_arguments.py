@@ -1,0 +1,115 @@
+"""Arguments and results: keywords, defaults, structures and classes are the model's own."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import tome_fx
+from tests.laws.common import TINY
+from tests.tiny import Around, images, same, tiny
+
+pytestmark = TINY
+
+BOTH = ("export", "symbolic_trace")
+
+Pair = namedtuple("Pair", "tokens logits")
+
+
+@dataclass
+class Result:
+    """An output class of the model's own."""
+
+    tokens: Tensor
+    logits: Tensor
+
+
+pytree.register_dataclass(Result)
+
+RESULTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "list": lambda tokens, logits: [tokens, logits],
+    "tuple": lambda tokens, logits: (tokens, (logits, [tokens.mean(1)])),
+    "dict": lambda tokens, logits: {"tokens": tokens, "more": {"logits": logits}},
+    "constants": lambda tokens, logits: (logits, None, 3, "name", 0.5),
+    "named tuple": Pair,
+    "dataclass": Result,
+}
+
+
+@pytest.mark.parametrize("capture", BOTH)
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_keep_their_structure(name: str, capture: str) -> None:
+    def forward(body: nn.Module, x: Tensor) -> Any:
+        tokens = body.forward_features(x)
+        return RESULTS[name](tokens, body.forward_head(tokens))
+
+    model, x = Around(forward), images(3)
+    fast = tome_fx.transform(model, 0, example_inputs=images(), capture=capture)
+    assert same(fast(x), model(x))
+    fast.r = 2
+    shapes = [pytree.tree_map_only(Tensor, lambda t: t.shape, f(x)) for f in (fast, model)]
+    assert shapes[0] == shapes[1]
+
+
+class Keywords(nn.Module):
+    """A model with optional, keyword-only and non-tensor arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, image: Tensor, shift: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+        logits = self.body(image) * scale
+        return logits if shift is None else logits + shift
+
+
+CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "positional": ((images(),), {}),
+    "keyword": ((), {"image": images()}),
+    "both": ((images(),), {"shift": torch.ones(2, 1)}),
+    "all keywords": ((), {"shift": torch.ones(2, 1), "image": images()}),
+    "all positional": ((images(), torch.ones(2, 1)), {}),
+    "a number": ((images(),), {"scale": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_keyword_inputs(name: str) -> None:
+    args, kwargs = CALLS[name]
+    model = Keywords().eval()
+    fast = tome_fx.transform(model, 0, example_inputs=args or None, example_kwargs=kwargs or None)
+    assert torch.equal(fast(*args, **kwargs), model(*args, **kwargs))
+    wide = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t[:1]]), (args, kwargs))
+    assert torch.equal(fast(*wide[0], **wide[1]), model(*wide[0], **wide[1]))
+    fast.r = 2
+    assert fast(*args, **dict(reversed(kwargs.items()))).shape == (2, 10)
+
+
+UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "another number": ({"scale": 2.0}, {"scale": 3.0}),
+    "the default after a number": ({"scale": 2.0}, {}),
+    "a number after the default": ({}, {"scale": 3.0}),
+    "a tensor after None": ({}, {"shift": torch.ones(2, 1)}),
+    "None after a tensor": ({"shift": torch.ones(2, 1)}, {"shift": None}),
+    "nothing after a tensor": ({"shift": torch.ones(2, 1)}, {}),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_arguments_unlike_the_captured_ones_are_never_ignored(name: str) -> None:
+    """They work as in the model, or they are refused."""
+    captured, called = UNLIKE[name]
+    model, x = Keywords().eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x, example_kwargs=captured)
+    try:
+        y = fast(x, **called)
+    except Exception:  # refused
+        return
+    assert torch.equal(y, model(x, **called))
