@@ -49,11 +49,8 @@ class Run:
 
 def unit(metric: Tensor) -> Tensor:
     """Rows of ``[n, D]`` at unit length; a zero row stays zero."""
-    rows = []
-    for row in metric:
-        length = math.sqrt(float((row * row).sum()))
-        rows.append(row / length if length > 0 else row)
-    return torch.stack(rows)
+    length = (metric * metric).sum(dim=1, keepdim=True).sqrt()
+    return metric / torch.where(length > 0, length, 1.0)
 
 
 def match(similarity: Tensor, r: int, protected: int) -> tuple[list[tuple[int, int]], float]:
@@ -62,7 +59,7 @@ def match(similarity: Tensor, r: int, protected: int) -> tuple[list[tuple[int, i
     ``similarity`` is ``[n, n]`` over the whole sequence; the first ``protected`` positions are
     never chosen, and r is clipped to half of the others.
     """
-    n = similarity.shape[0]
+    n, rows = similarity.shape[0], similarity.tolist()
     r = min(r, (n - protected) // 2)
     group_a = [i for i in range(protected, n) if i % 2 == 0]
     group_b = [i for i in range(protected, n) if i % 2 == 1]
@@ -71,7 +68,7 @@ def match(similarity: Tensor, r: int, protected: int) -> tuple[list[tuple[int, i
     best: dict[int, tuple[float, int]] = {}
     gap: dict[int, float] = {}
     for a in group_a:
-        scores = [float(similarity[a, b]) for b in group_b]
+        scores = [rows[a][b] for b in group_b]
         top = max(scores)
         best[a] = (top, group_b[scores.index(top)])
         others = sorted(scores)[:-1]
@@ -128,12 +125,10 @@ def log_size(tokens: Tokens, run: Run) -> Tensor:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor) -> Tensor:
-    """Heads of ``[n, D]`` queries over ``[m, D]`` keys; ``bias`` is ``[m]``."""
-    rows = []
-    for query in q:
-        weights = torch.exp((k @ query) * scale + bias - ((k @ query) * scale + bias).max())
-        rows.append((weights / weights.sum()) @ v)
-    return torch.stack(rows)
+    """One head's ``[n, D]`` queries over ``[m, D]`` keys; ``bias`` is ``[m]``."""
+    logits = (q @ k.T) * scale + bias
+    weights = torch.exp(logits - logits.max(dim=1, keepdim=True).values)
+    return (weights / weights.sum(dim=1, keepdim=True)) @ v
 
 
 def mean(x: Tensor, size: list[float], run: Run) -> Tensor:
