@@ -2,7 +2,7 @@
 
 This law needs no reference: the model itself says what is right. It catches a log size that is
 missing, a size that got lost, a pool that forgets the weights. With the sizes left out
-(``prop_attn=False``) it must fail by far; `tests.test_oracle` shows the same for pools.
+(``prop_attn=False``) it must fail by far; `tests.laws.test_oracle` shows the same for pools.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ operand is scaled by the group sizes, or divided by them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tome_fx.graph.axes import (
@@ -118,8 +119,10 @@ def contract(context: Context, paths: tuple[str, str], letters: Letters) -> Lift
     result = TensorType(tuple(_kind_of(left, right, letters, c, axes[c]) for c in letters.result))
     result = TensorType(tuple(_channel(context, i, axis) for i, axis in enumerate(result.axes)))
     wanted = _operands(context, paths, letters, axes)
+    if isinstance(wanted, Refusal):
+        return wanted
     for letter in summed:
-        problem = _weigh(wanted, paths, letters, letter, axes[letter])
+        problem = _weigh(context, wanted, paths, letters, letter)
         if problem is not None:
             return problem
     return one(result, operands=wanted)
@@ -158,57 +161,76 @@ def _channel(context: Context, place: int, axis: Axis) -> Axis:
 
 def _operands(
     context: Context, paths: tuple[str, str], letters: Letters, axes: dict[str, Axis]
-) -> dict[str, TensorType]:
+) -> dict[str, TensorType] | Refusal:
     """Each operand with the shared axes put in; two totals on one kept axis become members."""
     wanted: dict[str, TensorType] = {}
     frame = TensorType(tuple(axes[c] for c in letters.result))
     for path, names in zip(paths, (letters.left, letters.right), strict=True):
         type_ = context.types[path]
-        row: list[Axis] = []
-        for axis, letter in zip(type_.axes, names, strict=True):
-            target = axes[letter]
-            merged = any(s.level for s in streams_of_axis(target))
-            plain = merged and extent(axis) != 1 and not has_stream(axis)
-            row.append(intensive(target) if plain else axis)
+        row = [_met(axis, axes[c]) for axis, c in zip(type_.axes, names, strict=True)]
         brought = TensorType(tuple(row))
         if brought != type_:
+            # A table that merges with its tokens differs from image to image.
             brought = with_batch(brought, frame)
+            if brought.rank != type_.rank and context.call.name != "aten.matmul":
+                return Refusal("a table of its tokens has no axis for the images")
         wanted[path] = brought
-    both = [c for c in letters.result if c in letters.left and c in letters.right]
-    for letter in both:
-        if all(is_extensive(wanted[p].axes[n.index(letter)]) for p, n in _named(paths, letters)):
-            for path, names in _named(paths, letters):
-                wanted[path] = _replace(wanted[path], names.index(letter), intensive)
+    for letter in (c for c in letters.result if c in letters.left and c in letters.right):
+        holders = _holders(wanted, paths, letters, letter)
+        if all(is_extensive(wanted[path].axes[place]) for path, place in holders):
+            for path, place in holders:
+                wanted[path] = _replace(wanted[path], place, intensive)
     return wanted
 
 
-def _named(paths: tuple[str, str], letters: Letters) -> list[tuple[str, str]]:
-    return list(zip(paths, (letters.left, letters.right), strict=True))
+def _met(axis: Axis, target: Axis) -> Axis:
+    """A plain axis that meets merged tokens is about them."""
+    merged = any(stream.level for stream in streams_of_axis(target))
+    return intensive(target) if merged and extent(axis) != 1 and not has_stream(axis) else axis
 
 
-def _replace(type_: TensorType, place: int, change: object) -> TensorType:
-    axis = change(type_.axes[place])  # type: ignore[operator]
+def _holders(
+    wanted: dict[str, TensorType], paths: tuple[str, str], letters: Letters, letter: str
+) -> list[tuple[str, int]]:
+    """Path and axis of each operand that has the letter; axes put in front are counted."""
+    row = []
+    for path, names in zip(paths, (letters.left, letters.right), strict=True):
+        if letter in names:
+            row.append((path, wanted[path].rank - len(names) + names.index(letter)))
+    return row
+
+
+def _replace(type_: TensorType, place: int, change: Callable[[Axis], Axis]) -> TensorType:
+    axis = change(type_.axes[place])
     return TensorType((*type_.axes[:place], axis, *type_.axes[place + 1 :]))
 
 
 def _weigh(
+    context: Context,
     wanted: dict[str, TensorType],
     paths: tuple[str, str],
     letters: Letters,
     letter: str,
-    axis: Axis,
 ) -> Refusal | None:
     """Bring the operands of a sum over tokens to one total and one member value."""
-    if not has_stream(axis):
+    holders = _holders(wanted, paths, letters, letter)
+    axes = [wanted[path].axes[place] for path, place in holders]
+    if not any(map(has_stream, axes)):
         return None
-    holders = [(p, n.index(letter)) for p, n in _named(paths, letters) if letter in n]
-    if len(holders) != 2:
-        return Refusal("it sums over tokens of one operand alone")
-    if any(extent(wanted[p].axes[i]) == 1 for p, i in holders):
-        return Refusal("it sums over a broadcast token axis")
-    totals = [(p, i) for p, i in holders if is_extensive(wanted[p].axes[i])]
-    if len(totals) == 1:
-        return None
-    path, place = holders[0] if not totals else holders[1]
-    wanted[path] = _replace(wanted[path], place, intensive if totals else extensive)
+    own = [has_stream(a) for p in paths for a in _axis(context, p, paths, letters, letter)]
+    if len(own) != 2 or not all(own):
+        merged = any(stream.level for axis in axes for stream in streams_of_axis(axis))
+        return Refusal("it mixes tokens by a weight for each position") if merged else None
+    totals = [holder for holder, axis in zip(holders, axes, strict=True) if is_extensive(axis)]
+    if len(totals) != 1:
+        path, place = holders[1] if totals else holders[0]
+        wanted[path] = _replace(wanted[path], place, intensive if totals else extensive)
     return None
+
+
+def _axis(
+    context: Context, path: str, paths: tuple[str, str], letters: Letters, letter: str
+) -> list[Axis]:
+    """The axis that an operand itself has for a letter, as a list of one or none."""
+    names = letters.left if path == paths[0] else letters.right
+    return [context.types[path].axes[names.index(letter)]] if letter in names else []
