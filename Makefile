@@ -30,8 +30,8 @@ test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 
 bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (outputs/)
 	@mkdir -p $(OUT)
-	$(BIN)/tome-fx bench vit_small_patch16_224 --r 13 --batch-size 16 --results-file $(OUT)/vit_small_patch16_224.json $(ARGS)
-	$(BIN)/tome-fx bench vit_base_patch16_224 --r 16 --batch-size 8 --results-file $(OUT)/vit_base_patch16_224.json $(ARGS)
+	$(BIN)/tome-fx bench vit_small_patch16_224 --r 13 --batch-size 16 --num-bench-iter 24 --results-file $(OUT)/vit_small_patch16_224.json $(ARGS)
+	$(BIN)/tome-fx bench vit_base_patch16_224 --r 16 --batch-size 8 --num-bench-iter 16 --results-file $(OUT)/vit_base_patch16_224.json $(ARGS)
 
 check: $(STAMP)  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check

@@ -1,4 +1,4 @@
-"""The models of the laws are so small that a second thread only waits, on a busy machine for long."""
+"""The models of the laws are so small that a second thread would only wait for its turn."""
 
 from __future__ import annotations
 
