@@ -45,6 +45,9 @@ class LiftedGraph:
     origin: Mapping[Node, Node]
     coerced: tuple[Coerced, ...]
 
+    def __str__(self) -> str:
+        return str(self.graph)
+
 
 def lift(
     program: Program,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from tome_fx.graph.axes import Axis, TensorType
+from tome_fx.graph.axes import Atom, Axis, TensorType
 from tome_fx.graph.extents import Extents
 
 
@@ -36,6 +36,10 @@ class Program:
     batched: frozenset[str]
     static_batch: bool
 
+    def __str__(self) -> str:
+        batch = f"batch {self.batch}" if self.static_batch else "any batch"
+        return f"captured by {self.how}, {batch}\n{self.graph}"
+
 
 @dataclass(frozen=True)
 class StreamDef:
@@ -50,6 +54,13 @@ class StreamDef:
     front: int = 0
     back: int = 0
     reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        ends = f", {self.front} protected in front, {self.back} behind"
+        born = ", ".join(
+            f"{atom.extent} of {atom.origin.node}" for atom in self.atoms if isinstance(atom, Atom)
+        )
+        return f"S{self.id}: {born}{ends if self.front or self.back else ''}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,15 @@ class Findings:
     misses: tuple[Miss, ...]
     tokens: int
 
+    def __str__(self) -> str:
+        lines = [f"stream {stream}" for stream in self.streams]
+        for site in self.sites:
+            cores = ", ".join(f"{core.node} ({core.kind})" for core in site.cores)
+            mlp = f", MLP {site.mlp.module or site.mlp.end}" if site.mlp else ""
+            lines.append(f"site {site.node}: S{site.stream}, attention {cores}{mlp}")
+        lines.extend(f"no site for {miss.node}: {miss.reason}" for miss in self.misses)
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -135,6 +155,12 @@ class MergeSchedule:
     """The plan: a step for each site, in program order."""
 
     steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{step.site.node}: {step.before} - {step.removed} -> {step.before - step.removed}"
+            for step in self.steps
+        )
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
         "torch": torch.__version__,
         "timm": _version("timm"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "device_name": name,
         "threads": torch.get_num_threads(),
