@@ -178,6 +178,15 @@ def test_an_op_that_needs_all_tokens(name: str) -> None:
     assert torch.equal(fast(x), model(x))
 
 
+def test_a_program_of_one_batch_size_unmerges_too() -> None:
+    model, x = between_blocks(OPS["roll"]), images()
+    fast = tome_fx.transform(torch.export.export(model, (x,)), 2)
+    assert fast.schedule[0] == 2
+    assert fast.report.unmerges[0].op == "aten.roll.default"
+    fast.r = 0
+    assert torch.equal(fast(x), model(x))
+
+
 def test_an_unmerge_inside_a_module_has_its_path() -> None:
     class Mixer(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

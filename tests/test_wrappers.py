@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,10 +73,10 @@ def test_a_sharded_model() -> None:
     assert "shard the result" in str(caught.value)
 
 
-# torch.jit says of itself that it is deprecated; models made with it are still around.
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 def test_a_script_module() -> None:
-    script = torch.jit.trace(tiny(), images())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; models made with it are around
+        script = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(tome_fx.ConfigError, match="ScriptModule") as caught:
         tome_fx.transform(script, 2)
     assert "nn.Module" in str(caught.value)
@@ -89,6 +90,13 @@ def test_a_transformed_model(compiled: bool) -> None:
     assert "r=[2, 1]" in text
     assert "model.r" in text
     assert tome_fx.explain(fast) == fast.report
+
+
+def test_a_model_with_a_transformed_part() -> None:
+    fast = tome_fx.transform(tiny(), [2, 1])
+    whole = nn.Sequential(fast, nn.Linear(10, 2))
+    text = failure(whole, tome_fx.AlreadyTransformedError, example_inputs=images())
+    assert "r=[2, 1]" in text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def gap(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max())
 
 
-@examples(60)
+@examples(40)
 @given(architectures(max_depth=4), st.data())
 @torch.no_grad()
 def test_without_merges_it_is_the_model(config: Architecture, data: st.DataObject) -> None:
@@ -36,7 +36,7 @@ def test_without_merges_it_is_the_model(config: Architecture, data: st.DataObjec
         assert changed < 1e-12
 
 
-@examples(60)
+@examples(40)
 @given(architectures(), st.data())
 @torch.no_grad()
 def test_it_obeys_the_duplicates_law(config: Architecture, data: st.DataObject) -> None:
@@ -51,7 +51,7 @@ def test_it_obeys_the_duplicates_law(config: Architecture, data: st.DataObject) 
         assert len(pairs) == len(set(slots))
 
 
-@examples(60)
+@examples(40)
 @given(architectures(min_depth=2), st.data())
 @torch.no_grad()
 def test_without_sizes_it_fails_the_law(config: Architecture, data: st.DataObject) -> None:
@@ -78,7 +78,7 @@ def test_a_pool_without_sizes_fails_the_law(pool: str) -> None:
     assert gap(oracle.reference(model, x, [1], sizes=False), model(x)) > 1e-3
 
 
-@examples(60)
+@examples(40)
 @given(plain_models(), st.data())
 @torch.no_grad()
 def test_hand_written_models_keep_duplicates_alike(config: Plain, data: st.DataObject) -> None:

@@ -1,0 +1,1 @@
+"""The duplicates law for each family of ops, one file a family."""

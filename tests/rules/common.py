@@ -10,6 +10,7 @@ Letters: ``B`` images, ``N`` tokens, ``C`` width, ``H`` heads, ``D`` head width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.architectures import randomise
 from tests.duplicates import mergeable
 
 B, H, D = 3, 2, 4
+N = 13  # a class token and the patches
 C = H * D
 GRID = (3, 4)
 PATCHES = GRID[0] * GRID[1]
@@ -30,6 +32,7 @@ LABELS = (0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 5, 5)
 # Neighbours pair up, so that a flip or an even roll maps groups onto groups.
 PAIRS = (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5)
 
+# Right on a model of a dozen tokens.
 TINY = pytest.mark.filterwarnings("ignore:Merging costs more than it saves:tome_fx.ToMeWarning")
 
 
@@ -83,6 +86,21 @@ class Projected(nn.Module):
         return x + self.out(self.mix(self.q(x), self.k(x), self.v(x)))
 
 
+class Eager(Projected):
+    """softmax(logits(q k')) v with an op before and one behind the softmax."""
+
+    def __init__(self, logits: Any, weights: Any) -> None:
+        super().__init__()
+        self.on_logits, self.on_weights = logits, weights
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = heads(q) @ heads(k).transpose(-2, -1) * D**-0.5
+        scores = scores if self.on_logits is None else self.on_logits(scores)
+        weights = scores.softmax(-1)
+        weights = weights if self.on_weights is None else self.on_weights(weights)
+        return joined(weights @ heads(v))
+
+
 def plain_mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(F.scaled_dot_product_attention(heads(q), heads(k), heads(v)))
 
@@ -108,7 +126,9 @@ class Host(nn.Module):
     model, for ops that tell the members of a group apart.
     """
 
-    def __init__(self, op: nn.Module | Callable[[Tensor], Tensor], inline: bool, front: int):
+    def __init__(
+        self, op: nn.Module | Callable[[Tensor], Tensor], inline: bool, front: int
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, C, 2, 2)
         self.cls = nn.Parameter(torch.zeros(1, front, C)) if front else None
@@ -149,17 +169,17 @@ def distance(actual: Any, expected: Any) -> float:
 
 
 def host(op: Any, inline: bool = True, front: int = 1) -> Host:
-    """The host of ``op`` in float64, every parameter random."""
-    torch.manual_seed(0)
+    """The host of ``op`` in float64, every parameter random; then ``op.tie()`` ties its tables."""
     model = Host(op, inline, front).double().eval()
-    tables = {id(p) for p in getattr(op, "tables", ())}
-    kept = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) in tables}
     randomise(model, 0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in kept:
-                parameter.copy_(kept[name])
+    if hasattr(op, "tie"):
+        op.tie()
     return model
+
+
+def random(*shape: int, seed: int = 3) -> Tensor:
+    """A fixed random table in float64."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def check(
@@ -175,20 +195,57 @@ def check(
 ) -> list[tome_fx.report.Unmerge]:
     """Hold the duplicates law around ``op``; the unmerges inside the model are returned.
 
-    ``sites`` counts the attention blocks, ``op``'s own included.
-    Every batch size gives the same result for an image, and on a random image the output moves.
+    ``sites`` counts the attention blocks, ``op``'s own included; ``extra`` are more inputs of it.
+    One image alone gives the same result, and a random image another than the original's.
     """
     model = host(op, inline, front)
-    x = images(labels)
     schedule = schedule_for(labels, front, sites)
+    x = images(labels)
     fast = tome_fx.transform(model, r=schedule, example_inputs=(x, *extra), rules=rules)
     assert list(fast.schedule) == schedule
     assert schedule[0] > 0
     for seed in (0, 1):
         x = images(labels, seed)
         expected = model(x, *extra)
-        actual = fast(x, *extra)
-        assert distance(actual, expected) < tolerance
+        assert distance(fast(x, *extra), expected) < tolerance
+    if not extra:
+        assert distance(fast(x[1:2]), model(x[1:2])) < tolerance
     other = torch.randn_like(x)
     assert distance(fast(other, *extra), model(other, *extra)) > 1e-6
-    return [u for u in fast.report.unmerges if u.op != "output"]
+    unmerges = [u for u in fast.report.unmerges if u.op != "output"]
+    assert all(u.reason and u.bytes_per_image for u in unmerges)
+    return unmerges
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op, the ops in it that need all tokens, and options of :func:`check`."""
+
+    op: Any
+    unmerged: tuple[str, ...]
+    options: dict[str, Any]
+
+    def hold(self) -> None:
+        """The law, and exactly these ops unmerged; an op that stays merged is not listed."""
+        found = {u.op.split(".")[1] for u in check(self.op, **self.options) if u.kind == "unmerge"}
+        assert found == set(self.unmerged)
+
+
+def case(op: Any, *unmerged: str, **options: Any) -> Case:
+    """A case in one line: ``case(op, "flip", inline=False)``."""
+    return Case(op, unmerged, options)
+
+
+def mixed(mix: Callable[..., Tensor], *unmerged: str, **options: Any) -> Case:
+    """An attention block of its own around ``mix(q, k, v)``; a site unless ``sites=2``."""
+    return Case(Projected(mix), unmerged, {"sites": 3, **options})
+
+
+def on_scores(logits: Any = None, weights: Any = None, *unmerged: str, **options: Any) -> Case:
+    """An eager attention block with ops on its logits and on its weights."""
+    return Case(Eager(logits, weights), unmerged, {"sites": 3, **options})
+
+
+def every(table: dict[str, Case]) -> pytest.MarkDecorator:
+    """Parametrize a test over the cases of a table, by name."""
+    return pytest.mark.parametrize("held", table.values(), ids=list(table))

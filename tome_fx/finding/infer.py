@@ -137,10 +137,29 @@ def _born(program: Program, node: Node, kind: str) -> Types:
         for dim, size in enumerate(shape):
             atom = Atom(size, Origin(kind, node.name, (place, dim)))
             axes.append((atom,) if size != 1 else ())
-        if kind == "input" and node.name in program.batched:
-            axes[0] = (Batch(program.batch),)
-        rows.append(TensorType(tuple(axes)))
+        images = _image_axes(program, node, kind, shape)
+        rows.append(
+            TensorType(
+                tuple(
+                    (Batch(program.batch),) if dim in images else axis
+                    for dim, axis in enumerate(axes)
+                )
+            )
+        )
     return tuple(rows)
+
+
+def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Which axis of a value without a history is the batch.
+
+    The symbol of the batch is a history of its own: only what was made from the images has it. An
+    op without a rule may shuffle the images, but what it makes for place ``b`` is data of image
+    ``b`` from there on.
+    """
+    if kind == "input":
+        return (0,) if node.name in program.batched else ()
+    own = tuple(dim for dim, size in enumerate(shape) if size == program.batch)
+    return own if kind == "unknown" and not program.static_batch and len(own) == 1 else ()
 
 
 def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:

@@ -17,8 +17,8 @@ def protected_positions(
 ) -> tuple[int, int, tuple[str, ...]]:
     """How many tokens at the front and at the back are read by index, and by which nodes.
 
-    A position nearer to the front protects everything before it too. One in the second half
-    counts from the back.
+    A stream is one run of tokens, so a position inside it protects all between it and the nearer
+    end.
     """
     front, back, reasons = 0, 0, []
     for node in types:
@@ -26,12 +26,10 @@ def protected_positions(
         if position is None:
             continue
         low, high, whole = position
-        if high <= whole // 2:
+        if high <= whole - low:
             front = max(front, high)
-        elif low >= whole - whole // 2:
-            back = max(back, whole - low)
         else:
-            continue
+            back = max(back, whole - low)
         reasons.append(f"{node.name} reads positions {low}:{high}")
     return front, back, tuple(reasons)
 

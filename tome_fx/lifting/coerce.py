@@ -88,9 +88,9 @@ class Coercer:
         return self._done[key]
 
     def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
+        have = self._named(have, want) if have.rank == want.rank else have
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
             return self._constant(node, have, want)
-        have = self._named(have, want)
         for place, target in enumerate(want.axes):
             for stream, goal in zip(
                 list(streams_of_axis(have.axes[place])), streams_of_axis(target), strict=True
@@ -99,10 +99,10 @@ class Coercer:
         return node
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
-        """``have`` with the tokens of ``want``, unmerged, where it has a plain axis of them."""
+        """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""
         axes = [
             map_streams(target, lambda s: self.at(replace(s, extensive=False), 0))
-            if has_stream(target) and not has_stream(axis) and extent(axis) != 1
+            if extent(axis) != 1 and _is_plain(axis) and not _is_plain(target)
             else axis
             for axis, target in zip(have.axes, want.axes, strict=True)
         ]
@@ -253,6 +253,10 @@ class Coercer:
         heads = [factor_count(f) for f in want.axes[batch][1:]]
         # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
         return self.emit(ops.place_batch, node, want.rank, batch, *([heads] if heads else []))
+
+
+def _is_plain(axis: Axis) -> bool:
+    return not has_stream(axis) and not has_batch(axis)
 
 
 def ends_of(axis: Axis, stream: int | None = None) -> tuple[int, int]:

@@ -18,7 +18,10 @@ def _family(rule: Rule, names: str) -> dict[str, Rule]:
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        **_family(layout.reshape, "reshape view _unsafe_view flatten unflatten _reshape_alias"),
+        **_family(
+            layout.reshape,
+            "reshape view _unsafe_view flatten unflatten _reshape_alias view_as reshape_as",
+        ),
         **_family(layout.permute, "permute transpose t movedim swapaxes swapdims mT numpy_T"),
         **_family(layout.squeeze, "squeeze unsqueeze"),
         **_family(layout.expand, "expand"),
@@ -27,12 +30,13 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(layout.stack, "stack"),
         **_family(pieces.slice_, "slice narrow"),
         **_family(pieces.select, "select"),
+        **_family(pieces.written, "select_scatter slice_scatter"),
         **_family(pieces.split, "split split_with_sizes chunk tensor_split"),
         **_family(pieces.unbind, "unbind"),
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous to type_as clone alias detach "
-            "_to_copy bernoulli lift_fresh_copy masked_fill",
+            "_to_copy bernoulli lift_fresh_copy masked_fill expand_as copy",
         ),
         **_family(local.linear, "linear"),
         **_family(local.embedding, "embedding"),

@@ -1,0 +1,1 @@
+"""Tests of the type toolkit: axes, regrouping, unifying, arguments by schema, extents."""

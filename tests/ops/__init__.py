@@ -1,0 +1,1 @@
+"""Tests of the tensor functions, against plain loops in float64."""
