@@ -1,7 +1,7 @@
 """The passes of tome_fx, one file each, imported as `tome_fx.passes`.
 
 The pipeline is capture -> normalize -> locate -> plan -> lift -> lower -> verify. Passes exchange
-frozen dataclasses and never import each other; `tome_fx.api` puts them in order.
+frozen dataclasses and never import each other; `tome_fx.pipeline` puts them in order.
 """
 
 if __name__ != "tome_fx.passes":  # a second copy of every class here would match nothing

@@ -140,6 +140,7 @@ class PlainViT(nn.Module):
             config.dim,
             config.heads,
             2 * config.dim,
+            dropout=0.0,
             batch_first=not config.sequence_first,
             norm_first=config.norm == "pre",
         )

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, symbolic_trace
 
-from tests.tiny import images, tiny
+import tome_fx
+from tests.tiny import Around, images, tiny
 from tome_fx import ops
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import VerificationError
@@ -132,6 +133,25 @@ def test_types_follow_histories_and_not_sizes() -> None:
     assert str(types[last][0]) == "[B, 2*2, 4]"
     origins = [factor.origin.kind for factor in types[last][0].axes[1]]
     assert origins == ["input", "input"]
+
+
+def test_in_place_ops_become_plain_ones_at_each_door() -> None:
+    def forward(body: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = x * 1
+        y.select(1, 0).fill_(2.0)
+        return body(y.add_(1))
+
+    model, x = Around(forward).eval(), images(3)
+    for door in ("export", "symbolic_trace"):
+        captured = capture(model, Example((x,), {}, 3), door)
+        mutable = [
+            node
+            for node in captured.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        ]
+        assert mutable == []
+        fast = tome_fx.transform(model, 0, example_inputs=x, capture=door)
+        assert torch.equal(fast(x), model(x))
 
 
 def _root() -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
@@ -99,10 +100,14 @@ def from_graph_module(
         outputs.append(out_spec)
         return leaves
 
+    # In-place ops become plain ones: what follows may drop or move a node by its result alone.
+    functional = dispatch_functionalize(
+        flat_call, FunctionalTensorMode(pre_dispatch=True, export=True)
+    )
     try:
         with mode, torch.fx.traceback.preserve_node_meta(), _no_fast_path():
             graph_module = make_fx(
-                flat_call, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
+                functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
             )(weights, *fakes)
     except Exception as error:
         raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error

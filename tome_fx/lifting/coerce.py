@@ -17,11 +17,9 @@ from torch.fx import Graph, Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import (
-    Atom,
     Axis,
     Batch,
     Factor,
-    Origin,
     Stream,
     TensorType,
     batch_axis,
@@ -31,10 +29,10 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     map_streams,
-    pieces,
     streams,
     streams_of_axis,
 )
+from tome_fx.graph.ends import ends_of
 
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
@@ -257,32 +255,6 @@ class Coercer:
 
 def _is_plain(axis: Axis) -> bool:
     return not has_stream(axis) and not has_batch(axis)
-
-
-def ends_of(axis: Axis, stream: int | None = None) -> tuple[int, int]:
-    """How many tokens of the token factor stand before and behind its stream, after merging."""
-    factor = next(f for f in axis if has_stream((f,)))
-    front, back, passed = 0, 0, False
-    for part in pieces(factor):
-        here = any(stream is None or s.id == stream for s in streams_of_axis(part))
-        if here and not passed:
-            passed = True
-        elif passed:
-            back += count(part)
-        else:
-            front += count(part)
-    return front, back
-
-
-def forget_streams(type_: TensorType) -> TensorType:
-    """``type_`` with plain axes for its tokens: rows of a table, merged where used."""
-
-    def plain(axis: Axis) -> Axis:
-        if not has_stream(axis):
-            return axis
-        return (Atom(extent(axis), Origin("constant", "table")),)
-
-    return TensorType(tuple(plain(axis) for axis in type_.axes))
 
 
 def _changed(have: TensorType, place: int, stream: Stream) -> tuple[TensorType, Stream]:

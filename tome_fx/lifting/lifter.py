@@ -22,7 +22,8 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.lifting.coerce import Coercer, forget_streams
+from tome_fx.graph.ends import forget_streams
+from tome_fx.lifting.coerce import Coercer
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 

@@ -7,7 +7,8 @@ from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, has_stream, streams_of_axis
-from tome_fx.lifting.coerce import Coercer, ends_of
+from tome_fx.graph.ends import ends_of
+from tome_fx.lifting.coerce import Coercer
 
 aten = torch.ops.aten
 
