@@ -52,7 +52,11 @@ def match(scores: Tensor, r: int, parity: int = 0) -> MergePlan:
         r: how many tokens to remove, ``0 <= r <= |A|``, and 0 if there is no B.
     """
     batch, a, b = scores.shape
-    best = scores.amax(-1)
+    if b == 0:
+        # A row of one token: give it a partner that it never joins, since r is 0.
+        scores, best = scores.new_zeros(batch, a, 1), scores.new_zeros(batch, a)
+    else:
+        best = scores.amax(-1)
     partner = _first_at(scores, best)
     index = torch.arange(a, device=scores.device)
     # The rank of each pair without a sort: how many pairs are better, or as good and earlier.
