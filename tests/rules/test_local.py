@@ -1,4 +1,4 @@
-"""Ops on each token alone: elementwise, linear, norms, casts, lookups by integer or boolean data."""
+"""Ops on each token alone: elementwise, linear, norms, casts, lookups by integer or boolean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = TINY
 TOKEN_MASK = tied(torch.arange(N)[:, None] % 3 == 0, (0,))
 TABLE, ROWS = random(5, C), tied(torch.arange(N) % 5, (0,))
 WEIGHT, BIAS, KERNEL = random(C, C) / 3, random(C), random(C, C // 2, 1) / 2
-SLOPES = random(C).abs()
+SLOPES, PLACES, MIXER = random(C).abs(), random(N), random(5, N)
 
 ELEMENTWISE = {
     "activations": lambda x: F.gelu(x) + F.silu(x) * F.relu6(x) - F.leaky_relu(x) + F.mish(x),
@@ -106,8 +106,8 @@ def test_statistics_over_tokens_need_all_of_them() -> None:
         "group norm": lambda x: F.group_norm(x.transpose(1, 2), 2),
         "instance norm": lambda x: F.instance_norm(x.transpose(1, 2)),
         "layer norm": lambda x: F.layer_norm(x, (N, C)),
-        "batch norm of tokens": lambda x: F.batch_norm(x, random(N), random(N).abs()),
-        "linear over tokens": lambda x: F.linear(x.transpose(1, 2), random(5, N)),
+        "batch norm of tokens": lambda x: F.batch_norm(x, PLACES, PLACES.abs()),
+        "linear over tokens": lambda x: F.linear(x.transpose(1, 2), MIXER),
     }
     expected = {"group_norm", "instance_norm", "layer_norm", "batch_norm", "linear"}
-    assert unmerged({k: v for k, v in group.items()}, how="aside") == expected
+    assert unmerged(group, how="aside") == expected

@@ -28,7 +28,7 @@ def unify(left: Axis, right: Axis) -> Axis | None:
 
     Axes of different extent never unify. A plain axis takes the meaning of a typed one of the same
     extent: it is data indexed by it. Two typed axes must hold the same streams at the same places.
-    The kind (intensive or extensive) is not compared; the result is intensive.
+    The kind (intensive or extensive) is not compared; of two kinds the result is intensive.
     """
     if left == right:
         return left

@@ -62,11 +62,12 @@ def _combine(
     base = rows_of(tokens, slots)
     added = rows_of(tokens, plan.src + front)
     dtype = wide(x.dtype)
+    base, added = base.to(dtype), added.to(dtype)
     if kept is not None and joined is not None:
         ends = kept.new_ones(kept.shape[0], 1)
         weight = torch.cat([ends.expand(-1, front), kept, ends.expand(-1, back)], dim=1)
-        base = base.to(dtype) * tail(weight, base)
-        added = added.to(dtype) * tail(joined, added)
+        base = base * tail(weight, base)
+        added = added * tail(joined, added)
     target = tail(plan.dst + front, added).expand(added.shape)
     return base.scatter_add(1, target, added).to(x.dtype).movedim(1, dim)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    is_extensive,
     is_merged,
 )
 from tome_fx.graph.regroup import factor_kind, regroup
 from tome_fx.graph.unify import unify_all
-from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, one
+from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.local import demands
 
 aten = torch.ops.aten
@@ -145,9 +147,16 @@ def repeat(context: Context) -> Lifted | Refusal:
     return one(TensorType(tuple(axes)))
 
 
+def one_kind(types: Mapping[str, TensorType]) -> Mapping[str, TensorType]:
+    """Values that are put side by side: all totals along the same axes, or else all members'."""
+    kinds = {tuple(is_extensive(axis) for axis in type_.axes) for type_ in types.values()}
+    return types if len(kinds) < 2 else {p: as_intensive(t) for p, t in types.items()}
+
+
 def cat(context: Context) -> Lifted | Refusal:
     """``cat``: the pieces of the joined axis stand side by side; the other axes are one axis."""
-    types = [t for t in context.types.values() if t.rank == len(context.shape)]
+    given = one_kind(context.types)
+    types = [t for t in given.values() if t.rank == len(context.shape)]
     dim = context.dim(context.call["dim"], len(context.shape))
     axes: list[Axis] = []
     for i in range(len(context.shape)):
@@ -158,7 +167,7 @@ def cat(context: Context) -> Lifted | Refusal:
         axes.append(axis)
     result = TensorType(tuple(axes))
     wanted: dict[str, TensorType] = {}
-    for path, type_ in context.types.items():
+    for path, type_ in given.items():
         if type_.rank == result.rank:
             frame = TensorType((*axes[:dim], type_.axes[dim], *axes[dim + 1 :]))
             wanted.update(demands({path: type_}, frame))
@@ -168,14 +177,15 @@ def cat(context: Context) -> Lifted | Refusal:
 def stack(context: Context) -> Lifted | Refusal:
     """``stack``: a new plain axis over values of one type."""
     rank = len(context.shape) - 1
-    axes = [unify_all(type_.axes[i] for type_ in context.types.values()) for i in range(rank)]
+    given = one_kind(context.types)
+    axes = [unify_all(type_.axes[i] for type_ in given.values()) for i in range(rank)]
     if any(axis is None for axis in axes):
         return Refusal("it joins different tokens")
     frame = TensorType(tuple(axis for axis in axes if axis is not None))
     dim = context.dim(context.call["dim"], rank + 1)
     new: Axis = (Atom(context.shape[dim], Origin("unknown", context.call.node.name)),)
     result = TensorType((*frame.axes[:dim], new, *frame.axes[dim:]))
-    return one(result, operands=demands(context.types, frame))
+    return one(result, operands=demands(given, frame))
 
 
 def piece_kind(axis: Axis) -> str:
