@@ -2,8 +2,8 @@
 
     r=16, sites at 196 tokens  ->  196 -16-> 180 -16-> 164 ...
 
-The schedule is by block index, also where a block has no site left to merge at; what a site
-cannot give is clamped to half of its unprotected tokens (section 3.2).
+The schedule counts the sites in program order: the attention blocks where a merge can go. What a
+site cannot give is clamped to half of its unprotected tokens (section 3.2).
 """
 
 from __future__ import annotations

@@ -92,6 +92,48 @@ def test_keyword_inputs(name: str) -> None:
     assert fast(*args, **dict(reversed(kwargs.items()))).shape == (2, 10)
 
 
+class Affine(nn.Module):
+    """Optional arguments that every way of capture can trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, image: Tensor, up: Any = 1.0, down: Any = 0.0) -> Tensor:
+        return self.body(image) * up - down
+
+
+TWO, FIVE = torch.full((2, 1), 2.0), torch.full((2, 1), 5.0)
+ORDERS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((), {}),
+    ((TWO,), {}),
+    ((TWO,), {"down": FIVE}),
+    ((), {"up": TWO}),
+    ((), {"down": FIVE}),
+    ((), {"up": TWO, "down": FIVE}),
+    ((), {"down": FIVE, "up": TWO}),
+    ((), {"down": 5.0}),
+    ((2.0,), {"down": FIVE}),
+]
+
+
+@pytest.mark.parametrize("capture", [*BOTH, "graph module"])
+@pytest.mark.parametrize(("args", "kwargs"), ORDERS, ids=lambda v: f"{len(v)} {list(v)}"[:24])
+def test_arguments_reach_their_parameters(
+    args: tuple[Any, ...], kwargs: dict[str, Any], capture: str
+) -> None:
+    """By place, by name in any order, with others left at their defaults."""
+    model, x = Affine().eval(), images()
+    ready = capture == "graph module"
+    source = torch.fx.symbolic_trace(model) if ready else model
+    options = {} if ready else {"capture": capture}
+    fast = tome_fx.transform(
+        source, 0, example_inputs=(x, *args), example_kwargs=kwargs or None, **options
+    )
+    for named in (kwargs, dict(reversed(kwargs.items()))):
+        assert torch.equal(fast(x, *args, **named), model(x, *args, **kwargs))
+
+
 UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "another number": ({"scale": 2.0}, {"scale": 3.0}),
     "the default after a number": ({"scale": 2.0}, {}),

@@ -32,6 +32,19 @@ def torchvision_vit() -> nn.Module:
     return VisionTransformer(SIZE, 16, 2, 2, 32, 64, num_classes=10).eval()
 
 
+class Tables(nn.Module):
+    """Tensors that are plain attributes, which no `state_dict` knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+        self.body.gain = torch.tensor(2.0)
+        self.table = torch.arange(10.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.body.gain + self.table
+
+
 TRACEABLE: dict[str, Callable[[], nn.Module]] = {
     "plain": tiny,
     "eager attention": unfused,
@@ -41,14 +54,16 @@ TRACEABLE: dict[str, Callable[[], nn.Module]] = {
     "map": lambda: tiny(class_token=False, global_pool="map"),
     "distilled": lambda: tiny("deit_tiny_distilled_patch16_224"),
     "parametrized": parametrized,
+    "plain tensors": Tables,
     "torchvision": torchvision_vit,
 }
 
 
 @pytest.mark.parametrize("name", TRACEABLE)
 def test_both_ways_give_the_same(name: str) -> None:
-    model, x = TRACEABLE[name](), images(3)
-    found = {way: tome_fx.transform(model, 2, capture=way) for way in BOTH}
+    model, x = TRACEABLE[name]().eval(), images(3)
+    options = {"example_inputs": images()} if name == "plain tensors" else {}
+    found = {way: tome_fx.transform(model, 2, capture=way, **options) for way in BOTH}
     for way, fast in found.items():
         assert fast.report.capture == way
     one, two = found.values()
@@ -58,6 +73,7 @@ def test_both_ways_give_the_same(name: str) -> None:
     for ours, theirs in zip(one.report.blocks, two.report.blocks, strict=True):
         assert ours == theirs
     for fast in found.values():
+        assert list(fast.state_dict()) == list(model.state_dict())
         fast.r = 0
         assert same(fast(x), model(x))
 

@@ -6,17 +6,19 @@ import copy
 import io
 import multiprocessing
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import tome_fx
 from tests.laws.common import TINY
 from tests.laws.test_l5_purity import in_threads
-from tests.laws.world import process_state
+from tests.laws.world import process_state, world
 from tests.tiny import Around, Stateful, images, parametrized, tiny
 
 pytestmark = TINY
@@ -112,3 +114,42 @@ def test_threads_transform_and_run_at_once() -> None:
     for y, expected in zip(in_threads(jobs), wanted, strict=True):
         assert torch.equal(y, expected)
     assert process_state() == before
+
+
+# --- sources that cannot be copied ---------------------------------------------------------------
+
+
+def locked() -> nn.Module:
+    model = tiny()
+    model.lock = threading.Lock()
+    return model
+
+
+def with_a_computed_attribute() -> nn.Module:
+    model = tiny()
+    model.latest = model.head.weight * 2
+    return model
+
+
+def pruned() -> nn.Module:
+    model = tiny()
+    prune.l1_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)
+    return model
+
+
+# Pruning is a hook, which a warning names; torch.export warns of the attribute that it sets.
+@pytest.mark.filterwarnings("ignore:Hooks on blocks.0.mlp.fc1", "ignore:The tensor attribute")
+@pytest.mark.parametrize("make", [locked, with_a_computed_attribute, pruned])
+@pytest.mark.parametrize("capture", ["export", "symbolic_trace"])
+def test_a_source_that_cannot_be_copied_stays_as_it_is(
+    make: Callable[[], nn.Module], capture: str
+) -> None:
+    model, x = make(), images()
+    before = world(model)
+    fast = tome_fx.transform(model, 2, capture=capture)
+    fast.train()
+    fast.r = 1
+    fast.eval()
+    assert world(model) == before
+    fast.r = 0
+    assert torch.equal(fast(x), model(x))

@@ -100,12 +100,13 @@ def transform(
 def explain(model: Any, r: Any = 16, **options: Any) -> Report:
     """What :func:`transform` would find and do: blocks, tokens per layer, MACs, every unmerge.
 
-    Takes the same options; a module that is already transformed gives its own report.
+    Takes the same options. A module that is already transformed gives its own report, whatever the
+    options.
     """
-    if isinstance(model, ToMeModule):
-        return model.report
     unknown = {k: v for k, v in options.items() if k not in inspect.signature(transform).parameters}
     reject_unknown(unknown)
+    if isinstance(model, ToMeModule):
+        return model.report
     return transform(model, r, **options).report
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
 from tome_fx.options import Settings
 from tome_fx.pipeline import Located, Rewritten, locate_program, maps_graph, rewrite
@@ -105,9 +106,14 @@ class ToMeModule(GraphModule):
         return self
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
-        """Casts and moves: what the capture knows of dtypes and devices is captured again."""
+        """Casts and moves, of the result alone: the original keeps its own.
+
+        Parameters that change become the result's own; the others stay shared. What the capture
+        knows of dtypes and devices is captured again.
+        """
         before = self._source.signature(self)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with unshared(self):
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._source.signature(self) != before and self._source.can_capture:
             self._programs.clear()
             self._rewrite()

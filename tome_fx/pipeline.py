@@ -56,9 +56,8 @@ def locate_program(
         program = capture(model, example, cast(Door, settings.capture))
         normalize(program.graph)
         findings = locate(program, settings.rules, settings.protect)
-    if not findings.sites and not all(miss.harmless for miss in findings.misses):
-        raise NoAttentionFoundError(_nothing_found(program, findings))
-    if not findings.sites and not findings.misses:
+    misses = findings.misses
+    if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
         raise NoAttentionFoundError(_nothing_found(program, findings))
     return Located(program, findings)
 

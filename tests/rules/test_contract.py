@@ -188,7 +188,7 @@ def by_hand(scores: Tensor) -> Tensor:
 
 def test_sums_over_tokens_without_a_softmax_count_every_member() -> None:
     blocks = {name: Projected(mix) for name, mix in SUMS.items()}
-    assert unmerged(blocks) == set()
+    assert unmerged(blocks, how="beside") == set()
 
 
 WEIGHTS = {

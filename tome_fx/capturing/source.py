@@ -140,20 +140,34 @@ def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
 def _skeleton(model: nn.Module) -> nn.Module:
     """A deep copy that shares every parameter and buffer.
 
-    A model that cannot be copied is used as it is: tracing leaves it as it was all the same, as
-    far as its own code does.
+    Where an attribute cannot be copied (a lock, a value with a gradient), the modules are copied
+    one by one and share their plain attributes.
     """
     shared = [*model.parameters(), *model.buffers()]
     memo = {id(tensor): tensor for tensor in shared}
     try:
         result = copy.deepcopy(model, memo)
     except Exception:
-        return model
+        result = _shell(model, {})
     for module in result.modules():
         # They have no place in a program, and would wrap every value of it.
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return result
+
+
+def _shell(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
+    """A module with tables of its own for parameters, buffers, children and hooks."""
+    if id(module) not in seen:
+        new = module.__class__.__new__(module.__class__)
+        seen[id(module)] = new
+        new.__dict__.update(module.__dict__)
+        for name, table in module.__dict__.items():
+            if name.startswith("_") and isinstance(table, (dict, set)):
+                new.__dict__[name] = copy.copy(table)
+        for name, child in module._modules.items():
+            new._modules[name] = None if child is None else _shell(child, seen)
+    return seen[id(module)]
 
 
 def _tensors(

@@ -74,8 +74,9 @@ def _softmax_anchor(call: Call) -> Anchor | None:
             continue
         seen.add(node)
         inner = bind(node)
-        if inner.name in _PRODUCTS:
-            return _product_anchor(call, inner)
+        found = _product_anchor(call, inner) if inner.name in _PRODUCTS else None
+        if found is not None:
+            return found
         waiting.extend(operand for _, operand in tensor_operands(inner))
     return None
 
@@ -99,7 +100,8 @@ def _product_anchor(call: Call, product: Call) -> Anchor | None:
         query, key, names, other = key, query, other, names
     inner = [c for c in other if c in names and c not in letters.result]
     rows = [c for c in names if c in letters.result and c not in other]
-    if len(inner) != 1 or len(rows) != 1 or column not in other:
+    columns = [c for c in other if c in letters.result and c not in names]
+    if len(inner) != 1 or len(rows) != 1 or columns != [column]:
         return None
     places = names.index(rows[0]), other.index(column), other.index(inner[0])
     return Anchor(call.node, "softmax", query, key, *places)

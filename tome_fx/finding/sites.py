@@ -9,10 +9,12 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import TensorType, streams
+from tome_fx.graph.calls import bind
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Miss, Mlp, Site
 
 _ADD = torch.ops.aten.add.Tensor
+_SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
 _LINEAR = torch.ops.aten.linear.default
 Types = Mapping[Node, tuple[TensorType, ...]]
 
@@ -71,9 +73,21 @@ def _site_node(graph: Graph, core: Core, types: Types, cones: _Cones) -> tuple[N
         if cones.order[node] <= cones.order[core.node] or not _is_add(node, core.stream, types):
             continue
         for behind, before in (node.args[:2], node.args[1::-1]):
-            if cones.depends(behind, core.node) and _is_upstream(before, core, cones):
-                return _sink(node, core.stream, types), before
+            source = _scaled(before, core.stream, types)
+            if cones.depends(behind, core.node) and _is_upstream(source, core, cones):
+                return _sink(node, core.stream, types), source
     return None
+
+
+def _scaled(node: Node, stream: int, types: Types) -> Node:
+    """What a residual is before it is scaled, cast or dropped on its way to the add."""
+    while isinstance(node.target, torch._ops.OpOverload):
+        streamed = [n for n in node.all_input_nodes if types.get(n) and _ids(types[n][0])]
+        plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
+        if not plain or len(streamed) != 1 or _ids(types[streamed[0]][0]) != [stream]:
+            break
+        node = streamed[0]
+    return node
 
 
 def _is_upstream(node: Node, core: Core, cones: _Cones) -> bool:

@@ -15,19 +15,17 @@ from tome_fx.graph.axes import (
 )
 
 
-def ends_of(axis: Axis, stream: int | None = None) -> tuple[int, int]:
-    """How many tokens of the token factor stand before and behind its stream, after merging."""
+def ends_of(axis: Axis, which: int = 0) -> tuple[int, int]:
+    """How many tokens stand before and behind the ``which``-th stream of an axis, after merging."""
     factor = next(f for f in axis if has_stream((f,)))
-    front, back, passed = 0, 0, False
-    for part in pieces(factor):
-        here = any(stream is None or s.id == stream for s in streams_of_axis(part))
-        if here and not passed:
-            passed = True
-        elif passed:
-            back += count(part)
-        else:
-            front += count(part)
-    return front, back
+    parts = pieces(factor)
+    own = [i for i, part in enumerate(parts) if has_stream(part)][which]
+    return sum(map(count, parts[:own])), sum(map(count, parts[own + 1 :]))
+
+
+def place_of(axis: Axis, stream: int) -> int:
+    """Which of the streams of an axis is the first with this id."""
+    return [s.id for s in streams_of_axis(axis)].index(stream)
 
 
 def forget_streams(type_: TensorType) -> TensorType:

@@ -8,6 +8,7 @@ the row of each group's representative, and a batch axis.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     map_streams,
+    pieces,
     streams,
     streams_of_axis,
 )
@@ -58,7 +60,7 @@ class Coercer:
     levels: dict[int, list[Level]] = field(default_factory=dict)
     provenance: Node | None = None
     _done: dict[tuple[Node, TensorType, TensorType], Node] = field(default_factory=dict)
-    _sizes: dict[tuple[Node, TensorType, int], Node] = field(default_factory=dict)
+    _sizes: dict[tuple[TensorType, int, int | None], Node] = field(default_factory=dict)
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Append a call that carries the module path and source line of the node being lifted."""
@@ -90,10 +92,8 @@ class Coercer:
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
             return self._constant(node, have, want)
         for place, target in enumerate(want.axes):
-            for stream, goal in zip(
-                list(streams_of_axis(have.axes[place])), streams_of_axis(target), strict=True
-            ):
-                node, have = self._bring(node, have, place, stream, goal)
+            for which, goal in enumerate(streams_of_axis(target)):
+                node, have = self._bring(node, have, (place, which), goal)
         return node
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
@@ -107,26 +107,27 @@ class Coercer:
         return TensorType(tuple(axes))
 
     def _bring(
-        self, node: Node, have: TensorType, place: int, stream: Stream, goal: Stream
+        self, node: Node, have: TensorType, at: tuple[int, int], goal: Stream
     ) -> tuple[Node, TensorType]:
+        stream = list(streams_of_axis(have.axes[at[0]]))[at[1]]
         if stream.extensive and (goal.level < stream.level or not goal.extensive):
             if stream.level:
-                node = self._by_size(node, have, place, ops.divide_by_size)
-            have, stream = _changed(have, place, replace(stream, extensive=False))
+                node = self._by_size(node, have, at, ops.divide_by_size)
+            have, stream = _changed(have, at, replace(stream, extensive=False))
         while stream.level < goal.level:
             deeper = self.at(stream, stream.level + 1)
-            node = self._merge(node, have, place, stream)
-            have, stream = _changed(have, place, deeper)
+            node = self._merge(node, have, at, stream)
+            have, stream = _changed(have, at, deeper)
         if stream.level > goal.level:
-            node = self._unmerge(node, have, place, stream, goal.level)
-            have, stream = _changed(have, place, self.at(stream, goal.level))
+            node = self._unmerge(node, have, at, stream, goal.level)
+            have, stream = _changed(have, at, self.at(stream, goal.level))
         if goal.extensive and not stream.extensive:
-            have, wide = _changed(have, place, replace(stream, extensive=True))
+            have, wide = _changed(have, at, replace(stream, extensive=True))
             if wide.level:
-                node = self._by_size(node, have, place, ops.scale_by_size)
+                node = self._by_size(node, have, at, ops.scale_by_size)
         return node, have
 
-    def _merge(self, node: Node, type_: TensorType, place: int, stream: Stream) -> Node:
+    def _merge(self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream) -> Node:
         level = self.levels[stream.id][stream.level]
         before = self.levels[stream.id][stream.level - 1].size if stream.level else None
 
@@ -137,10 +138,10 @@ class Coercer:
             return self.emit(ops.merge, value, level.plan, before, level.size, dim, **ends)
 
         deeper = self.at(stream, stream.level + 1)
-        return self._on_tokens(node, type_, place, stream, deeper.count, act)
+        return self._on_tokens(node, type_, at, stream, deeper.count, act)
 
     def _unmerge(
-        self, node: Node, type_: TensorType, place: int, stream: Stream, goal: int
+        self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream, goal: int
     ) -> Node:
         index = self.assignment(stream.id, stream.level, goal)
 
@@ -148,10 +149,12 @@ class Coercer:
             ends = {"front": front, "back": back} if front or back else {}
             return self.emit(ops.unmerge, value, index, dim, **ends)
 
-        return self._on_tokens(node, type_, place, stream, self.at(stream, goal).count, act)
+        return self._on_tokens(node, type_, at, stream, self.at(stream, goal).count, act)
 
-    def _by_size(self, node: Node, type_: TensorType, place: int, op: Callable[..., Any]) -> Node:
-        size = self.size_along(type_, place)
+    def _by_size(
+        self, node: Node, type_: TensorType, at: tuple[int, int], op: Callable[..., Any]
+    ) -> Node:
+        size = self.size_along(type_, *at)
         return node if size is None else self.emit(op, node, size)
 
     def assignment(self, stream: int, level: int, goal: int = 0) -> Node:
@@ -180,37 +183,46 @@ class Coercer:
             )
         return top.origin
 
-    def size_along(self, type_: TensorType, place: int) -> Node | None:
-        """Group sizes that broadcast against ``type_`` along ``place``; None if all are 1."""
+    def size_along(self, type_: TensorType, place: int, which: int | None = None) -> Node | None:
+        """Group sizes that broadcast against ``type_`` along ``place``; None if all are 1.
+
+        ``which``: of this stream of the axis alone; the others count as 1.
+        """
         found = list(streams_of_axis(type_.axes[place]))
         batch = batch_axis(type_)
-        if not found or found[0].level == 0 or batch is None:
+        chosen = found if which is None else [found[which]]
+        if batch is None or not any(stream.level for stream in chosen):
             return None
-        size = self.levels[found[0].id][found[0].level - 1].size
-        key = size, _shape_key(type_, place), place
+        key = type_, place, which
         if key not in self._sizes:
-            front, back = ends_of(type_.axes[place])
-            heads = [factor_count(f) for f in type_.axes[batch][1:]]
-            repeat = 1
-            for width in heads:
-                repeat *= width
-            args = (size, type_.rank, batch, place, front, back)
-            extra = () if repeat == 1 else (repeat,)
-            self._sizes[key] = self.emit(ops.along, *args, *extra)
+            at = next(i for i, f in enumerate(type_.axes[batch]) if isinstance(f, Batch))
+            outer, inner = count(type_.axes[batch][:at]), count(type_.axes[batch][at + 1 :])
+            parts: list[Node | int] = []
+            order = itertools.count()
+            for part in pieces(type_.axes[place][0]):
+                own = [s for s in streams_of_axis(part) if which in (next(order), None)]
+                merged = own and own[0].level
+                parts.append(self._size(own[0]) if merged else count(part))
+            extra = () if outer * inner == 1 else (outer, inner)
+            self._sizes[key] = self.emit(ops.along, parts, type_.rank, batch, place, *extra)
         return self._sizes[key]
+
+    def _size(self, stream: Stream) -> Node:
+        return self.levels[stream.id][stream.level - 1].size
 
     def _on_tokens(
         self,
         node: Node,
         type_: TensorType,
-        place: int,
+        spot: tuple[int, int],
         stream: Stream,
         left: int,
         act: Callable[[Node, int, int, int], Node],
     ) -> Node:
         """Run ``act`` on a value whose batch is axis 0 and whose tokens have an axis alone."""
+        place, which = spot
         batch = batch_axis(type_)
-        front, back = ends_of(type_.axes[place], stream.id)
+        front, back = ends_of(type_.axes[place], which)
         if batch == 0 and len(type_.axes[0]) == 1 and len(type_.axes[place]) == 1:
             return act(node, place, front, back)
         flat = [factor for axis in type_.axes for factor in axis]
@@ -239,11 +251,11 @@ class Coercer:
         assert batch is not None, "a merged type has a batch axis"
         lead = 0
         for place in range(have.rank):
-            for stream in streams_of_axis(want.axes[place + shift]):
+            for which, stream in enumerate(streams_of_axis(want.axes[place + shift])):
                 if not stream.level:
                     continue
                 index = self.origin(stream.id, stream.level)
-                front, back = ends_of(want.axes[place + shift], stream.id)
+                front, back = ends_of(want.axes[place + shift], which)
                 ends = {"front": front, "back": back} if front or back else {}
                 target = ops.take if lead else ops.take_constant
                 node = self.emit(target, node, index, place + lead, **ends)
@@ -257,17 +269,12 @@ def _is_plain(axis: Axis) -> bool:
     return not has_stream(axis) and not has_batch(axis)
 
 
-def _changed(have: TensorType, place: int, stream: Stream) -> tuple[TensorType, Stream]:
-    axis = map_streams(have.axes[place], lambda s: stream if s.id == stream.id else s)
+def _changed(have: TensorType, at: tuple[int, int], stream: Stream) -> tuple[TensorType, Stream]:
+    place, which = at
+    order = itertools.count()
+    axis = map_streams(have.axes[place], lambda s: stream if next(order) == which else s)
     return TensorType((*have.axes[:place], axis, *have.axes[place + 1 :])), stream
 
 
 def _sizes(factors: list[Factor]) -> list[int]:
     return [-1 if isinstance(f, Batch) else factor_count(f) for f in factors]
-
-
-def _shape_key(type_: TensorType, place: int) -> TensorType:
-    """What of a type decides the shape of its sizes: where the batch and the tokens are."""
-    return TensorType(
-        tuple(axis if i == place or has_batch(axis) else () for i, axis in enumerate(type_.axes))
-    )

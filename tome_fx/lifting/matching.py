@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, has_stream, streams_of_axis
-from tome_fx.graph.ends import ends_of
+from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.lifting.coerce import Coercer
 
 aten = torch.ops.aten
@@ -25,7 +25,7 @@ def emit_scores(
     Parallel cores that share a site share one match: their similarities are averaged.
     """
     axis = next(a for a in site.axes if any(s.id == stream for s in streams_of_axis(a)))
-    parity = ends_of(axis, stream)[0] % 2
+    parity = ends_of(axis, place_of(axis, stream))[0] % 2
     parts = []
     for (node, type_), channel in zip(keys, channels, strict=True):
         standard, ends = _by_head(coercer, node, type_, channel, stream)
@@ -49,7 +49,8 @@ def _by_head(
     token = next(i for i, f in enumerate(flat) if _holds(f, stream))
     inner = [i for i, (axis, _) in enumerate(places) if axis == channel and i not in (batch, token)]
     heads = [i for i in range(len(flat)) if i not in (batch, token, *inner)]
-    ends = ends_of(type_.axes[places[token][0]], stream)
+    tokens = type_.axes[places[token][0]]
+    ends = ends_of(tokens, place_of(tokens, stream))
     plain = all(len(axis) == 1 for axis in type_.axes)
     if plain and len(heads) == 1 and [batch, *heads, token, *inner] == [0, 1, 2, 3]:
         return node, ends

@@ -24,19 +24,20 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor) -> Tensor:
 
 
 def along(
-    size: Tensor, rank: int, batch: int, dim: int, front: int = 0, back: int = 0, repeat: int = 1
+    parts: list[Tensor | int], rank: int, batch: int, dim: int, outer: int = 1, inner: int = 1
 ) -> Tensor:
     """Group sizes shaped to broadcast against a value of ``rank`` axes.
 
     Args:
-        size: ``[B, n]``.
-        batch: axis of the batch; ``repeat`` inner positions (heads) share an image there.
-        dim: axis of the tokens; the protected ones have size 1.
+        parts: the pieces of the token axis: sizes ``[B, n]``, or a number of tokens of size 1.
+        batch: axis of the batch, between ``outer`` and ``inner`` positions (heads) of an image.
+        dim: axis of the tokens.
     """
-    ones = size.new_ones(size.shape[0], 1)
-    row = torch.cat([ones.expand(-1, front), size, ones.expand(-1, back)], dim=1)
-    if repeat > 1:
-        row = row[:, None].expand(-1, repeat, -1).reshape(-1, row.shape[1])
+    like = next(part for part in parts if isinstance(part, Tensor))
+    ones = like.new_ones(like.shape[0], 1)
+    row = torch.cat([p if isinstance(p, Tensor) else ones.expand(-1, p) for p in parts], dim=1)
+    if outer * inner > 1:
+        row = row[None, :, None].expand(outer, -1, inner, -1).reshape(-1, row.shape[1])
     if batch > dim:
         row = row.transpose(0, 1)
     for axis in range(rank):
@@ -82,7 +83,12 @@ def weighted_sum(
 
     The weights are divided first, so that a mean stays in the range of ``x``.
     """
-    result = x.dtype if dtype is None else dtype
+    whole = torch.int64 if not x.dtype.is_floating_point and not x.is_complex() else x.dtype
+    result = whole if dtype is None else dtype
     accumulate = wide(x.dtype)
     weight = 1.0 / divisor if size is None else (size / divisor).to(accumulate)
-    return (x.to(accumulate) * weight).sum(dims, keepdim=keepdim).to(result)
+    return _to((x.to(accumulate) * weight).sum(dims, keepdim=keepdim), result)
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if dtype.is_floating_point or dtype.is_complex else x.round().to(dtype)

@@ -16,7 +16,7 @@ from tome_fx.graph.axes import (
     is_merged,
     streams_of_axis,
 )
-from tome_fx.graph.unify import broadcast, unify
+from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.local import demands
 
@@ -35,7 +35,7 @@ def attention(context: Context) -> Lifted | Refusal:
     if any(has_stream(t.axes[-1]) or has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels hold tokens")
     keys = unify(key.axes[-2], value.axes[-2])
-    if keys is None:
+    if keys is None or keys_level(key) != keys_level(value):
         return Refusal("its keys and values are different tokens")
     if call.get("is_causal") and any(is_merged(t) for t in types.values()):
         return Refusal("causal attention depends on the order of the tokens")
@@ -58,6 +58,10 @@ def attention(context: Context) -> Lifted | Refusal:
     return one(result, operands=wanted, build=build)
 
 
+def keys_level(type_: TensorType) -> list[int]:
+    return [stream.level for stream in streams_of_axis(type_.axes[-2])]
+
+
 def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, ...] | None:
     """The leading axes of the result: batch, and the query's heads (grouped keys have fewer)."""
     if not query.rank == key.rank == value.rank:
@@ -68,7 +72,7 @@ def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, 
         here = [t.axes[place] for t in (query, key, value)]
         batch = [axis for axis in here if has_batch(axis)]
         axes.append(batch[0] if batch else here[0])
-        if any(axis != batch[0] for axis in batch):
+        if unify_all(batch or [()]) is None:
             return None
     return tuple(axes)
 

@@ -221,6 +221,8 @@ def _weigh(
     if len(own) != 2 or not all(own):
         merged = any(stream.level for axis in axes for stream in streams_of_axis(axis))
         return Refusal("it mixes tokens by a weight for each position") if merged else None
+    if any(len(axis) != 1 for axis in axes):
+        return Refusal("its tokens share an axis with something else")
     totals = [holder for holder, axis in zip(holders, axes, strict=True) if is_extensive(axis)]
     if len(totals) != 1:
         path, place = holders[1] if totals else holders[0]

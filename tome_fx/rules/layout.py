@@ -35,6 +35,8 @@ def reshape(context: Context) -> Lifted | Refusal:
     On merged tokens always emitted as ``reshape`` with the counts of the rewritten program: a
     ``view`` of the original need not be one of merged tokens.
     """
+    if "dtype" in context.call.arguments:
+        return Refusal("it reads the bits of a value as another dtype")
     type_ = context.types[next(iter(context.types))]
     axes = regroup(type_.axes, context.shape, context.call.node.name)
     if axes is None:

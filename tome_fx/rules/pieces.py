@@ -15,6 +15,7 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    is_merged,
     streams_of_axis,
 )
 from tome_fx.rules.base import Context, Lifted, Refusal, one
@@ -98,6 +99,8 @@ def _merged(axis: Axis) -> bool:
 
 def _other(context: Context, type_: TensorType, dim: int) -> Lifted | Refusal:
     axis = type_.axes[dim]
+    if has_batch(axis) and is_merged(type_):
+        return Refusal("it takes some of the images")
     if _merged(axis):
         return Refusal("it takes some of the tokens by position")
     return _fresh(context, type_, dim)
@@ -118,6 +121,8 @@ def select(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     axis, index = type_.axes[dim], context.call["index"]
     result = TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :]))
+    if has_batch(axis) and is_merged(type_):
+        return Refusal("it takes some of the images")
     if not _merged(axis):
         return one(result)
     if not isinstance(index, int):
@@ -155,6 +160,8 @@ def unbind(context: Context) -> Lifted | Refusal:
     """``unbind``: an axis without merged tokens falls into its positions."""
     type_ = context.types["self"]
     dim = context.dim(context.call["dim"], type_.rank)
+    if has_batch(type_.axes[dim]) and is_merged(type_):
+        return Refusal("it takes the images apart")
     if _merged(type_.axes[dim]):
         return Refusal("it takes the tokens apart")
     return Lifted(

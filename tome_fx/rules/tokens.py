@@ -47,6 +47,8 @@ def softmax(context: Context) -> Lifted | Refusal:
     demanded = {"self": type_}
     if not merged_along(type_, (dim,)):
         return one(TensorType(axes), operands=demanded)
+    if len(axis) != 1:
+        return Refusal("its tokens share an axis with something else")
     if context.call.name == "aten.log_softmax":
         return Refusal("a logarithm of shares is neither a total nor a member's value")
 
@@ -108,6 +110,8 @@ def _weighted(
     """``sum(size * x)`` and, for a mean, divided by the number of tokens of the original."""
     if len(over) != 1:
         return Refusal("it reduces over two token axes at once")
+    if len(type_.axes[over[0]]) != 1:
+        return Refusal("its tokens share an axis with something else")
     if any(is_extensive(type_.axes[d]) for d in over):
         members = TensorType(
             tuple(intensive(a) if i in over else a for i, a in enumerate(type_.axes))
