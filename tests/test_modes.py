@@ -169,14 +169,17 @@ CASTS = [(torch.bfloat16, False), (torch.float64, True), (torch.float16, True)]
 def test_a_cast_of_the_result(dtype: torch.dtype, constants: bool) -> None:
     model, x = Around(with_constants) if constants else tiny(), images()
     fast = tome_fx.transform(model, 0, example_inputs=x)
-    weights = [id(parameter) for parameter in fast.parameters()]
+    shared = {id(parameter) for parameter in model.parameters()}
+    before, narrow = model(x), copy.deepcopy(model).to(dtype)
+    assert {id(parameter) for parameter in fast.float().parameters()} == shared
     assert fast.to(dtype) is fast
-    assert [id(parameter) for parameter in fast.parameters()] == weights
-    assert {p.dtype for p in model.parameters()} == {dtype}  # they are the same parameters
-    assert torch.equal(fast(x.to(dtype)), model(x.to(dtype)))
+    assert not shared & {id(parameter) for parameter in fast.parameters()}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model(x), before)
+    assert torch.equal(fast(x.to(dtype)), narrow(x.to(dtype)))
     assert fast(x.to(dtype)).dtype == dtype
     fast.r = 2
-    merged = tome_fx.transform(model, 2, example_inputs=x.to(dtype))
+    merged = tome_fx.transform(narrow, 2, example_inputs=x.to(dtype))
     assert torch.equal(fast(x.to(dtype)), merged(x.to(dtype)))
     fast.float()
     assert fast(x).dtype == torch.float32

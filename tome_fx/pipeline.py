@@ -52,7 +52,8 @@ def locate_program(
         CaptureError: the model cannot be turned into a graph.
         NoAttentionFoundError: it holds no attention over tokens.
     """
-    with _LOCK, torch.random.fork_rng(devices=[]):
+    # What is made in inference mode cannot be traced for training later.
+    with _LOCK, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         program = capture(model, example, cast(Door, settings.capture))
         normalize(program.graph)
         findings = locate(program, settings.rules, settings.protect)

@@ -51,20 +51,21 @@ def test_sizes_are_whole_in_any_dtype(dtype: torch.dtype, kept: torch.dtype) -> 
 
 
 @examples(80)
-@given(st.integers(0, 2**20), st.integers(2, 5), st.integers(1, 3))
-def test_sizes_along_an_axis(seed: int, rank: int, repeat: int) -> None:
+@given(st.integers(0, 2**20), st.integers(2, 5), st.integers(1, 3), st.integers(1, 2))
+def test_sizes_along_an_axis(seed: int, rank: int, inner: int, outer: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     batch, dim = torch.randperm(rank, generator=generator)[:2].tolist()
     front, back = torch.randint(0, 3, (2,), generator=generator).tolist()
     size = torch.randint(1, 9, (2, 3), generator=generator).float()
-    extra = () if repeat == 1 else (repeat,)
-    found = ops.along(size, rank, batch, dim, front, back, *extra)
+    found = ops.along([front, size, size, back], rank, batch, dim, outer, inner)
+    places = outer * 2 * inner
     shape = [1] * rank
-    shape[batch], shape[dim] = 2 * repeat, front + 3 + back
+    shape[batch], shape[dim] = places, front + 6 + back
     assert list(found.shape) == shape
-    plain = found.movedim((batch, dim), (0, 1)).reshape(2 * repeat, -1)
-    for position in range(2 * repeat):
-        row = [1.0] * front + size[position // repeat].tolist() + [1.0] * back
+    plain = found.movedim((batch, dim), (0, 1)).reshape(places, -1)
+    for position in range(places):
+        own = size[position // inner % 2].tolist()
+        row = [1.0] * front + own + own + [1.0] * back
         assert plain[position].tolist() == row
 
 
@@ -105,7 +106,7 @@ def test_a_bias_weighs_the_keys_of_fused_attention_by_size() -> None:
     size = torch.tensor([[1.0, 3.0, 2.0, 1.0]], dtype=torch.float64)
     counts = size[0].long()
     attend = torch.nn.functional.scaled_dot_product_attention
-    bias = ops.key_bias(q, ops.along(size, 4, 0, 3))
+    bias = ops.key_bias(q, ops.along([size], 4, 0, 3))
     expected = attend(q, k.repeat_interleave(counts, 2), v.repeat_interleave(counts, 2))
     torch.testing.assert_close(attend(q, k, v, bias), expected)
 

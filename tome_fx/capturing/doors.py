@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.inplace import make_plain
 from tome_fx.program import Program
 
 
@@ -100,15 +101,19 @@ def from_graph_module(
         outputs.append(out_spec)
         return leaves
 
-    # In-place ops become plain ones: what follows may drop or move a node by its result alone.
-    functional = dispatch_functionalize(
-        flat_call, FunctionalTensorMode(pre_dispatch=True, export=True)
-    )
-    try:
+    def trace(function: Callable[..., Any]) -> GraphModule:
         with mode, torch.fx.traceback.preserve_node_meta(), _no_fast_path():
-            graph_module = make_fx(
-                functional, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
+            return make_fx(
+                function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
             )(weights, *fakes)
+
+    try:
+        graph_module = trace(flat_call)
+        make_plain(graph_module.graph)
+        if _mutates(graph_module.graph, besides="placeholder"):
+            # What follows may drop or move a node by its result alone.
+            functional = FunctionalTensorMode(pre_dispatch=True, export=True)
+            graph_module = trace(dispatch_functionalize(flat_call, functional))
     except Exception as error:
         raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error
     names = _input_names(source, example)
@@ -215,10 +220,15 @@ def _same(node: Node, size: Any) -> bool:
     )
 
 
-def _mutates(graph: Graph) -> bool:
-    """Does any op write to one of its arguments?"""
+def _mutates(graph: Graph, besides: str = "") -> bool:
+    """Does any op write to one of its arguments, ``besides`` to a node of that kind?
+
+    Buffers that a program counts in (of a batch norm, say) are written to by intent.
+    """
     return any(
-        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and not (isinstance(node.args[0], Node) and node.args[0].op == besides)
         for node in graph.nodes
     )
 

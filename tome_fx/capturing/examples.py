@@ -83,6 +83,7 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     ]
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
+    args, kwargs = pytree.tree_map_only(Tensor, _tracked, (args, kwargs))
     batch = tensors[0].shape[0]
     if batch == 0:
         raise InputError(f"The example inputs hold no image: the batch is 0. {_ASK}")
@@ -94,6 +95,14 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
 
     doubled = pytree.tree_map_only(Tensor, twice, (args, kwargs))
     return Example(doubled[0], doubled[1], 2)
+
+
+def _tracked(value: Tensor) -> Tensor:
+    """A value made in inference mode as an ordinary one."""
+    if not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[int, int, int]]:
