@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
@@ -99,6 +100,10 @@ class _Walk:
         """An input behind a check of its size: the tokens are counted for this size alone."""
         new = self.lifter.copy(node, {})
         program = self.lifter.program
+        if not isinstance(node.meta.get("val"), Tensor):
+            # A number or None is part of the program: another one would change it.
+            self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
+            return new
         shape = tuple(node.meta["val"].shape[1:]) if node.name in program.batched else ()
         if not shape or not all(isinstance(size, int) for size in shape):
             return new

@@ -154,5 +154,12 @@ def test_in_place_ops_become_plain_ones_at_each_door() -> None:
         assert torch.equal(fast(x), model(x))
 
 
+def test_a_mask_that_differs_from_image_to_image_is_noted() -> None:
+    x, mask = images(3), torch.ones(3, 1, 1, 10, dtype=torch.bool)
+    for options in ({"example_kwargs": {"attn_mask": mask}}, {}):
+        notes = tome_fx.explain(tiny(), 2, example_inputs=x, **options).notes
+        assert any("mask" in note for note in notes) == bool(options)
+
+
 def _root() -> nn.Module:
     return symbolic_trace(tiny())

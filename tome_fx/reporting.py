@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Stream, extent, has_stream, pieces, token_factor
+from tome_fx.graph.axes import Stream, extent, has_batch, has_stream, pieces, token_factor
+from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
 from tome_fx.passes.verify import BATCH
-from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
+from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Step
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -129,6 +130,13 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
         yield NearMiss(miss.what, module_path(miss.node), source_line(miss.node), miss.reason)
 
 
+def _mask_varies(core: Core, findings: Findings) -> bool:
+    """Does the mask of a fused attention hold the batch?"""
+    mask = bind(core.node).get("attn_mask") if core.kind == "sdpa" else None
+    types = findings.types.get(mask, ()) if isinstance(mask, Node) else ()
+    return any(has_batch(axis) for type_ in types for axis in type_.axes)
+
+
 def _notes(done: Done) -> Iterable[str]:
     for index, step in enumerate(done.schedule.steps):
         if step.removed < step.asked:
@@ -136,5 +144,12 @@ def _notes(done: Done) -> Iterable[str]:
                 f"layer {index}: r={step.asked} clamped to {step.removed}, "
                 f"half of the {step.before} tokens that may merge there"
             )
+    if any(
+        _mask_varies(core, done.findings) for site in done.findings.sites for core in site.cores
+    ):
+        yield (
+            "an attention mask differs from image to image; matching does not look at masks, so a "
+            "group may hold tokens that the mask tells apart"
+        )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -119,7 +119,7 @@ def from_graph_module(
     names = _input_names(source, example)
     graph = _named_graph(graph_module.graph, list(weights), names)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, spec, outputs[0])))
-    return describe(graph, _read(graph_module), how)
+    return describe(graph, _used(graph, {**state, **_read(graph_module)}), how)
 
 
 class _Runner(nn.Module):
@@ -130,9 +130,22 @@ class _Runner(nn.Module):
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        names = [n.target for n in self.module.graph.nodes if n.op == "placeholder"]
-        bound = [*args, *(kwargs[n] for n in names[len(args) :] if n in kwargs)]
-        return Interpreter(self.module).run(*bound)
+        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        bound = list(args)
+        for node in inputs[len(args) :]:
+            if node.target not in kwargs and not node.args:
+                break
+            bound.append(kwargs.get(node.target, node.args[0] if node.args else None))
+        return _mutable(Interpreter(self.module).run(*bound))
+
+
+def _mutable(value: Any) -> Any:
+    """A graph's own immutable lists and dicts as the plain ones that the model returned."""
+    if isinstance(value, list):
+        return [_mutable(element) for element in value]
+    if isinstance(value, dict):
+        return {key: _mutable(element) for key, element in value.items()}
+    return tuple(map(_mutable, value)) if type(value) is tuple else value
 
 
 def _fake(mode: FakeTensorMode, value: Any, batch: int) -> Any:
@@ -164,6 +177,12 @@ def _named_graph(traced: Graph, weights: list[str], inputs: list[str]) -> Graph:
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     return graph
+
+
+def _used(graph: Graph, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that the graph reads."""
+    read = {node.target for node in graph.nodes if node.op == "get_attr"}
+    return {name: value for name, value in values.items() if name in read}
 
 
 def _read(module: GraphModule) -> dict[str, Any]:

@@ -112,10 +112,23 @@ def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) ->
     query, key = plain.get(anchor.query), plain.get(anchor.key)
     if not query or not key:
         return
+    if _has_other_places(key[0], anchor.key_axis):
+        return
     rows = list(_runs(query[0].axes[anchor.query_axis]))
     for run in _runs(key[0].axes[anchor.key_axis]):
         if run in rows and _is_tokens(run):
             yield run
+
+
+def _has_other_places(type_: TensorType, token_axis: int) -> bool:
+    """Is the attention inside windows, rows or frames: does another axis hold places too?"""
+    own = token_axis % type_.rank
+    return any(
+        isinstance(factor, Atom) and factor.origin.kind in _PLACES
+        for i, axis in enumerate(type_.axes)
+        if i != own
+        for factor in axis
+    )
 
 
 def _runs(axis: Axis) -> Iterator[Axis]:

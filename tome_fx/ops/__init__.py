@@ -8,6 +8,7 @@ No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them 
 ``torch.compile``, ``torch.export``, autograd and ``torch.func``, and give the same bits each time.
 """
 
+from tome_fx.ops.check import check_constant as check_constant
 from tome_fx.ops.check import check_input as check_input
 from tome_fx.ops.matching import head_mean as head_mean
 from tome_fx.ops.matching import match as match

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.fx.node import has_side_effect
 
 from tome_fx.errors import ShapeError
 
@@ -16,3 +17,13 @@ def check_input(x: Tensor, shape: tuple[int, ...], name: str, tokens: int) -> Te
             "Transform the model again with example_inputs of the new size."
         )
     return x
+
+
+@has_side_effect
+def check_constant(value: object, captured: object, name: str) -> None:
+    """Raise ``ShapeError`` if an argument that is part of the program is another one."""
+    if type(value) is not type(captured) or value != captured:
+        raise ShapeError(
+            f"{name} is {value!r}, but the model was captured with {captured!r}, which is part of "
+            "the program. Transform the model again with this value in its example inputs."
+        )

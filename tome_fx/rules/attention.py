@@ -51,6 +51,8 @@ def attention(context: Context) -> Lifted | Refusal:
         wanted.update(demands({"attn_mask": types["attn_mask"]}, logits))
     if not any(s.level for s in streams_of_axis(keys)):
         return one(result, operands=wanted)
+    if len(keys) != 1:
+        return Refusal("its tokens share an axis with something else")
 
     def build(builder: Builder, operands: Operands) -> Any:
         return _build(context, builder, dict(operands), logits)

@@ -40,7 +40,7 @@ def reshape(context: Context) -> Lifted | Refusal:
     type_ = context.types[next(iter(context.types))]
     axes = regroup(type_.axes, context.shape, context.call.node.name)
     if axes is None:
-        return Refusal(f"it splits or reorders tokens: {type_} to {list(context.shape)}")
+        return Refusal(f"it splits or reorders tokens: {type_}")
     result = TensorType(axes)
     if not is_merged(type_):
         return one(result)
