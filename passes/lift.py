@@ -109,7 +109,9 @@ class _Walk:
             return new
         self.lifter.origin[new] = node
         tokens = self.lifter.findings.tokens
-        return self.lifter.coercer.emit(ops.check_input, new, shape, str(node.target), tokens)
+        batch = (program.batch,) if program.static_batch else ()
+        name = str(node.target)
+        return self.lifter.coercer.emit(ops.check_input, new, shape, name, tokens, *batch)
 
     def _merge(self, step: Step) -> None:
         """Match by the keys of the site's cores, and go one level deeper."""

@@ -139,13 +139,6 @@ def _unwrapped(model: Any) -> Any:
             f"This model was transformed with r={model.r!r}. "
             "Assign model.r to change it, or transform the original model."
         )
-    if isinstance(model, nn.Module):
-        for name, part in model.named_modules():
-            if isinstance(part, ToMeModule):
-                raise AlreadyTransformedError(
-                    f"{name} was transformed with r={part.r!r}. Transform the model that it was "
-                    "made from, as a whole."
-                )
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
             "A ScriptModule has no Python code to capture. Pass the nn.Module it was made from."
@@ -165,15 +158,24 @@ def _unwrapped(model: Any) -> Any:
             f"transform takes an nn.Module, fx.GraphModule or ExportedProgram, "
             f"not {type(model).__name__}."
         )
+    if isinstance(model, nn.Module):
+        for name, part in model.named_modules():
+            if isinstance(part, ToMeModule):
+                raise AlreadyTransformedError(
+                    f"{name} was transformed with r={part.r!r}. Transform the model that it was "
+                    "made from, as a whole."
+                )
     return model
 
 
 def _warn_about_hooks(model: nn.Module) -> None:
+    if isinstance(model, GraphModule):
+        return  # its graph is all there is to carry over
     hooked = [
         name or type(model).__name__
         for name, module in model.named_modules()
         if module._forward_hooks
-        or (module._forward_pre_hooks and not isinstance(module, GraphModule))
+        or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
     ]

@@ -83,8 +83,10 @@ def from_graph_module(
         **dict(traced.named_parameters(remove_duplicate=False)),
         **dict(traced.named_buffers(remove_duplicate=False)),
     }
+    given = inspect.signature(source.forward).bind(*example.args, **dict(example.kwargs))
+    keywords = {name: value for name, value in given.arguments.items() if name in example.kwargs}
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    flat, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
+    flat, spec = pytree.tree_flatten((example.args, keywords))
     fakes = [_fake(mode, value, example.batch) for value in flat]
     weights = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
     runner = _Runner(traced)

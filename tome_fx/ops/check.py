@@ -8,8 +8,15 @@ from torch.fx.node import has_side_effect
 from tome_fx.errors import ShapeError
 
 
-def check_input(x: Tensor, shape: tuple[int, ...], name: str, tokens: int) -> Tensor:
+def check_input(
+    x: Tensor, shape: tuple[int, ...], name: str, tokens: int, batch: int | None = None
+) -> Tensor:
     """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``."""
+    if batch is not None and x.shape[0] != batch:
+        raise ShapeError(
+            f"{name} has a batch of {x.shape[0]}, but the program was captured for a batch of "
+            f"{batch} alone. Export it with a dynamic batch to use others."
+        )
     if tuple(x.shape[1:]) != shape:
         raise ShapeError(
             f"{name} has shape {tuple(x.shape)}, but the model was captured with "
