@@ -260,8 +260,7 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
     positions = rng.choice(["add", "rope", "bias", "indexed", "none"] if own else ["add", "none"])
     if positions == "rope":
         head_dim += head_dim % 2
-    # The fast path of torch's own encoder layer answers NaN to a mask of floats.
-    masks = ["none", "none", "bool", "bool" if kind == "encoder" else "float"]
+    biased = positions in ("bias", "indexed")
     norms = ["pre", "post"] if kind == "encoder" else ["pre", "post", "parallel", "sandwich"]
     readouts = READOUTS if token == "none" else ("token", "token", "token", *READOUTS)
     readout = rng.choice(readouts)
@@ -276,7 +275,7 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
         projection=rng.choice(["packed", "heads", "chunk", "three", "split"]),
         kernel=rng.choice(["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]),
         positions=positions,
-        mask="none" if positions in ("bias", "indexed") else rng.choice(masks),
+        mask="none" if biased else rng.choice(["none", "none", "float", "bool"]),
         tables=rng.choice(["parameter", "buffer", "attribute"]),
         norm=rng.choice(norms),
         sequence_first=rng.random() < 0.5,
