@@ -11,6 +11,7 @@ query and key axes have the same history; the history, not the size, makes an ax
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def locate(
             those that the program reads by index.
     """
     plain = infer(program, (), {}, rules)
-    found = anchors(program.graph)
+    found = anchors(program.graph, program.extents)
     streams = _streams(found, plain)
     types = infer(program, streams, plain, rules)
     guarded = tuple(_protect(stream, types, protect) for stream in streams)
@@ -43,29 +44,38 @@ def locate(
         types = infer(program, guarded, plain, rules)
     cores: list[Core] = []
     misses: list[Miss] = []
-    for anchor in found:
-        answer = core_of(anchor, types)
-        if isinstance(answer, Core):
-            cores.append(answer)
-        else:
-            misses.append(answer)
+    for row in found:
+        answers = [core_of(anchor, types) for anchor in row]
+        proved = [answer for answer in answers if isinstance(answer, Core)]
+        cores.extend(proved[:1])
+        misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
     sites, unplaced = find_sites(program.graph, cores, types)
     return Findings(types, plain, guarded, sites, (*misses, *unplaced), _tokens(found, plain))
 
 
-def _streams(found: list[Anchor], plain: Mapping[Node, Types]) -> tuple[StreamDef, ...]:
+def _streams(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> tuple[StreamDef, ...]:
     """One stream for each run of factors that is both a query and a key axis of some core."""
-    seen: dict[Axis, StreamDef] = {}
-    for anchor in found:
-        for atoms in token_atoms(anchor, plain):
-            if extent(atoms) > 1 and atoms not in seen:
-                seen[atoms] = StreamDef(len(seen), atoms)
-    return tuple(seen.values())
+    runs = dict.fromkeys(
+        atoms
+        for anchor in itertools.chain(*found)
+        for atoms in token_atoms(anchor, plain)
+        if extent(atoms) > 1
+    )
+    # Attention along the rows of a grid that is also one row of tokens: the tokens are the whole.
+    whole = [atoms for atoms in runs if not any(_within(atoms, other) for other in runs)]
+    return tuple(StreamDef(index, atoms) for index, atoms in enumerate(whole))
 
 
-def _tokens(found: list[Anchor], plain: Mapping[Node, Types]) -> int:
+def _within(run: Axis, other: Axis) -> bool:
+    width = len(run)
+    places = range(len(other) - width + 1) if width < len(other) else ()
+    return any(other[start : start + width] == run for start in places)
+
+
+def _tokens(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> int:
     """Tokens that the first attention looks at, 0 without one."""
-    keys = [(plain[anchor.key], anchor.key_axis) for anchor in found if plain.get(anchor.key)]
+    every = itertools.chain(*found)
+    keys = [(plain[anchor.key], anchor.key_axis) for anchor in every if plain.get(anchor.key)]
     return extent(keys[0][0][0].axes[keys[0][1]]) if keys else 0
 
 

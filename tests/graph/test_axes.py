@@ -122,9 +122,11 @@ def test_equal_stretches_of_one_piece_are_equal_axes() -> None:
     assert cut_axis(axis, 0, 2) != cut_axis(axis, 2, 4)
 
 
-def test_the_batch_and_a_product_are_never_cut() -> None:
+def test_the_batch_and_rows_of_a_product_are_never_cut() -> None:
     assert cut_axis((BATCH,), 0, 1) is None
-    assert cut_axis((atom(3), stream(8)), 0, 8) is None
+    assert cut_axis((stream(8), atom(3)), 0, 12) is None
+    assert cut_axis((atom(3), stream(8)), 0, 12) is None
+    assert cut_axis((atom(3), stream(8)), 8, 16) == ((stream(8),), 8)  # a whole row of a product
     assert cut_axis((Concat(((atom(1),), (BATCH,))),), 1, 3) is None
 
 

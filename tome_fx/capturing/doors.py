@@ -49,7 +49,7 @@ def from_export(model: nn.Module, example: Example) -> Program:
                 model,
                 example.args,
                 dict(example.kwargs),
-                dynamic_shapes=_named_shapes(model, example, shapes),
+                dynamic_shapes=_named_shapes(model, shapes),
                 strict=False,
             )
     except Exception as error:
@@ -57,13 +57,10 @@ def from_export(model: nn.Module, example: Example) -> Program:
     return from_exported_program(exported)
 
 
-def _named_shapes(model: nn.Module, example: Example, shapes: Any) -> Any:
-    """``dynamic_shapes`` as export wants it: by position, and by name where there are keywords."""
+def _named_shapes(model: nn.Module, shapes: Any) -> Any:
+    """``dynamic_shapes`` as export wants it: by the names of the parameters of ``forward``."""
     args, kwargs = shapes
-    if not kwargs:
-        return args
-    names = list(inspect.signature(model.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
 def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
@@ -83,8 +80,8 @@ def from_graph_module(
         **dict(traced.named_parameters(remove_duplicate=False)),
         **dict(traced.named_buffers(remove_duplicate=False)),
     }
-    given = inspect.signature(source.forward).bind(*example.args, **dict(example.kwargs))
-    keywords = {name: value for name, value in given.arguments.items() if name in example.kwargs}
+    given = _bound(source, example)
+    keywords = {name: value for name, value in given.items() if name in example.kwargs}
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     flat, spec = pytree.tree_flatten((example.args, keywords))
     fakes = [_fake(mode, value, example.batch) for value in flat]
@@ -122,6 +119,15 @@ def from_graph_module(
     graph = _named_graph(graph_module.graph, list(weights), names)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, spec, outputs[0])))
     return describe(graph, _used(graph, {**state, **_read(graph_module)}), how)
+
+
+def _bound(source: nn.Module, example: Example) -> dict[str, Any]:
+    """What each parameter of ``forward`` is given."""
+    signature = inspect.signature(source.forward)
+    try:
+        return dict(signature.bind(*example.args, **dict(example.kwargs)).arguments)
+    except TypeError as error:
+        raise CaptureError(f"Its forward cannot be called with these inputs: {error}.") from error
 
 
 class _Runner(nn.Module):
@@ -200,9 +206,8 @@ def _read(module: GraphModule) -> dict[str, Any]:
 
 
 def _input_names(source: nn.Module, example: Example) -> list[str]:
-    signature = inspect.signature(source.forward).bind(*example.args, **dict(example.kwargs))
     names: list[str] = []
-    for name, value in signature.arguments.items():
+    for name, value in _bound(source, example).items():
         leaves = pytree.tree_leaves(value)
         names.extend([name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))])
     return names

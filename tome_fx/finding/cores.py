@@ -21,8 +21,10 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.extents import Extents
+from tome_fx.graph.upstream import operands_along
 from tome_fx.program import Core, Miss
-from tome_fx.rules.contract import einsum_letters, matmul_letters
+from tome_fx.rules.contract import Letters, einsum_letters, matmul_letters
 
 _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
 # A history that makes an axis a row of places in an image, a clip or a sequence.
@@ -48,53 +50,71 @@ class Anchor:
     channel: int
 
 
-def anchors(graph: Graph) -> list[Anchor]:
-    """Every fused attention, and every softmax over the columns of a product."""
-    found = []
+def anchors(graph: Graph, extents: Extents) -> list[tuple[Anchor, ...]]:
+    """Every fused attention, and every softmax over the columns of a product.
+
+    A softmax may stand behind several products (talking heads mix the logits by one more); each is
+    an anchor, the nearest first, and at most one of them is proved by its types.
+    """
+    found: list[tuple[Anchor, ...]] = []
     for node in graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         call = bind(node)
         if call.name == "aten.scaled_dot_product_attention":
             query, key = call["query"], call["key"]
-            found.append(Anchor(node, "sdpa", query, key, -2, -2, -1))
+            found.append((Anchor(node, "sdpa", query, key, -2, -2, -1),))
         elif call.name in ("aten.softmax", "aten._softmax"):
-            anchor = _softmax_anchor(call)
-            if anchor is not None:
-                found.append(anchor)
+            row = tuple(_softmax_anchors(call, extents))
+            if row:
+                found.append(row)
     return found
 
 
-def _softmax_anchor(call: Call) -> Anchor | None:
-    """Walk from a softmax up to the nearest product; pointwise steps and copies lie between."""
-    waiting, seen = [call["self"]], set()
+def _softmax_anchors(call: Call, extents: Extents) -> Iterator[Anchor]:
+    """Walk from a softmax up to the products that make its logits, with the axis it runs over."""
+    start = call["self"]
+    dim = call["dim"] % max(1, start.meta["val"].dim())
+    waiting, seen = [(start, range(dim, dim + 1))], set()
     while waiting:
-        node = waiting.pop(0)
+        node, stretch = waiting.pop(0)
         if node in seen or not isinstance(node.target, torch._ops.OpOverload):
             continue
         seen.add(node)
         inner = bind(node)
-        found = _product_anchor(call, inner) if inner.name in _PRODUCTS else None
-        if found is not None:
-            return found
-        waiting.extend(operand for _, operand in tensor_operands(inner))
-    return None
+        if inner.name in _PRODUCTS:
+            letters = _letters(inner)
+            if letters is None or len(stretch) != 1:
+                continue
+            anchor = _product_anchor(call.node, inner, letters, stretch.start)
+            if anchor is not None:
+                yield anchor
+            waiting.extend(_through_product(inner, letters, stretch.start))
+        else:
+            waiting.extend(operands_along(inner, stretch, extents))
 
 
-def _product_anchor(call: Call, product: Call) -> Anchor | None:
+def _letters(product: Call) -> Letters | None:
     operands = [node for _, node in tensor_operands(product)][-2:]
     ranks = [node.meta["val"].dim() for node in operands]
     if product.name == "aten.einsum":
-        letters = einsum_letters(product["equation"], ranks)
-        if letters is None or len(letters.result) < 2:
-            return None
-    else:
-        letters = matmul_letters(*ranks)
-    rank = product.node.meta["val"].dim()
-    if call["self"].meta["val"].dim() != rank:
-        return None
-    column = letters.result[call["dim"] % rank]
-    query, key = operands
+        return einsum_letters(product["equation"], ranks)
+    return matmul_letters(*ranks)
+
+
+def _through_product(product: Call, letters: Letters, dim: int) -> Iterator[tuple[Node, range]]:
+    """The operand that holds both rows and columns of the logits, if one does: heads are mixed."""
+    operands = [node for _, node in tensor_operands(product)][-2:]
+    column = letters.result[dim]
+    for node, own, other in zip(operands, letters[:2], (letters.right, letters.left), strict=True):
+        alone = [c for c in own if c in letters.result and c not in other]
+        if column in alone and len(alone) > 1:
+            yield node, range(own.index(column), own.index(column) + 1)
+
+
+def _product_anchor(softmax: Node, product: Call, letters: Letters, dim: int) -> Anchor | None:
+    query, key = [node for _, node in tensor_operands(product)][-2:]
+    column = letters.result[dim]
     names, other = letters.left, letters.right
     if column in letters.left and column not in letters.right:
         query, key, names, other = key, query, other, names
@@ -104,7 +124,7 @@ def _product_anchor(call: Call, product: Call) -> Anchor | None:
     if len(inner) != 1 or len(rows) != 1 or columns != [column]:
         return None
     places = names.index(rows[0]), other.index(column), other.index(inner[0])
-    return Anchor(call.node, "softmax", query, key, *places)
+    return Anchor(softmax, "softmax", query, key, *places)
 
 
 def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) -> Iterator[Axis]:
@@ -162,6 +182,8 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
         return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
     if not any(has_batch(axis) for axis in key[0].axes):
         return _miss(anchor, "its keys have no batch axis")
+    if anchor.kind == "softmax" and not _is_over(anchor.node, columns[0], types):
+        return _miss(anchor, "it is not over its keys")
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):
         return _miss(anchor, "it is causal: a merged token has no place in the order")
     channel = anchor.channel % key[0].rank
@@ -178,6 +200,12 @@ def _is_fixed(factor: Factor) -> bool:
     if isinstance(factor, Stream):
         return factor.extent < 2
     return isinstance(factor, Atom) and factor.origin.kind in ("constant", "protected")
+
+
+def _is_over(softmax: Node, stream: int, types: Mapping[Node, tuple[TensorType, ...]]) -> bool:
+    """Does a softmax run over the tokens of a stream?"""
+    row = types.get(softmax, ())
+    return bool(row) and stream in _ids(row[0].axes[bind(softmax)["dim"] % max(1, row[0].rank)])
 
 
 def _ids(axis: Axis) -> list[int]:

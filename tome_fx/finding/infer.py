@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,15 @@ from tome_fx.graph.axes import (
     Origin,
     Stream,
     TensorType,
+    batch_axis,
+    extent,
+    has_batch,
+    has_stream,
+    streams_of_axis,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.regroup import axis_kind
 from tome_fx.program import Program, StreamDef
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 from tome_fx.rules.table import rule_for
@@ -68,7 +75,7 @@ def _infer_node(
         answer = apply(context, rules)
         if isinstance(answer, Lifted):
             return answer.results
-    return plain.get(node) or _born(program, node, "unknown")
+    return plain.get(node) or _behind(program, node, types)
 
 
 def apply(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
@@ -84,7 +91,23 @@ def apply(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
     ranks = [type_.rank for type_ in answer.results]
     if ranks != [len(shape) for shape in context.shapes]:
         return Refusal(f"the rule for {context.call.name} does not know all its outputs")
-    return answer
+    return next(filter(None, map(_lost, answer.results)), answer)
+
+
+def _lost(result: TensorType) -> Refusal | None:
+    """Why a result cannot hold its streams: tokens belong to images, and stand on an axis once."""
+    if any(map(_twice, result.axes)):
+        return Refusal("it folds tokens with themselves")
+    images = sum(map(has_batch, result.axes))
+    if images != 1 and any(map(has_stream, result.axes)):
+        return Refusal("it takes some of the images" if not images else "it compares images")
+    return None
+
+
+def _twice(axis: Axis) -> bool:
+    """Do two factors hold the same stream? Side by side in one concatenation it may be twice."""
+    ids = [stream for factor in axis for stream in {s.id for s in streams_of_axis((factor,))}]
+    return len(ids) != len(set(ids))
 
 
 def context_of(
@@ -149,6 +172,26 @@ def _born(program: Program, node: Node, kind: str) -> Types:
     return tuple(rows)
 
 
+def _behind(program: Program, node: Node, types: Mapping[Node, Types]) -> Types:
+    """New axes behind an op without a rule: of the kind that the same axis had before it."""
+    sources = [types[n][0] for n in node.all_input_nodes if types.get(n)]
+    rows = []
+    for type_ in _born(program, node, "unknown"):
+        axes: list[Axis] = []
+        for dim, axis in enumerate(type_.axes):
+            same = [t.axes[dim] for t in sources if t.rank == type_.rank]
+            kinds = [axis_kind(other) for other in same if extent(other) == extent(axis)]
+            axes.append(tuple(_of_kind(factor, kinds) for factor in axis))
+        rows.append(TensorType(tuple(axes)))
+    return tuple(rows)
+
+
+def _of_kind(factor: Factor, kinds: list[str]) -> Factor:
+    if not kinds or not isinstance(factor, Atom):
+        return factor
+    return replace(factor, origin=replace(factor.origin, kind=kinds[0]))
+
+
 def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Which axis of a value without a history is the batch.
 
@@ -164,16 +207,22 @@ def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...])
 
 def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:
     """``types`` with every run of factors that is a stream called by its name."""
-    if not streams:
-        return types
     return tuple(
-        TensorType(tuple(_name_axis(axis, streams) for axis in type_.axes)) for type_ in types
+        TensorType(tuple(_name_axis(axis, streams) for axis in type_.axes))
+        if streams and batch_axis(type_) is not None
+        else type_
+        for type_ in types
     )
 
 
 def _name_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
+    named = _named_axis(axis, streams)
+    return axis if _twice(named) else named
+
+
+def _named_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
     inner: list[Factor] = [
-        Concat(tuple(_name_axis(part, streams) for part in factor.parts))
+        Concat(tuple(_named_axis(part, streams) for part in factor.parts))
         if isinstance(factor, Concat)
         else factor
         for factor in axis

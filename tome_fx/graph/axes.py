@@ -34,7 +34,7 @@ class Origin:
 
     Kinds: ``input``, ``conv`` (a convolution's spatial axis), ``channel`` (a linear's or
     convolution's output channel), ``constant`` (a parameter or buffer), ``literal`` (a size written
-    in the program), ``unknown`` (an op without a rule).
+    in the program, with the same value at each position), ``unknown`` (an op without a rule).
     """
 
     kind: str

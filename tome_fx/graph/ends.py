@@ -17,10 +17,14 @@ from tome_fx.graph.axes import (
 
 def ends_of(axis: Axis, which: int = 0) -> tuple[int, int]:
     """How many tokens stand before and behind the ``which``-th stream of an axis, after merging."""
-    factor = next(f for f in axis if has_stream((f,)))
-    parts = pieces(factor)
-    own = [i for i, part in enumerate(parts) if has_stream(part)][which]
-    return sum(map(count, parts[:own])), sum(map(count, parts[own + 1 :]))
+    for factor in axis:
+        parts = pieces(factor)
+        own = [i for i, part in enumerate(parts) if has_stream(part)]
+        if which < len(own):
+            at = own[which]
+            return sum(map(count, parts[:at])), sum(map(count, parts[at + 1 :]))
+        which -= len(own)
+    raise ValueError(f"an axis without that many streams: {axis}")
 
 
 def place_of(axis: Axis, stream: int) -> int:

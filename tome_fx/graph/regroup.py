@@ -11,6 +11,7 @@ from tome_fx.graph.axes import (
     Concat,
     Factor,
     Origin,
+    Stream,
     extent,
     factor_extent,
     has_stream,
@@ -73,3 +74,21 @@ def factor_kind(factor: Factor) -> str:
         kinds = {factor_kind(piece) for part in factor.parts for piece in part}
         return kinds.pop() if len(kinds) == 1 else "unknown"
     return "unknown"
+
+
+def axis_kind(axis: Axis) -> str:
+    """The kind that a new axis has in place of ``axis``: places, with or without a class token."""
+    kinds = _kinds(axis)
+    if kinds & {"conv", "input"} and "channel" not in kinds:
+        return "conv"
+    return kinds.pop() if len(kinds) == 1 else "unknown"
+
+
+def _kinds(axis: Axis) -> set[str]:
+    found: set[str] = set()
+    for factor in axis:
+        if isinstance(factor, Concat):
+            found.update(*map(_kinds, factor.parts))
+        else:
+            found.add("conv" if isinstance(factor, Stream) else factor_kind(factor))
+    return found

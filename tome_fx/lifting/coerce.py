@@ -35,6 +35,7 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.ends import ends_of
+from tome_fx.lifting.folding import folded_size, heads_around
 
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
@@ -90,7 +91,13 @@ class Coercer:
     def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
         have = self._named(have, want) if have.rank == want.rank else have
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
-            return self._constant(node, have, want)
+            node = self._constant(node, have, want)
+            for place, target in enumerate(want.axes):
+                # A table holds members; a sum over tokens may want totals.
+                for which, stream in enumerate(streams_of_axis(target)):
+                    if stream.extensive:
+                        node = self._by_size(node, want, (place, which), ops.scale_by_size)
+            return node
         for place, target in enumerate(want.axes):
             for which, goal in enumerate(streams_of_axis(target)):
                 node, have = self._bring(node, have, (place, which), goal)
@@ -195,17 +202,23 @@ class Coercer:
             return None
         key = type_, place, which
         if key not in self._sizes:
-            at = next(i for i, f in enumerate(type_.axes[batch]) if isinstance(f, Batch))
-            outer, inner = count(type_.axes[batch][:at]), count(type_.axes[batch][at + 1 :])
-            parts: list[Node | int] = []
-            order = itertools.count()
-            for part in pieces(type_.axes[place][0]):
-                own = [s for s in streams_of_axis(part) if which in (next(order), None)]
-                merged = own and own[0].level
-                parts.append(self._size(own[0]) if merged else count(part))
-            extra = () if outer * inner == 1 else (outer, inner)
-            self._sizes[key] = self.emit(ops.along, parts, type_.rank, batch, place, *extra)
+            if len(type_.axes[place]) == 1 and batch != place:
+                outer, inner = heads_around(type_.axes[batch])
+                parts = self.size_parts(type_.axes[place][0], which)
+                extra = () if outer * inner == 1 else (outer, inner)
+                self._sizes[key] = self.emit(ops.along, parts, type_.rank, batch, place, *extra)
+            else:
+                self._sizes[key] = folded_size(self, type_, place, which)
         return self._sizes[key]
+
+    def size_parts(self, factor: Factor, which: int | None = None) -> list[Node | int]:
+        """The sizes of each stream of a token factor, and the counts of what stands around them."""
+        parts: list[Node | int] = []
+        order = itertools.count()
+        for part in pieces(factor):
+            own = [s for s in streams_of_axis(part) if which in (next(order), None)]
+            parts.append(self._size(own[0]) if own and own[0].level else count(part))
+        return parts
 
     def _size(self, stream: Stream) -> Node:
         return self.levels[stream.id][stream.level - 1].size
@@ -260,9 +273,11 @@ class Coercer:
                 target = ops.take if lead else ops.take_constant
                 node = self.emit(target, node, index, place + lead, **ends)
                 lead = 1
-        heads = [factor_count(f) for f in want.axes[batch][1:]]
+        outer, inner = heads_around(want.axes[batch])
         # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
-        return self.emit(ops.place_batch, node, want.rank, batch, *([heads] if heads else []))
+        heads = [inner] if inner > 1 else []
+        extra = (heads, outer) if outer > 1 else (heads,) if heads else ()
+        return self.emit(ops.place_batch, node, want.rank, batch, *extra)
 
 
 def _is_plain(axis: Axis) -> bool:

@@ -16,6 +16,7 @@ from tome_fx.graph.axes import (
     Stream,
     TensorType,
     batch_axis,
+    extent,
     has_stream,
     is_merged,
     map_type,
@@ -121,6 +122,9 @@ class Lifter:
             self._unmerged(call.node, answer.reason)
             return
         want = {path: answer.operands.get(path, met[path]) for path in paths}
+        if any(hides_images(have[path], want[path]) for path in paths):
+            self._unmerged(call.node, "it is not known which image its operand belongs to")
+            return
         self._note_remerges(call.node, paths, have, want)
         nodes = {
             path: self.coercer.coerce(self.values[node].node, have[path], want[path])
@@ -213,6 +217,15 @@ class RuleBuilder:
     def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
         """The same for the keys of an attention, unless proportional attention is off."""
         return self.size_along(type_, axis) if self.lifter.prop_attn else None
+
+
+def hides_images(have: TensorType, want: TensorType) -> bool:
+    """Is ``have`` to be merged image by image, but its own axis there is another than images?"""
+    place = batch_axis(want)
+    if batch_axis(have) is not None or place is None or not is_merged(want):
+        return False
+    own = place - (want.rank - have.rank)
+    return own >= 0 and extent(have.axes[own]) not in (1, extent(want.axes[place]))
 
 
 def _carried(node: Node) -> dict[str, Any]:

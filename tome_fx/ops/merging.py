@@ -106,11 +106,14 @@ def take_constant(x: Tensor, index: Tensor, dim: int, front: int = 0, back: int 
     return rows.movedim(1, dim + 1)
 
 
-def place_batch(x: Tensor, rank: int, batch: int, heads: list[int] | None = None) -> Tensor:
+def place_batch(
+    x: Tensor, rank: int, batch: int, heads: list[int] | None = None, outer: int = 1
+) -> Tensor:
     """``[B, own axes]`` to ``rank`` axes that broadcast, aligned at the last, with B on ``batch``.
 
     Axes that the value lacks become 1; its own axis at ``batch``, if it has one, is 1 and goes.
-    ``heads`` are inner positions of the batch axis that share an image.
+    ``heads`` are inner positions of the batch axis that share an image, ``outer`` counts those
+    outside of the images.
     """
     own = x.dim() - 1
     place = batch - (rank - own)
@@ -118,7 +121,7 @@ def place_batch(x: Tensor, rank: int, batch: int, heads: list[int] | None = None
         x = x.squeeze(place + 1)
     for _ in range(rank - x.dim()):
         x = x.unsqueeze(1)
-    if heads:
-        width = math.prod(heads)
-        x = x.unsqueeze(1).expand(-1, width, *x.shape[1:]).flatten(0, 1)
+    if heads or outer > 1:
+        inner = math.prod(heads or ())
+        x = x[None, :, None].expand(outer, -1, inner, *x.shape[1:]).flatten(0, 2)
     return x.movedim(0, batch)

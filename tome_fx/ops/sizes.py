@@ -85,7 +85,7 @@ def weighted_sum(
     """
     whole = torch.int64 if not x.dtype.is_floating_point and not x.is_complex() else x.dtype
     result = whole if dtype is None else dtype
-    accumulate = wide(x.dtype)
+    accumulate = wide(torch.promote_types(x.dtype, result))
     weight = 1.0 / divisor if size is None else (size / divisor).to(accumulate)
     return _to((x.to(accumulate) * weight).sum(dims, keepdim=keepdim), result)
 

@@ -34,8 +34,10 @@ def attention(context: Context) -> Lifted | Refusal:
     query, key, value = types["query"], types["key"], types["value"]
     if any(has_stream(t.axes[-1]) or has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels hold tokens")
+    if any(has_batch(t.axes[-2]) for t in (query, key, value)):
+        return Refusal("its keys are images")
     keys = unify(key.axes[-2], value.axes[-2])
-    if keys is None or keys_level(key) != keys_level(value):
+    if keys is None:
         return Refusal("its keys and values are different tokens")
     if call.get("is_causal") and any(is_merged(t) for t in types.values()):
         return Refusal("causal attention depends on the order of the tokens")
@@ -44,7 +46,9 @@ def attention(context: Context) -> Lifted | Refusal:
         return Refusal("its operands hold different images or heads")
     result = TensorType((*lead, query.axes[-2], value.axes[-1]))
     logits = TensorType((*lead, query.axes[-2], intensive(keys)))
-    wanted: dict[str, TensorType] = {"query": query, "key": key, "value": value}
+    wanted = _keys_at_one_level(query, key, value, lead, keys)
+    if wanted is None:
+        return Refusal("its keys and values are different tokens")
     if "attn_mask" in types:
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
@@ -60,8 +64,18 @@ def attention(context: Context) -> Lifted | Refusal:
     return one(result, operands=wanted, build=build)
 
 
-def keys_level(type_: TensorType) -> list[int]:
-    return [stream.level for stream in streams_of_axis(type_.axes[-2])]
+def _keys_at_one_level(
+    query: TensorType, key: TensorType, value: TensorType, lead: tuple[Axis, ...], keys: Axis
+) -> dict[str, TensorType] | None:
+    """The operands with keys or values that are a table brought to the level of the others."""
+    wanted = {"query": query, "key": key, "value": value}
+    level = [stream.level for stream in streams_of_axis(keys)]
+    for name, type_ in (("key", key), ("value", value)):
+        if type_.rank == query.rank:
+            wanted.update(demands({name: type_}, TensorType((*lead, keys, type_.axes[-1]))))
+        if [stream.level for stream in streams_of_axis(wanted[name].axes[-2])] != level:
+            return None
+    return wanted
 
 
 def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, ...] | None:
@@ -73,9 +87,10 @@ def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, 
     for place in range(query.rank - 2):
         here = [t.axes[place] for t in (query, key, value)]
         batch = [axis for axis in here if has_batch(axis)]
-        axes.append(batch[0] if batch else here[0])
-        if unify_all(batch or [()]) is None:
+        axis = unify_all(batch) if batch else here[0]
+        if axis is None:
             return None
+        axes.append(axis)
     return tuple(axes)
 
 

@@ -9,13 +9,14 @@ operand is scaled by the group sizes, or divided by them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tome_fx.graph.axes import (
     Atom,
     Axis,
     Origin,
     TensorType,
+    batch_axis,
     extensive,
     extent,
     has_batch,
@@ -28,9 +29,11 @@ from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
 from tome_fx.rules.local import demands, with_batch
 
+# Products whose operands may get one more axis: by broadcasting, or by one more letter.
+_GROWING = ("aten.matmul", "aten.einsum")
 
-@dataclass(frozen=True)
-class Letters:
+
+class Letters(NamedTuple):
     """Names of the axes of both operands and of the result, one letter an axis."""
 
     left: str
@@ -125,7 +128,23 @@ def contract(context: Context, paths: tuple[str, str], letters: Letters) -> Lift
         problem = _weigh(context, wanted, paths, letters, letter)
         if problem is not None:
             return problem
-    return one(result, operands=wanted)
+    return one(result, operands=wanted, arguments=_respelled(context, paths, letters, wanted, axes))
+
+
+def _respelled(
+    context: Context,
+    paths: tuple[str, str],
+    letters: Letters,
+    wanted: dict[str, TensorType],
+    axes: dict[str, Axis],
+) -> dict[str, str]:
+    """An einsum's equation with a letter for the images of a table that got an axis for them."""
+    grown = [wanted[path].rank - context.types[path].rank for path in paths]
+    if not any(grown):
+        return {}
+    batch = next(c for c in axes if has_batch(axes[c]))
+    left, right = (batch * more + names for more, names in zip(grown, letters[:2], strict=True))
+    return {"equation": f"{left},{right}->{letters.result}"}
 
 
 def _shared(left: TensorType, right: TensorType, letters: Letters, letter: str) -> Axis | None:
@@ -171,8 +190,12 @@ def _operands(
         brought = TensorType(tuple(row))
         if brought != type_:
             # A table that merges with its tokens differs from image to image.
-            brought = with_batch(brought, frame)
-            if brought.rank != type_.rank and context.call.name != "aten.matmul":
+            images = next((axis for axis in axes.values() if has_batch(axis)), None)
+            if context.call.name != "aten.einsum":
+                brought = with_batch(brought, frame)
+            elif images is not None and batch_axis(brought) is None and images not in row:
+                brought = TensorType((images, *row))
+            if brought.rank != type_.rank and context.call.name not in _GROWING:
                 return Refusal("a table of its tokens has no axis for the images")
         wanted[path] = brought
     for letter in (c for c in letters.result if c in letters.left and c in letters.right):

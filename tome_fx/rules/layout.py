@@ -21,7 +21,7 @@ from tome_fx.graph.axes import (
     is_extensive,
     is_merged,
 )
-from tome_fx.graph.regroup import factor_kind, regroup
+from tome_fx.graph.regroup import regroup
 from tome_fx.graph.unify import unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.local import demands
@@ -42,7 +42,7 @@ def reshape(context: Context) -> Lifted | Refusal:
     if axes is None:
         return Refusal(f"it splits or reorders tokens: {type_}")
     result = TensorType(axes)
-    if not is_merged(type_):
+    if not any(map(is_merged, context.types.values())):
         return one(result)
     path = next(iter(context.types))
 
@@ -133,7 +133,7 @@ def sized(context: Context, size: Any, wanted: int, place: int) -> Axis:
 
 
 def repeat(context: Context) -> Lifted | Refusal:
-    """``repeat`` with a factor of 1 everywhere but on axes of extent 1."""
+    """``repeat``: copies of an axis, one after the other."""
     type_ = context.types["self"]
     sizes = context.call["repeats"]
     shift = len(sizes) - type_.rank
@@ -142,11 +142,24 @@ def repeat(context: Context) -> Lifted | Refusal:
         old: Axis = type_.axes[i - shift] if i >= shift else ()
         if context.shape[i] == extent(old):
             axes.append(old)
-        elif extent(old) == 1 and not has_stream(old) and not has_batch(old):
-            axes.append(sized(context, size, context.shape[i], i))
+        elif extent(old) and context.shape[i] % extent(old) == 0:
+            plain = extent(old) == 1 and not has_stream(old) and not has_batch(old)
+            copies = sized(context, size, context.shape[i] // extent(old), i)
+            axes.append(copies if plain else (*copies, *old))
         else:
             return Refusal("it repeats an axis")
     return one(TensorType(tuple(axes)))
+
+
+def repeat_interleave(context: Context) -> Lifted | Refusal:
+    """``repeat_interleave``: each position of an axis several times in a row."""
+    type_, size = context.types["self"], context.call["repeats"]
+    if not isinstance(size, int) or context.call.get("dim") is None:
+        return Refusal("it repeats each position another number of times")
+    dim = context.dim(context.call["dim"], type_.rank)
+    copies: Axis = (Atom(size, Origin("literal", context.call.node.name, (dim,))),)
+    axis = (*type_.axes[dim], *(copies if size > 1 else ()))
+    return one(TensorType((*type_.axes[:dim], axis, *type_.axes[dim + 1 :])))
 
 
 def one_kind(types: Mapping[str, TensorType]) -> Mapping[str, TensorType]:
@@ -163,7 +176,7 @@ def cat(context: Context) -> Lifted | Refusal:
     axes: list[Axis] = []
     for i in range(len(context.shape)):
         here = [type_.axes[i] for type_ in types]
-        axis = concat(here) if i == dim else unify_all(here)
+        axis = _joined(context, here) if i == dim else unify_all(here)
         if axis is None:
             return Refusal("it joins different tokens")
         axes.append(axis)
@@ -174,6 +187,17 @@ def cat(context: Context) -> Lifted | Refusal:
             frame = TensorType((*axes[:dim], type_.axes[dim], *axes[dim + 1 :]))
             wanted.update(demands({path: type_}, frame))
     return one(result, operands=wanted)
+
+
+def _joined(context: Context, parts: list[Axis]) -> Axis | None:
+    """The axis that parts make side by side; equal rows of images are a product with them."""
+    if not any(has_batch(part) for part in parts):
+        return concat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    whole = unify_all(parts)
+    row = Atom(len(parts), Origin("unknown", context.call.node.name))
+    return None if whole is None else (row, *whole)
 
 
 def stack(context: Context) -> Lifted | Refusal:
@@ -188,9 +212,3 @@ def stack(context: Context) -> Lifted | Refusal:
     new: Axis = (Atom(context.shape[dim], Origin("unknown", context.call.node.name)),)
     result = TensorType((*frame.axes[:dim], new, *frame.axes[dim:]))
     return one(result, operands=demands(given, frame))
-
-
-def piece_kind(axis: Axis) -> str:
-    """The kind that a part of an axis inherits."""
-    kinds = {factor_kind(factor) for factor in axis}
-    return kinds.pop() if len(kinds) == 1 else "unknown"

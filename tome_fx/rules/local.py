@@ -16,6 +16,7 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    intensive,
     is_extensive,
     streams,
 )
@@ -100,7 +101,8 @@ def with_batch(type_: TensorType, result: TensorType) -> TensorType:
 
 def _meet(axis: Axis, target: Axis) -> Axis:
     merged = any(s.level for s in streams(TensorType((target,))))
-    return target if merged and extent(axis) != 1 and not has_stream(axis) else axis
+    # A table holds a value for each member, whatever the kind of what it meets.
+    return intensive(target) if merged and extent(axis) != 1 and not has_stream(axis) else axis
 
 
 def linear(context: Context) -> Lifted | Refusal:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
+
+from torch.fx import Node
 
 from tome_fx.graph.axes import (
     Atom,
@@ -18,8 +21,8 @@ from tome_fx.graph.axes import (
     is_merged,
     streams_of_axis,
 )
+from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, one
-from tome_fx.rules.layout import piece_kind
 from tome_fx.rules.local import demands
 
 _EMPTY: Axis = (Atom(0, Origin("literal", "empty")),)
@@ -53,10 +56,17 @@ def _span(context: Context, whole: int) -> tuple[int | None, int | None]:
             return None, None
         return start % whole if whole else 0, start % whole + length if whole else 0
     start, end = 0 if start is None else start, whole if end is None else end
+    # x[:, : y.shape[1]], x[: x.shape[0]]: a size that is known to be one axis.
+    start, end = (_size(context, value) for value in (start, end))
     if not isinstance(start, int) or not isinstance(end, int):
         return None, None
     start, end = (v + whole if v < 0 else v for v in (start, end))
     return min(max(start, 0), whole), min(max(end, 0), whole)
+
+
+def _size(context: Context, value: Any) -> Any:
+    known = context.sizes.get(value) if isinstance(value, Node) else None
+    return value if known is None else extent(known)
 
 
 def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
@@ -69,6 +79,8 @@ def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
         return axis, 0
     if start >= end:
         return _EMPTY, 0
+    if len(axis) > 1 and isinstance(axis[0], Atom):
+        return _cut_product(axis, start, end)
     if len(axis) != 1 or not isinstance(axis[0], Concat):
         return None
     taken: list[Axis] = []
@@ -85,12 +97,21 @@ def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
     return (concat(taken), first) if taken and first is not None else None
 
 
+def _cut_product(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
+    """Whole rows of ``(rows, rest)``, as a ``cat`` or a ``repeat`` makes them."""
+    rest = axis[1:]
+    if start % extent(rest) or end % extent(rest) or (has_batch(rest) and _merged(rest)):
+        return None
+    rows = range(start // extent(rest), end // extent(rest))
+    name = f"{axis[0].origin.node}" if isinstance(axis[0], Atom) else ""
+    outer = Atom(len(rows), Origin(axis_kind(axis[:1]), name, (rows.start, rows.stop)))
+    return ((outer, *rest) if len(rows) > 1 else rest), rows.start * count(rest)
+
+
 def _inner(part: Axis, low: int, high: int) -> Axis:
     """A stretch of a plain piece; it keeps the name of the piece, so equal stretches are equal."""
     name = "+".join(f.origin.node for f in part if isinstance(f, Atom))
-    return (
-        (Atom(high - low, Origin(piece_kind(part), name, (low, high))),) if high > low + 1 else ()
-    )
+    return (Atom(high - low, Origin(axis_kind(part), name, (low, high))),) if high > low + 1 else ()
 
 
 def _merged(axis: Axis) -> bool:
@@ -107,7 +128,7 @@ def _other(context: Context, type_: TensorType, dim: int) -> Lifted | Refusal:
 
 
 def _fresh(context: Context, type_: TensorType, dim: int) -> Lifted:
-    kind = piece_kind(type_.axes[dim])
+    kind = axis_kind(type_.axes[dim])
     results = []
     for index, shape in enumerate(context.shapes):
         atom = Atom(shape[dim], Origin(kind, context.call.node.name, (index,)))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tome_fx.graph.axes import (
     Atom,
     Axis,
     Batch,
     Origin,
     TensorType,
+    concat,
     extent,
     has_batch,
     has_stream,
     is_merged,
 )
-from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
+from tome_fx.graph.calls import Call
+from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 from tome_fx.rules.layout import sized
+
+# What these make is not the same at each position of an axis.
+_UNEVEN = ("aten.arange", "aten.rand", "aten.randn")
 
 
 def like(context: Context) -> Lifted | Refusal:
@@ -27,10 +34,56 @@ def factory(context: Context) -> Lifted | Refusal:
     sizes = context.call.get("size")
     rows = list(sizes) if isinstance(sizes, (list, tuple)) else [None] * len(context.shape)
     axes = [sized(context, size, context.shape[i], i) for i, size in enumerate(rows)]
+    if context.call.name in _UNEVEN:
+        name = context.call.node.name
+        axes = [(Atom(n, Origin("unknown", name, (i,))),) for i, n in enumerate(context.shape)]
     narrow: list[Axis] = [
         () if n == 1 else axis for n, axis in zip(context.shape, axes, strict=True)
     ]
     return one(TensorType(tuple(narrow)))
+
+
+def convolution(context: Context) -> Lifted | Refusal:
+    """A convolution: with a kernel of one position a linear on axis 1, else an op over a grid."""
+    call, type_ = context.call, context.types["input"]
+    weight = call["weight"].meta["val"]
+    axis = type_.rank - weight.dim() + 1
+    if not _is_pointwise(call, weight.shape[2:]) or axis < 0:
+        return grid(context)
+    if has_stream(type_.axes[axis]) or has_batch(type_.axes[axis]):
+        return Refusal("it mixes tokens by a weight for each position")
+    kind = type_ if call.get("bias") is None else as_intensive(type_)
+    channel: Axis = (Atom(context.shape[axis], Origin("channel", call.node.name, (axis,))),)
+    result = (*kind.axes[:axis], channel, *kind.axes[axis + 1 :])
+    return one(TensorType(result), operands={"input": kind})
+
+
+def _is_pointwise(call: Call, kernel: Sequence[int]) -> bool:
+    strides, padding = call["stride"], call["padding"]
+    still = isinstance(padding, str) or not any(padding)
+    return all(size == 1 for size in (*kernel, *strides)) and still and not call.get("transposed")
+
+
+def pad(context: Context) -> Lifted | Refusal:
+    """``pad``: axes that are not padded stay; constants join an axis as a ``cat`` would."""
+    type_, widths = as_intensive(context.types["self"]), context.call["pad"]
+    if not all(isinstance(width, int) for width in widths):
+        return Refusal("its widths are not known")
+    axes = list(type_.axes)
+    name, mode = context.call.node.name, context.call.get("mode", "constant")
+    for i in range(len(widths) // 2):
+        place, ends = type_.rank - 1 - i, widths[2 * i : 2 * i + 2]
+        axis = axes[place]
+        if not any(ends):
+            continue
+        if mode == "constant" and min(ends) >= 0 and not has_batch(axis):
+            first, last = ((Atom(n, Origin("literal", name, (place, n))),) for n in ends)
+            axes[place] = concat([first, axis, last])
+        elif has_batch(axis) or merged_along(type_, (place,)):
+            return Refusal("it adds tokens that are copies of others, or takes some away")
+        else:
+            axes[place] = (Atom(context.shape[place], Origin("unknown", name, (place,))),)
+    return one(TensorType(tuple(axes)), operands={"self": type_})
 
 
 def grid(context: Context) -> Lifted | Refusal:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 
 from tome_fx.graph.calls import Call
-from tome_fx.rules import attention, contract, layout, local, pieces, shapes, tokens
+from tome_fx.rules import along, attention, contract, layout, local, pieces, shapes, tokens
 from tome_fx.rules.base import Rule
 
 
@@ -26,6 +26,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(layout.squeeze, "squeeze unsqueeze"),
         **_family(layout.expand, "expand"),
         **_family(layout.repeat, "repeat"),
+        **_family(layout.repeat_interleave, "repeat_interleave"),
         **_family(layout.cat, "cat concat concatenate"),
         **_family(layout.stack, "stack"),
         **_family(pieces.slice_, "slice narrow"),
@@ -36,7 +37,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous to type_as clone alias detach "
-            "_to_copy bernoulli lift_fresh_copy masked_fill expand_as copy",
+            "_to_copy bernoulli lift_fresh_copy masked_fill expand_as copy "
+            # Elementwise, but without the tag that says so.
+            "hardswish log_sigmoid alpha_dropout where rsub true_divide divide multiply subtract "
+            "floor_divide isclose polar complex real imag conj resolve_conj ldexp negative "
+            "absolute fix greater less greater_equal less_equal not_equal __and__ __or__",
         ),
         **_family(local.linear, "linear"),
         **_family(local.embedding, "embedding"),
@@ -52,7 +57,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             tokens.reduction,
             "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm prod",
         ),
-        **_family(tokens.cumulative, "cumsum cumprod"),
+        **_family(tokens.cumulative, "cumsum cumprod logcumsumexp"),
+        **_family(
+            along.along,
+            "flip roll sort argsort topk argmax argmin median mode kthvalue cummax cummin diff",
+        ),
+        **_family(along.index_select, "index_select"),
+        **_family(along.index, "index"),
+        **_family(along.gather, "gather"),
+        **_family(along.prelu, "prelu _prelu_kernel"),
+        **_family(
+            along.each_alone,
+            "bucketize view_as_complex view_as_real one_hot fake_quantize_per_tensor_affine",
+        ),
         **_family(attention.attention, "scaled_dot_product_attention"),
         **_family(shapes.like, "zeros_like ones_like empty_like full_like rand_like randn_like"),
         **_family(
@@ -60,11 +77,12 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             "zeros ones empty full arange rand randn new_zeros new_ones new_empty new_full "
             "scalar_tensor",
         ),
+        **_family(shapes.convolution, "conv1d conv2d conv3d convolution"),
+        **_family(shapes.pad, "pad constant_pad_nd"),
         **_family(
             shapes.grid,
-            "conv1d conv2d conv3d convolution max_pool1d max_pool2d avg_pool2d max_pool3d pad "
-            "adaptive_avg_pool2d constant_pad_nd upsample_bilinear2d upsample_bicubic2d "
-            "upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
+            "max_pool1d max_pool2d avg_pool2d max_pool3d adaptive_avg_pool2d upsample_bilinear2d "
+            "upsample_bicubic2d upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
         ),
     }
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from tome_fx import ops
 from tome_fx.graph.axes import (
     Axis,
@@ -13,10 +15,11 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
-    intensive,
     is_extensive,
     streams_of_axis,
+    token_factor,
 )
+from tome_fx.graph.calls import unbind
 from tome_fx.rules.base import (
     Builder,
     Context,
@@ -29,7 +32,9 @@ from tome_fx.rules.base import (
 )
 from tome_fx.rules.local import pointwise
 
+aten = torch.ops.aten
 _SUMS = ("aten.sum", "aten.mean")
+_SCALED = ("aten.logsumexp", "aten.norm", "aten.linalg_vector_norm")
 _EXTREMES = ("aten.amax", "aten.amin", "aten.any", "aten.all", "aten.max", "aten.min")
 
 
@@ -47,8 +52,8 @@ def softmax(context: Context) -> Lifted | Refusal:
     demanded = {"self": type_}
     if not merged_along(type_, (dim,)):
         return one(TensorType(axes), operands=demanded)
-    if len(axis) != 1:
-        return Refusal("its tokens share an axis with something else")
+    if token_factor(axis) is None:
+        return Refusal("its tokens share an axis with others")
     if context.call.name == "aten.log_softmax":
         return Refusal("a logarithm of shares is neither a total nor a member's value")
 
@@ -71,6 +76,8 @@ def reduction(context: Context) -> Lifted | Refusal:
     if any(has_batch(type_.axes[d]) for d in dims):
         return Refusal("it reduces over images")
     name, over = context.call.name, [d for d in dims if has_stream(type_.axes[d])]
+    if name in _SCALED and merged_along(type_, tuple(over)):
+        return _scaled(context, as_intensive(type_), dims, over)
     if name not in _SUMS + _EXTREMES and merged_along(type_, tuple(over)):
         return Refusal("its value over tokens is not known")
     if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and _index_used(context):
@@ -81,6 +88,31 @@ def reduction(context: Context) -> Lifted | Refusal:
     if name in _SUMS and merged_along(type_, tuple(over)):
         return _weighted(context, kind, dims, over, result)
     return Lifted(results, operands={"self": kind})
+
+
+def _scaled(
+    context: Context, type_: TensorType, dims: list[int], over: list[int]
+) -> Lifted | Refusal:
+    """``s`` equal members in a norm or a ``logsumexp``: as one that is larger."""
+    call = context.call
+    order = call.get("ord", call.get("p", 2))
+    order = 2 if order is None else order
+    if len(over) != 1 or not isinstance(order, (int, float)) or order <= 0:
+        return Refusal("its value over tokens is not known")
+
+    def build(builder: Builder, operands: Operands) -> Any:
+        size = builder.size_along(type_, over[0])
+        value = operands["self"]
+        if size is not None and call.name == "aten.logsumexp":
+            value = builder.call(ops.add_log_size, value, size)
+        elif size is not None and not math.isinf(order):
+            root = builder.call(aten.pow.Tensor_Scalar, size, 1 / order)
+            value = builder.call(ops.scale_by_size, value, root)
+        args, kwargs = unbind(call, {**operands, "self": value})
+        return builder.call(call.op, *args, **kwargs)
+
+    reduced = _reduced(type_.axes, dims, bool(call.get("keepdim", False)))
+    return one(TensorType(reduced), operands={"self": type_}, build=build)
 
 
 def _dims(context: Context, rank: int) -> list[int]:
@@ -108,27 +140,24 @@ def _weighted(
     context: Context, type_: TensorType, dims: list[int], over: list[int], result: TensorType
 ) -> Lifted | Refusal:
     """``sum(size * x)`` and, for a mean, divided by the number of tokens of the original."""
-    if len(over) != 1:
-        return Refusal("it reduces over two token axes at once")
-    if len(type_.axes[over[0]]) != 1:
-        return Refusal("its tokens share an axis with something else")
-    if any(is_extensive(type_.axes[d]) for d in over):
-        members = TensorType(
-            tuple(intensive(a) if i in over else a for i, a in enumerate(type_.axes))
-        )
-    else:
-        members = type_
+    if any(token_factor(type_.axes[d]) is None for d in over):
+        return Refusal("its tokens share an axis with others")
+    # Totals need no size. One axis of members is weighed here, what is left is asked for as totals.
+    inner = [d for d in over if not is_extensive(type_.axes[d])]
+    wanted = TensorType(
+        tuple(extensive(a) if i in inner[1:] else a for i, a in enumerate(type_.axes))
+    )
     mean = context.call.name == "aten.mean"
     divisor = math.prod(extent(type_.axes[d]) for d in dims) if mean else 1
     keepdim = bool(context.call.get("keepdim", False))
 
     def build(builder: Builder, operands: Operands) -> Any:
-        size = builder.size_along(members, over[0])
+        size = builder.size_along(wanted, inner[0]) if inner else None
         arguments = (operands["self"], size, sorted(dims), keepdim, divisor)
         dtype = operands.get("dtype")
         return builder.call(ops.weighted_sum, *arguments, *([dtype] if dtype is not None else []))
 
-    return one(result, operands={"self": members}, build=build)
+    return one(result, operands={"self": wanted}, build=build)
 
 
 def cumulative(context: Context) -> Lifted | Refusal:
@@ -137,4 +166,6 @@ def cumulative(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     if any(s.level for s in streams_of_axis(type_.axes[dim])):
         return Refusal("it depends on the order of the tokens")
+    if has_batch(type_.axes[dim]):
+        return Refusal("it depends on the order of the images")
     return one(type_, operands={"self": type_})

@@ -1,0 +1,76 @@
+"""Ops that take pieces of an axis: exact on the borders of a stream, unmerged inside of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.rules.common import TINY, C, H, N, heads, joined, random, unmerged
+
+pytestmark = TINY
+PROMPTS = random(1, 2, C)
+
+
+def rejoined(parts: tuple[Tensor, ...]) -> Tensor:
+    """A class token and patches, each changed in its own way, as one sequence."""
+    first, patches = parts
+    return torch.cat([first.sin(), patches.cos()], dim=1)
+
+
+def prompted(x: Tensor) -> Tensor:
+    """Learned tokens between the class token and the patches, gone again afterwards."""
+    x = torch.cat([x[:, :1], PROMPTS.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
+    x = x + (x @ x.transpose(1, 2) / 9).softmax(-1) @ x
+    return torch.cat([x[:, :1], x[:, 3:]], dim=1)
+
+
+TOKENS = {
+    "slices": lambda x: rejoined((x[:, :1], x[:, 1:])),
+    "slices from the end": lambda x: rejoined((x[:, :-12], x[:, -12:])),
+    "split by sizes": lambda x: rejoined(x.split([1, 12], dim=1)),
+    "narrow": lambda x: rejoined((x.narrow(1, 0, 1), x.narrow(1, 1, 12))),
+    "narrow from the end": lambda x: rejoined((x.narrow(1, 0, 1), x.narrow(1, -12, 12))),
+    "up to its length": lambda x: x[:, : x.shape[1]].sin(),
+    "everything": lambda x: x[:, 0:N].sin() + x[:, :].cos(),
+    "class token": lambda x: x + x[:, 0].unsqueeze(1),
+    "class token from the end": lambda x: x + x[:, -N][:, None],
+    "an empty piece": lambda x: torch.cat([x[:, :0], x.sin()], dim=1),
+    "put behind": lambda x: torch.cat([x, PROMPTS.expand(x.shape[0], -1, -1)], 1).sin()[:, :N],
+    "patches only": lambda x: x[:, 1:].exp(),
+}
+OTHERS = {
+    "chunks": lambda x: torch.cat(x.chunk(2, -1)[::-1], -1),
+    "uneven chunks": lambda x: torch.cat(x.chunk(3, -1)[::-1], -1),
+    "split": lambda x: torch.cat([p.sin() for p in x.split(2, 2)], 2),
+    "every second": lambda x: torch.cat([x[..., ::2], x[..., 1::2]], -1),
+    "unbound heads": lambda x: torch.cat(x.unflatten(2, (H, -1)).unbind(2)[::-1], -1),
+    "unbound q, k, v": lambda x: torch.stack([x, x.sin(), x.cos()], 2).unbind(2)[1],
+    "one head": lambda x: heads(x)[:, 0].repeat(1, 1, H),
+    "heads by number": lambda x: joined(heads(x)[:, [1, 0]]),
+    "channels by number": lambda x: x[..., [3, 1, 2, 0, 7, 6, 5, 4]],
+}
+TELLS_APART = {
+    "every second": lambda x: x[:, ::2],
+    "the first half": lambda x: x[:, :7],
+    "halves": lambda x: x.chunk(2, 1)[1],
+    "cut at a place": lambda x: x.tensor_split([1], dim=1)[1],
+    "single tokens": lambda x: x.unbind(1)[5],
+    "by number": lambda x: x[:, [0, 5, 7]],
+}
+
+
+def test_pieces_on_borders_stay_merged() -> None:
+    assert unmerged(TOKENS, how="beside") == set()
+
+
+def test_learned_tokens_come_and_go() -> None:
+    assert unmerged(prompted, sites=3) == set()
+
+
+def test_pieces_of_other_axes_stay_merged() -> None:
+    assert unmerged(OTHERS, how="beside") == set()
+
+
+def test_pieces_of_a_stream_need_all_tokens() -> None:
+    expected = {"slice", "chunk", "tensor_split", "unbind", "index"}
+    assert unmerged(TELLS_APART, how="aside") == expected

@@ -1,0 +1,118 @@
+"""Ops over tokens that know sizes: softmax, sums, means, extremes, norms; and those that do not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.rules.common import TINY, Eager, N, Projected, heads, unmerged
+
+pytestmark = TINY
+
+
+def scores(x: Tensor) -> Tensor:
+    return (heads(x) @ heads(x).transpose(-1, -2)).softmax(-1)
+
+
+SUMS = {
+    "sum": lambda x: x.sum(1, keepdim=True) / N,
+    "mean": lambda x: x.mean(dim=-2),
+    "mean of patches": lambda x: x[:, 1:].mean(1),
+    "mean over everything": lambda x: x.mean((1, 2)),
+    "mean of a flat value": lambda x: x.flatten(1).mean(1),
+    "sum of folded channels": lambda x: x.flatten(1).sum(1),
+    "mean in a wider type": lambda x: x.float().mean(1, dtype=torch.float64),
+    "masked mean": lambda x: (x * (x > 0)).sum(1) / (x > 0).sum(1).clamp(min=1),
+    "generalised mean": lambda x: x.clamp(min=1e-6).pow(3).mean(1).pow(1 / 3),
+    "number of positives": lambda x: (x > 0).sum(1),
+    "number as int32": lambda x: (x > 0).int().sum(1),
+    "share of positives": lambda x: (x > 0).to(x.dtype).mean(1),
+    "received attention": lambda x: scores(x).sum((1, 2)).sigmoid(),
+    "received attention, flat": lambda x: scores(x).mean(2).flatten(1).sin().sum(1),
+    "soft choice": lambda x: (x[..., :1].softmax(1) * x).sum(1),
+    "soft choice by a product": lambda x: x[..., :2].transpose(1, 2).softmax(-1) @ x,
+    "share of tokens": lambda x: x.softmax(1),
+    "square root of shares": lambda x: x.softmax(1).sqrt(),
+    "softmax of a flat value": lambda x: x.flatten(1).softmax(1).unflatten(1, (N, -1)),
+    "gate": lambda x: x * x.mean(1, keepdim=True).sigmoid(),
+}
+EXTREMES = {
+    "amax": lambda x: x.amax(1, keepdim=True),
+    "amin": lambda x: x.amin((1, 2)),
+    "max": lambda x: x.max(1)[0],
+    "max values": lambda x: x.max(dim=1, keepdim=True).values,
+    "min of patches": lambda x: x[:, 1:].min(1).values,
+    "any": lambda x: (x > 1).any(1),
+    "all": lambda x: (x > -3).all(1, keepdim=True),
+    "largest weight": lambda x: scores(x).amax(-1),
+}
+NORMS = {
+    "norm": lambda x: x.norm(dim=1),
+    "norm of order 1": lambda x: x.norm(p=1, dim=1, keepdim=True),
+    "norm of order 3": lambda x: torch.linalg.vector_norm(x, 3, dim=1),
+    "largest": lambda x: x.norm(p=math.inf, dim=1),
+    "of tokens and channels": lambda x: x.norm(dim=(1, 2)),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "response normalisation": lambda x: x * x.norm(dim=1, keepdim=True).softmax(-1),
+    "logsumexp": lambda x: x.logsumexp(1),
+    "logsumexp of scores": lambda x: (x @ x.transpose(1, 2)).logsumexp(-1),
+}
+
+
+@pytest.mark.parametrize("group", [SUMS, EXTREMES, NORMS], ids=["sum", "extreme", "norm"])
+def test_stays_merged(group: dict[str, object]) -> None:
+    assert unmerged(group, how="beside") == set()
+
+
+def test_logits_between_product_and_softmax() -> None:
+    blocks = {
+        "centred": Eager(lambda a: a - a.mean(-1, keepdim=True)),
+        "largest taken off": Eager(lambda a: a - a.amax(-1, keepdim=True)),
+        "the same by max": Eager(lambda a: a - a.max(-1, keepdim=True)[0]),
+        "capped": Eager(lambda a: 3 * torch.tanh(a / 3)),
+        "clamped": Eager(lambda a: a.clamp(-2, 2)),
+        "in another dtype": Eager(lambda a: a.float().double()),
+        "over heads before": Eager(lambda a: a.softmax(1)),
+        "off by one": Eager(lambda a: F.pad(a, (1, 0)), lambda a: a[..., 1:]),
+        "largest kept": Eager(lambda a: a.masked_fill(a < a.amax(-1, keepdim=True) - 1, -9.0)),
+    }
+    assert unmerged(blocks, sites=2 + len(blocks)) == set()
+
+
+TELLS_APART = {
+    "variance": lambda x: x.var(1),
+    "product": lambda x: (1 + x / 9).prod(1),
+    "median": lambda x: x.median(1)[0],
+    "cumulative sum": lambda x: x.cumsum(1),
+    "cumulative log": lambda x: x.logcumsumexp(1),
+    "place of the largest": lambda x: x.argmax(1),
+    "place and value": lambda x: x.max(1),
+    "sorted": lambda x: x.sort(1)[0],
+    "the three largest": lambda x: x.topk(3, dim=1)[0],
+    "log of shares": lambda x: x.log_softmax(1),
+    "number of values": lambda x: x.relu().norm(p=0, dim=1),
+    "adaptive pool": lambda x: F.adaptive_avg_pool1d(x.transpose(1, 2), 1),
+}
+
+
+def test_needs_all_tokens() -> None:
+    expected = {"var", "prod", "median", "cumsum", "logcumsumexp", "argmax", "max", "sort", "topk",
+                "log_softmax", "linalg_vector_norm", "adaptive_avg_pool1d"}  # fmt: skip
+    assert unmerged(TELLS_APART, how="aside") == expected
+
+
+def test_a_mean_over_images_is_exact() -> None:
+    """No model does this; a rewrite must not fail all the same."""
+    batch_mean = {"mean": lambda x: x.mean(0), "all": lambda x: x.mean(), "one": lambda x: x[0]}
+    assert unmerged(batch_mean, how="aside") == {"mean", "select"}
+
+
+def test_a_softmax_that_is_no_attention_is_no_site() -> None:
+    def routed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (torch.stack([q, k, v], -1) * q[..., :3].softmax(-1)[:, :, None]).sum(-1)
+
+    assert unmerged(Projected(routed)) == set()

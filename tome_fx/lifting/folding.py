@@ -1,0 +1,74 @@
+"""Group sizes where images or tokens share an axis with something else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.fx import Node
+
+from tome_fx import ops
+from tome_fx.graph.axes import (
+    Axis,
+    Batch,
+    Factor,
+    TensorType,
+    batch_axis,
+    count,
+    factor_count,
+    has_stream,
+    streams_of_axis,
+)
+
+aten = torch.ops.aten
+
+
+class Sizes(Protocol):
+    """What emits the sizes of one token factor."""
+
+    def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node: ...
+
+    def size_parts(self, factor: Factor, which: int | None = None) -> list[Node | int]: ...
+
+
+def heads_around(axis: Axis) -> tuple[int, int]:
+    """How many positions stand outside and inside of the images on their axis."""
+    at = next(i for i, factor in enumerate(axis) if isinstance(factor, Batch))
+    return count(axis[:at]), count(axis[at + 1 :])
+
+
+def folded_size(sizes: Sizes, type_: TensorType, place: int, which: int | None) -> Node:
+    """Sizes for a token axis that is a product, or that holds the images too.
+
+    They are made with each factor on an axis of its own, and folded as the value is.
+    """
+    batch = batch_axis(type_)
+    flat: list[Factor | None] = []
+    for i, axis in enumerate(type_.axes):
+        flat.extend(axis if i in (batch, place) else [None])
+    images = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
+    tokens, own = _token_place(flat, which)
+    factor = flat[tokens]
+    assert factor is not None, "a place that holds a stream is a factor"
+    row = sizes.emit(ops.along, sizes.size_parts(factor, own), len(flat), images, tokens)
+    wide = [
+        -1 if f is None or i in (images, tokens) else factor_count(f) for i, f in enumerate(flat)
+    ]
+    shape = [count(axis) if i == place else 1 for i, axis in enumerate(type_.axes)]
+    shape[batch or 0] = -1
+    return sizes.emit(aten.reshape.default, sizes.emit(aten.expand.default, row, wide), shape)
+
+
+def _token_place(flat: list[Factor | None], which: int | None) -> tuple[int, int | None]:
+    """Where the ``which``-th stream is, and which one it is there; the first factor for None."""
+    seen = 0
+    for i, factor in enumerate(flat):
+        here = 0 if factor is None else len(list(streams_of_axis((factor,))))
+        if factor is not None and has_stream((factor,)):
+            if which is None:
+                return i, None
+            if which < seen + here:
+                return i, which - seen
+        seen += here
+    raise AssertionError("the axis holds the stream")

@@ -1,0 +1,123 @@
+"""Ops that move, order or look up positions of an axis: exact on any axis without merged tokens.
+
+On a token axis they make new positions: what follows is a stream of its own.
+"""
+
+from __future__ import annotations
+
+from tome_fx.graph.axes import Atom, Axis, Origin, TensorType, extent, has_batch, has_stream
+from tome_fx.graph.regroup import axis_kind
+from tome_fx.graph.unify import unify
+from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
+
+
+def along(context: Context) -> Lifted | Refusal:
+    """``flip``, ``roll``, ``sort``, ``topk``, ``argmax``, ...: within the axes that they name."""
+    type_ = as_intensive(context.types["self"])
+    dims = context.call.get("dims", context.call.get("dim"))
+    if dims is None or dims == []:
+        return Refusal("it runs over all axes at once")
+    at = [context.dim(d, type_.rank) for d in ([dims] if isinstance(dims, int) else dims)]
+    if merged_along(type_, tuple(at)):
+        return Refusal("it tells tokens apart by their place or order")
+    if any(has_batch(type_.axes[i]) for i in at):
+        return Refusal("it moves images")
+    results = tuple(_changed(context, type_, at, shape) for shape in context.shapes)
+    return Lifted(results, operands={"self": type_})
+
+
+def _changed(
+    context: Context, type_: TensorType, dims: list[int], shape: tuple[int, ...]
+) -> TensorType:
+    """``type_`` with new positions on ``dims``, or without them where the op reduces."""
+    keeps = len(shape) == type_.rank
+    axes: list[Axis] = []
+    for i, axis in enumerate(type_.axes):
+        if i not in dims:
+            axes.append(axis)
+        elif keeps:
+            axes.append(_new(context, axis, i, shape[i]))
+    return TensorType(tuple(axes))
+
+
+def _new(context: Context, axis: Axis, place: int, size: int) -> Axis:
+    atom = Atom(size, Origin(axis_kind(axis), context.call.node.name, (place,)))
+    return (atom,) if size != 1 else ()
+
+
+def index_select(context: Context) -> Lifted | Refusal:
+    """``index_select(self, dim, index)``: positions of one axis by number."""
+    type_, index = as_intensive(context.types["self"]), context.types["index"]
+    dim = context.dim(context.call["dim"], type_.rank)
+    return _looked_up(context, type_, index, dim)
+
+
+def index(context: Context) -> Lifted | Refusal:
+    """``self[..., index, ...]`` with one index tensor: its axes take the place of the axis."""
+    type_ = as_intensive(context.types["self"])
+    named = [i for i, value in enumerate(context.call["indices"]) if value is not None]
+    if len(named) != 1 or context.dtype(f"indices.{named[0]}").is_floating_point:
+        return Refusal("it looks up along several axes")
+    path = f"indices.{named[0]}"
+    if str(context.dtype(path)) in ("torch.bool", "torch.uint8"):
+        return Refusal("how much it takes depends on values")
+    return _looked_up(context, type_, context.types[path], named[0])
+
+
+def _looked_up(
+    context: Context, type_: TensorType, index: TensorType, dim: int
+) -> Lifted | Refusal:
+    axis = type_.axes[dim]
+    if merged_along(type_, (dim,)):
+        return Refusal("it picks tokens by number")
+    if has_batch(axis) or (any(map(has_batch, index.axes)) and any(map(has_batch, type_.axes))):
+        return Refusal("it picks images by number")
+    new = index.axes
+    if has_stream(axis) or axis_kind(axis) == "conv":
+        new = tuple(
+            _new(context, axis, i, extent(a)) if not has_stream(a) else a
+            for i, a in enumerate(index.axes)
+        )
+    return one(
+        TensorType((*type_.axes[:dim], *new, *type_.axes[dim + 1 :])), operands={"self": type_}
+    )
+
+
+def gather(context: Context) -> Lifted | Refusal:
+    """``gather(self, dim, index)``: positions of one axis, others for each place of the rest."""
+    type_, index = as_intensive(context.types["self"]), as_intensive(context.types["index"])
+    dim = context.dim(context.call["dim"], type_.rank)
+    if merged_along(type_, (dim,)) or has_batch(type_.axes[dim]):
+        return Refusal("it picks tokens by number")
+    axes: list[Axis] = []
+    for i, (own, other) in enumerate(zip(type_.axes, index.axes, strict=True)):
+        axis = other if i == dim else unify(own, other)
+        if axis is None or (i != dim and merged_along(type_, (i,)) != merged_along(index, (i,))):
+            return Refusal("its index is about different tokens")
+        axes.append(axis)
+    return one(TensorType(tuple(axes)), operands={"self": type_, "index": index})
+
+
+def prelu(context: Context) -> Lifted | Refusal:
+    """``prelu(self, weight)``: a slope for each position of axis 1, or one for all."""
+    type_ = as_intensive(context.types["self"])
+    shared = extent(next(iter(context.types["weight"].axes), ())) == 1
+    if not shared and merged_along(type_, (1,)):
+        return Refusal("it has a weight for each position")
+    return one(type_, operands={"self": type_})
+
+
+def each_alone(context: Context) -> Lifted | Refusal:
+    """``bucketize``, ``view_as_complex``, ``one_hot``, ...: each value alone, by its first operand.
+
+    The last axis may come or go.
+    """
+    path = next(iter(context.types))
+    type_ = as_intensive(context.types[path])
+    gone, rank = type_.rank - len(context.shape), len(context.shape)
+    if gone > 1 or gone < -1 or (gone == 1 and (has_stream(type_.axes[-1]))):
+        return Refusal("it does not keep the axes")
+    axes = type_.axes[:rank]
+    if gone == -1:
+        axes = (*axes, (Atom(context.shape[-1], Origin("unknown", context.call.node.name)),))
+    return one(TensorType(axes), operands={path: type_})
