@@ -41,6 +41,9 @@ class Plain:
     mask: str = "none"  # "none", "float", "bool"
     tables: str = "parameter"  # "parameter", "buffer", "attribute"
     norm: str = "pre"  # "pre", "post", "parallel", "sandwich"
+    form: str = (
+        "row"  # of the tokens between blocks: "row", "grid" [B, h, w, C] or "image" [B, C, h, w]
+    )
     sequence_first: bool = False
     residual_last: bool = False
     weights: bool = False  # ask nn.MultiheadAttention for its weights
@@ -229,6 +232,8 @@ class PlainViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         config = self.config
+        if config.form != "row":
+            return self.on_grid(images)
         x = self.embed(images)
         bias = self.bias()
         x = x.transpose(0, 1) if config.sequence_first else x
@@ -241,6 +246,22 @@ class PlainViT(nn.Module):
                 x = block(x, bias, rotate)
         x = x.transpose(0, 1) if config.sequence_first else x
         return self.read(self.norm(x))
+
+    def on_grid(self, images: Tensor) -> Tensor:
+        """The same with the tokens on a grid from block to block."""
+        config, is_image = self.config, self.config.form == "image"
+        if is_image and config.stem == "conv" and config.positions != "add":
+            x = self.stem(images)
+        else:
+            x = self.embed(images).unflatten(1, config.grid)
+            x = x.permute(0, 3, 1, 2) if is_image else x
+        rotate = self.table if config.positions == "rope" else None
+        for block in self.blocks:
+            x = block(x, self.bias(), rotate)
+        x = self.norm(x.permute(0, 2, 3, 1) if is_image else x)
+        if config.readout == "mean":
+            return self.head(x.mean((1, 2)))
+        return self.read(x.flatten(1, 2))
 
 
 def plain_models(
@@ -255,6 +276,8 @@ def plain_models(
 def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str, ...]) -> Plain:
     kind, token = rng.choice(kinds), rng.choice(["front", "back", "none"])
     own, grid = kind == "own", (rng.randint(2, 5), rng.randint(2, 4))
+    form = rng.choice(["row", "row", "row", "grid", "image"]) if own else "row"
+    token = token if form == "row" else "none"
     stream = grid[0] * grid[1]
     heads, head_dim, batch = widths(rng, (stream, stream + (token != "none")))
     positions = rng.choice(["add", "rope", "bias", "indexed", "none"] if own else ["add", "none"])
@@ -264,6 +287,8 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
     norms = ["pre", "post"] if kind == "encoder" else ["pre", "post", "parallel", "sandwich"]
     readouts = READOUTS if token == "none" else ("token", "token", "token", *READOUTS)
     readout = rng.choice(readouts)
+    # nn.TransformerEncoder's fast path answers NaN to a mask of floats.
+    masks = ["none", "none", "bool"] if kind == "encoder" else ["none", "none", "float", "bool"]
     return Plain(
         depth=rng.randint(max(min_depth, 2 if readout in ("token", "patch") else 1), max_depth),
         heads=heads,
@@ -275,10 +300,11 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
         projection=rng.choice(["packed", "heads", "chunk", "three", "split"]),
         kernel=rng.choice(["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]),
         positions=positions,
-        mask="none" if biased else rng.choice(["none", "none", "float", "bool"]),
+        mask="none" if biased else rng.choice(masks),
         tables=rng.choice(["parameter", "buffer", "attribute"]),
         norm=rng.choice(norms),
-        sequence_first=rng.random() < 0.5,
+        form=form,
+        sequence_first=rng.random() < 0.5 and form == "row",
         residual_last=rng.random() < 0.5,
         weights=kind == "mha" and rng.random() < 0.5,
         readout=readout,

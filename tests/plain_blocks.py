@@ -138,22 +138,42 @@ class Block(nn.Module):
         )
 
     def attend(self, x: Tensor, bias: Tensor | None, rotate: Tensor | None) -> Tensor:
+        high, wide = self.config.grid
+        if self.config.form == "grid":
+            return self.attention(x.flatten(1, 2), bias, rotate).reshape(-1, high, wide, x.shape[3])
+        if self.config.form == "image":
+            y = self.attention(x.flatten(2).transpose(1, 2), bias, rotate)
+            return y.transpose(1, 2).unflatten(2, (high, wide))
         own_sequence_first = self.config.sequence_first and self.config.kind == "own"
         x = x.transpose(0, 1) if own_sequence_first else x
         y = self.attention(x, bias, rotate)
         return y.transpose(0, 1) if own_sequence_first else y
 
+    def norm(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A norm over the channels, which an image has on axis 1."""
+        if self.config.form == "image":
+            return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return layer(x)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The MLP; on an image its linears are convolutions of one pixel."""
+        if self.config.form != "image":
+            return self.mlp(x)
+        wide, activation, narrow = self.mlp
+        x = activation(F.conv2d(x, wide.weight[..., None, None], wide.bias))
+        return F.conv2d(x, narrow.weight[..., None, None], narrow.bias)
+
     def forward(self, x: Tensor, bias: Tensor | None, rotate: Tensor | None) -> Tensor:
         norm, last = self.config.norm, self.config.residual_last
         if norm == "parallel":
-            y = self.first(x)
-            return x + self.attend(y, bias, rotate) + self.mlp(y)
+            y = self.norm(self.first, x)
+            return x + self.attend(y, bias, rotate) + self.feed(y)
         if norm == "post":
             y = self.attend(x, bias, rotate)
-            x = self.first(y + x if last else x + y)
-            return self.second(x + self.mlp(x))
-        y = self.attend(self.first(x), bias, rotate)
+            x = self.norm(self.first, y + x if last else x + y)
+            return self.norm(self.second, x + self.feed(x))
+        y = self.attend(self.norm(self.first, x), bias, rotate)
         if norm == "sandwich":
-            y = self.first(y)
+            y = self.norm(self.first, y)
         x = y + x if last else x + y
-        return x + self.mlp(self.second(x))
+        return x + self.feed(self.norm(self.second, x))

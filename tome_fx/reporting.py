@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Stream, extent, has_batch, has_stream, pieces, token_factor
+from tome_fx.graph.axes import extent, has_batch, has_stream, pieces, token_factor
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
 from tome_fx.passes.verify import BATCH
@@ -80,12 +81,12 @@ def _first_streamed(done: Done, order: Mapping[Node, int]) -> int:
     for node, index in order.items():
         types = done.findings.types.get(node, ())
         if any(has_stream(axis) for type_ in types for axis in type_.axes):
-            return index
+            return index + 1  # what makes the tokens is no block's
     return 0
 
 
 def _axis_tokens(findings: Findings, step: Step) -> int:
-    type_ = findings.types[step.site.node][0]
+    type_ = fused(findings.types[step.site.node][0])
     return next(extent(axis) for axis in type_.axes if has_stream(axis))
 
 
@@ -103,7 +104,7 @@ def _protected(findings: Findings) -> Iterable[Protected]:
     stream = next(s for s in findings.streams if s.id == site.stream)
     front, back, passed = 0, 0, False
     for part in pieces(factor) if factor is not None else ():
-        if any(isinstance(f, Stream) for f in part):
+        if has_stream(part):
             passed = True
         elif passed:
             back += extent(part)

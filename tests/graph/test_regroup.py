@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from tests.graph import drawing
 from tests.graph.drawing import BATCH, PRIME, atom, row, stream
 from tests.profiles import examples
-from tome_fx.graph.axes import Atom, Axis, Concat, Factor, extent, has_batch, has_stream
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Concat,
+    Factor,
+    TensorType,
+    extent,
+    has_batch,
+    has_stream,
+    lifted_shape,
+)
+from tome_fx.graph.grids import fused, is_whole
 from tome_fx.graph.regroup import factor_kind, regroup
 
 
@@ -40,9 +51,11 @@ def test_any_shape_gives_its_extents_and_whole_tokens_or_nothing(data: st.DataOb
     if result is None:
         return
     assert [extent(axis) for axis in result] == shape
-    assert typed(result) == typed(axes)
+    assert is_whole(TensorType(result))
+    rows = fused(TensorType(result)).axes
+    assert typed(rows) == typed(axes)
     old = set(flat(axes))
-    for factor in flat(result):
+    for factor in flat(rows):
         if factor not in old:
             assert isinstance(factor, Atom)
             assert factor.origin.node == "reshape"
@@ -80,11 +93,10 @@ def test_pieces_of_two_reshapes_are_different() -> None:
 @pytest.mark.parametrize(
     ("axes", "shape"),
     [
-        (((stream(12),),), [3, 4]),
-        (((stream(12),),), [6, 2]),
+        (((stream(12),), (atom(2),)), [3, 8]),
         (((BATCH,), (stream(12),)), [PRIME * 3, 4]),
         (((BATCH, atom(2)),), [2, PRIME]),
-        ((row(1, 11)), [4, 3]),
+        (row(1, 11), [5, 3]),
         (((atom(4),), (atom(6),)), [6, 4]),
         (((atom(2),), (stream(6),)), [6, 2]),
     ],
@@ -116,6 +128,24 @@ def test_batch_and_heads_differ_by_order() -> None:
 def test_axes_of_one_come_and_go() -> None:
     axes: tuple[Axis, ...] = ((BATCH,), (atom(1),), (), (stream(7),))
     assert regroup(axes, [1, PRIME, 7, 1], "reshape") == ((), (BATCH,), (stream(7),), ())
+
+
+def test_tokens_are_dealt_out_to_a_grid_and_back() -> None:
+    axes: tuple[Axis, ...] = ((BATCH,), (stream(12),), (atom(8),))
+    grid = regroup(axes, [PRIME, 3, 4, 8], "reshape")
+    assert grid is not None
+    assert [extent(axis) for axis in grid] == [PRIME, 3, 4, 8]
+    assert is_whole(TensorType(grid))
+    assert fused(TensorType(grid)).axes == ((BATCH,), (stream(12),), (), (atom(8),))
+    assert regroup(grid, [PRIME, 12, 2, 4], "back")[:2] == axes[:2]
+    assert not is_whole(TensorType((grid[0], grid[2], grid[1], grid[3])))
+    assert not is_whole(TensorType((grid[0], grid[1], grid[3])))
+
+
+def test_merged_tokens_of_a_grid_stand_on_its_first_axis() -> None:
+    grid = regroup(((BATCH,), (stream(12, level=2, merged=5),)), [PRIME, 3, 4], "reshape")
+    assert grid is not None
+    assert lifted_shape(TensorType(grid)) == [-1, 7, 1]
 
 
 @pytest.mark.parametrize(

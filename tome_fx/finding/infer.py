@@ -27,6 +27,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.grids import is_whole, named_grid
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.program import Program, StreamDef
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
@@ -98,6 +99,8 @@ def _lost(result: TensorType) -> Refusal | None:
     """Why a result cannot hold its streams: tokens belong to images, and stand on an axis once."""
     if any(map(_twice, result.axes)):
         return Refusal("it folds tokens with themselves")
+    if not is_whole(result):
+        return Refusal("it takes rows or columns of the tokens apart")
     images = sum(map(has_batch, result.axes))
     if images != 1 and any(map(has_stream, result.axes)):
         return Refusal("it takes some of the images" if not images else "it compares images")
@@ -207,12 +210,16 @@ def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...])
 
 def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:
     """``types`` with every run of factors that is a stream called by its name."""
-    return tuple(
-        TensorType(tuple(_name_axis(axis, streams) for axis in type_.axes))
-        if streams and batch_axis(type_) is not None
-        else type_
-        for type_ in types
-    )
+    if not streams:
+        return types
+    return tuple(t if batch_axis(t) is None else _name_type(t, streams) for t in types)
+
+
+def _name_type(type_: TensorType, streams: tuple[StreamDef, ...]) -> TensorType:
+    axes: tuple[Axis, ...] = tuple(_name_axis(axis, streams) for axis in type_.axes)
+    for stream in streams:
+        axes = named_grid(axes, stream.atoms, _named(stream))
+    return TensorType(axes)
 
 
 def _name_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:

@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import TensorType, streams
 from tome_fx.graph.calls import bind
+from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Miss, Mlp, Site
 
@@ -114,7 +115,7 @@ def _is_add(node: Node, stream: int, types: Types) -> bool:
 
 
 def _ids(type_: TensorType) -> list[int]:
-    return [stream.id for stream in streams(type_)]
+    return [stream.id for stream in streams(fused(type_))]
 
 
 def _mlp(

@@ -7,6 +7,7 @@ are different axes of the same extent. The factors are
 - :class:`Atom`: a plain integer that remembers where it was born (a convolution's row, a linear's
   output channel, ...), so that two axes are the same only if they have the same history,
 - :class:`Stream`: patch tokens after ``level`` merges, intensive or extensive,
+- :class:`GridAxis`: one of neighbouring axes that patch tokens are spread over (``[b, h, w, c]``),
 - :class:`Concat`: the pieces of a ``cat``; ``[CLS, patches]`` is ``Concat(((1,), (Stream,)))``.
 
 Every factor has an *extent* (what the captured program holds) and a *count* (what the rewritten
@@ -70,13 +71,36 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class GridAxis:
+    """The ``place``-th of neighbouring axes of ``extents`` that tokens are spread over in order.
+
+    ``row`` is what they are on one axis. Merged tokens are no grid: the first of the axes then
+    holds all of them, each other axis one.
+    """
+
+    row: Stream | Concat
+    extents: tuple[int, ...]
+    place: int
+
+    @property
+    def extent(self) -> int:
+        return self.extents[self.place]
+
+    @property
+    def count(self) -> int:
+        if not any(stream.level for stream in streams_of_axis((self.row,))):
+            return self.extent
+        return 1 if self.place else factor_count(self.row)
+
+
+@dataclass(frozen=True)
 class Concat:
     """The pieces of a concatenation, in order; a piece is itself an axis."""
 
     parts: tuple[Axis, ...]
 
 
-Factor: TypeAlias = Batch | Atom | Stream | Concat
+Factor: TypeAlias = Batch | Atom | Stream | GridAxis | Concat
 Axis: TypeAlias = tuple[Factor, ...]
 
 
@@ -113,14 +137,21 @@ def factor_extent(factor: Factor) -> int:
 def factor_count(factor: Factor) -> int:
     if isinstance(factor, Concat):
         return sum(count(part) for part in factor.parts)
-    return factor.count if isinstance(factor, Stream) else factor.extent
+    return factor.count if isinstance(factor, (Stream, GridAxis)) else factor.extent
+
+
+def lifted_shape(type_: TensorType) -> list[int]:
+    """The sizes of ``type_`` in the rewritten program, -1 for the axis with the batch."""
+    return [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
 
 
 def streams_of_axis(axis: Axis) -> Iterator[Stream]:
-    """Every stream in ``axis``, inside concatenations too."""
+    """Every stream in ``axis``, inside concatenations too; each axis of a grid holds its stream."""
     for factor in axis:
         if isinstance(factor, Stream):
             yield factor
+        elif isinstance(factor, GridAxis):
+            yield from streams_of_axis((factor.row,))
         elif isinstance(factor, Concat):
             for part in factor.parts:
                 yield from streams_of_axis(part)
@@ -138,6 +169,8 @@ def map_streams(axis: Axis, change: Callable[[Stream], Stream]) -> Axis:
     def visit(factor: Factor) -> Factor:
         if isinstance(factor, Stream):
             return change(factor)
+        if isinstance(factor, GridAxis):
+            return GridAxis(visit(factor.row), factor.extents, factor.place)  # type: ignore[arg-type]
         if isinstance(factor, Concat):
             return Concat(tuple(map_streams(part, change) for part in factor.parts))
         return factor
@@ -153,6 +186,11 @@ def map_type(type_: TensorType, change: Callable[[Stream], Stream]) -> TensorTyp
 def intensive(axis: Axis) -> Axis:
     """``axis`` as a per-member axis."""
     return map_streams(axis, lambda stream: replace(stream, extensive=False))
+
+
+def unmerged(axis: Axis) -> Axis:
+    """``axis`` with all its tokens, per member."""
+    return map_streams(axis, lambda s: replace(s, level=0, merged=0, extensive=False))
 
 
 def extensive(axis: Axis) -> Axis:
@@ -217,5 +255,7 @@ def _show(factor: Factor) -> str:
         return str(factor.extent)
     if isinstance(factor, Concat):
         return "[" + "|".join(show_axis(part) for part in factor.parts) + "]"
+    if isinstance(factor, GridAxis):
+        return f"{_show(factor.row)}/{factor.place}"
     kind = "+" if factor.extensive else ""
     return f"S{factor.id}.{factor.level}:{factor.count}{kind}"

@@ -11,26 +11,36 @@ from tome_fx.graph.axes import (
     Concat,
     Factor,
     Origin,
-    Stream,
+    TensorType,
     extent,
     factor_extent,
     has_stream,
 )
+from tome_fx.graph.grids import fused, spread
 
 
 def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis, ...] | None:
     """The axes of ``reshape(x, shape)`` for an ``x`` with ``axes``, or None.
 
     Factors keep their order. A plain factor splits where the shape asks for it, and its pieces
-    keep the kind of their origin; the batch, a stream and a concatenation that holds one never
-    split: then there is no type. Extents are those of the captured program, the batch's stand-in
-    included; ``node`` names the reshape in the origin of the pieces.
+    keep the kind of their origin; a row of tokens is dealt out to whole axes, a grid, and does
+    not split otherwise, nor does the batch: then there is no type. Extents are those of the
+    captured program, the batch's stand-in included; ``node`` names the reshape in the origin of the
+    pieces.
     """
     if any(size == 0 for size in shape) or any(extent(axis) == 0 for axis in axes):
         return None
-    queue: list[Factor] = [f for axis in axes for f in axis if factor_extent(f) != 1 or _kept(f)]
+    flat = fused(TensorType(tuple(axes))).axes
+    queue: list[Factor] = [f for axis in flat for f in axis if factor_extent(f) != 1 or _kept(f)]
     result: list[Axis] = []
-    for size in shape:
+    while len(result) < len(shape):
+        size = shape[len(result)]
+        if queue and has_stream((queue[0],)) and 1 < size < factor_extent(queue[0]):
+            grid = spread(queue[0], shape[len(result) :])
+            if grid:
+                queue.pop(0)
+                result.extend(grid)
+                continue
         taken: list[Factor] = []
         while size > 1:
             if not queue:
@@ -90,5 +100,5 @@ def _kinds(axis: Axis) -> set[str]:
         if isinstance(factor, Concat):
             found.update(*map(_kinds, factor.parts))
         else:
-            found.add("conv" if isinstance(factor, Stream) else factor_kind(factor))
+            found.add("conv" if has_stream((factor,)) else factor_kind(factor))
     return found

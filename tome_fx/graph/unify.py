@@ -9,6 +9,7 @@ from tome_fx.graph.axes import (
     Axis,
     Concat,
     Factor,
+    GridAxis,
     Stream,
     TensorType,
     extent,
@@ -78,6 +79,8 @@ def _segment(factor: Factor) -> object:
         return factor.extent
     if isinstance(factor, Stream):
         return (factor.id, factor.level, factor.extent)
+    if isinstance(factor, GridAxis):
+        return (_segment(factor.row), factor.extents, factor.place)
     if not isinstance(factor, Concat):
         return factor
     row: list[object] = []

@@ -33,9 +33,12 @@ from tome_fx.graph.axes import (
     pieces,
     streams,
     streams_of_axis,
+    unmerged,
 )
 from tome_fx.graph.ends import ends_of
+from tome_fx.graph.grids import fused, has_grid
 from tome_fx.lifting.folding import folded_size, heads_around
+from tome_fx.lifting.gridded import gridded
 
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
@@ -43,7 +46,7 @@ _PERMUTE = torch.ops.aten.permute.default
 
 @dataclass
 class Level:
-    """The nodes that describe one level of a stream; index maps appear on first use."""
+    """The nodes that describe one level of a stream; index maps come on first use."""
 
     plan: Node
     size: Node
@@ -90,14 +93,10 @@ class Coercer:
 
     def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
         have = self._named(have, want) if have.rank == want.rank else have
+        if has_grid(want):
+            return gridded(self, node, have, want)
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
-            node = self._constant(node, have, want)
-            for place, target in enumerate(want.axes):
-                # A table holds members; a sum over tokens may want totals.
-                for which, stream in enumerate(streams_of_axis(target)):
-                    if stream.extensive:
-                        node = self._by_size(node, want, (place, which), ops.scale_by_size)
-            return node
+            return self._constant(node, have, want)
         for place, target in enumerate(want.axes):
             for which, goal in enumerate(streams_of_axis(target)):
                 node, have = self._bring(node, have, (place, which), goal)
@@ -106,7 +105,7 @@ class Coercer:
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
         """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""
         axes = [
-            map_streams(target, lambda s: self.at(replace(s, extensive=False), 0))
+            unmerged(target)
             if extent(axis) != 1 and _is_plain(axis) and not _is_plain(target)
             else axis
             for axis, target in zip(have.axes, want.axes, strict=True)
@@ -195,6 +194,7 @@ class Coercer:
 
         ``which``: of this stream of the axis alone; the others count as 1.
         """
+        type_ = fused(type_)
         found = list(streams_of_axis(type_.axes[place]))
         batch = batch_axis(type_)
         chosen = found if which is None else [found[which]]
@@ -277,7 +277,13 @@ class Coercer:
         # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
         heads = [inner] if inner > 1 else []
         extra = (heads, outer) if outer > 1 else (heads,) if heads else ()
-        return self.emit(ops.place_batch, node, want.rank, batch, *extra)
+        node = self.emit(ops.place_batch, node, want.rank, batch, *extra)
+        for place, axis in enumerate(want.axes):
+            # A table holds members; a sum over tokens may want totals.
+            for which, stream in enumerate(streams_of_axis(axis)):
+                if stream.extensive:
+                    node = self._by_size(node, want, (place, which), ops.scale_by_size)
+        return node
 
 
 def _is_plain(axis: Axis) -> bool:

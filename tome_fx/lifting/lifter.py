@@ -24,6 +24,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
 from tome_fx.graph.ends import forget_streams
+from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
@@ -124,6 +125,9 @@ class Lifter:
         want = {path: answer.operands.get(path, met[path]) for path in paths}
         if any(hides_images(have[path], want[path]) for path in paths):
             self._unmerged(call.node, "it is not known which image its operand belongs to")
+            return
+        if not all(map(is_whole, want.values())):
+            self._unmerged(call.node, "an operand holds rows or columns of the tokens")
             return
         self._note_remerges(call.node, paths, have, want)
         nodes = {

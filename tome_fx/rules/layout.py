@@ -14,12 +14,12 @@ from tome_fx.graph.axes import (
     Origin,
     TensorType,
     concat,
-    count,
     extent,
     has_batch,
     has_stream,
     is_extensive,
     is_merged,
+    lifted_shape,
 )
 from tome_fx.graph.regroup import regroup
 from tome_fx.graph.unify import unify_all
@@ -50,11 +50,6 @@ def reshape(context: Context) -> Lifted | Refusal:
         return builder.call(aten.reshape.default, operands[path], lifted_shape(result))
 
     return one(result, build=build)
-
-
-def lifted_shape(type_: TensorType) -> list[int]:
-    """The sizes of ``type_`` in the rewritten program, -1 for the axis with the batch."""
-    return [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
 
 
 def permute(context: Context) -> Lifted | Refusal:

@@ -20,6 +20,7 @@ from tome_fx.graph.axes import (
     is_extensive,
     streams,
 )
+from tome_fx.graph.grids import completed
 from tome_fx.graph.unify import broadcast
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 
@@ -83,6 +84,7 @@ def demands(types: Mapping[str, TensorType], result: TensorType) -> dict[str, Te
         brought = TensorType(tuple(axes))
         if axes != list(type_.axes) and any(s.level for s in streams(brought)):
             brought = with_batch(brought, result)
+            brought = TensorType(tuple(completed(brought.axes, result)))
         wanted[path] = brought
     return wanted
 

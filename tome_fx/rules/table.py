@@ -57,6 +57,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             tokens.reduction,
             "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm prod",
         ),
+        **_family(
+            tokens.pool_to_one, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+        ),
         **_family(tokens.cumulative, "cumsum cumprod logcumsumexp"),
         **_family(
             along.along,
@@ -81,7 +84,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(shapes.pad, "pad constant_pad_nd"),
         **_family(
             shapes.grid,
-            "max_pool1d max_pool2d avg_pool2d max_pool3d adaptive_avg_pool2d upsample_bilinear2d "
+            "max_pool1d max_pool2d avg_pool2d max_pool3d upsample_bilinear2d "
             "upsample_bicubic2d upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
         ),
     }

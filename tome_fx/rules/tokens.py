@@ -20,6 +20,7 @@ from tome_fx.graph.axes import (
     token_factor,
 )
 from tome_fx.graph.calls import unbind
+from tome_fx.graph.grids import grid_axis, leads
 from tome_fx.rules.base import (
     Builder,
     Context,
@@ -31,6 +32,7 @@ from tome_fx.rules.base import (
     one,
 )
 from tome_fx.rules.local import pointwise
+from tome_fx.rules.shapes import grid
 
 aten = torch.ops.aten
 _SUMS = ("aten.sum", "aten.mean")
@@ -52,8 +54,8 @@ def softmax(context: Context) -> Lifted | Refusal:
     demanded = {"self": type_}
     if not merged_along(type_, (dim,)):
         return one(TensorType(axes), operands=demanded)
-    if token_factor(axis) is None:
-        return Refusal("its tokens share an axis with others")
+    if token_factor(axis) is None or grid_axis(axis):
+        return Refusal("its tokens share an axis with others, or are spread over several")
     if context.call.name == "aten.log_softmax":
         return Refusal("a logarithm of shares is neither a total nor a member's value")
 
@@ -75,7 +77,10 @@ def reduction(context: Context) -> Lifted | Refusal:
     dims = _dims(context, type_.rank)
     if any(has_batch(type_.axes[d]) for d in dims):
         return Refusal("it reduces over images")
-    name, over = context.call.name, [d for d in dims if has_stream(type_.axes[d])]
+    name, over = (
+        context.call.name,
+        [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])],
+    )
     if name in _SCALED and merged_along(type_, tuple(over)):
         return _scaled(context, as_intensive(type_), dims, over)
     if name not in _SUMS + _EXTREMES and merged_along(type_, tuple(over)):
@@ -83,11 +88,27 @@ def reduction(context: Context) -> Lifted | Refusal:
     if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and _index_used(context):
         return Refusal("it returns positions of tokens")
     kind = _reduced_kind(name, type_, dims)
-    result = TensorType(_reduced(kind.axes, dims, bool(context.call.get("keepdim", False))))
-    results = tuple(result for _ in context.shapes)
+    keepdim = bool(context.call.get("keepdim", False))
     if name in _SUMS and merged_along(type_, tuple(over)):
-        return _weighted(context, kind, dims, over, result)
-    return Lifted(results, operands={"self": kind})
+        return _weighted(kind, dims, over, keepdim, name == "aten.mean")
+    result = TensorType(_reduced(kind.axes, dims, keepdim))
+    return Lifted(tuple(result for _ in context.shapes), operands={"self": kind})
+
+
+def pool_to_one(context: Context) -> Lifted | Refusal:
+    """``adaptive_avg_pool`` to a size of one: the mean over a grid; else an op over a grid."""
+    type_, sizes = context.types["self"], context.call["output_size"]
+    sizes = [sizes] if isinstance(sizes, int) else sizes
+    if any(size != 1 for size in sizes):
+        return grid(context)
+    dims = list(range(type_.rank - len(sizes), type_.rank))
+    if any(has_batch(type_.axes[d]) for d in dims):
+        return Refusal("it reduces over images")
+    over = [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])]
+    if merged_along(type_, tuple(over)):
+        return _weighted(type_, dims, over, keepdim=True, mean=True)
+    type_ = as_intensive(type_)
+    return one(TensorType(_reduced(type_.axes, dims, keepdim=True)), operands={"self": type_})
 
 
 def _scaled(
@@ -137,7 +158,7 @@ def _reduced(axes: tuple[Axis, ...], dims: list[int], keepdim: bool) -> tuple[Ax
 
 
 def _weighted(
-    context: Context, type_: TensorType, dims: list[int], over: list[int], result: TensorType
+    type_: TensorType, dims: list[int], over: list[int], keepdim: bool, mean: bool
 ) -> Lifted | Refusal:
     """``sum(size * x)`` and, for a mean, divided by the number of tokens of the original."""
     if any(token_factor(type_.axes[d]) is None for d in over):
@@ -147,9 +168,8 @@ def _weighted(
     wanted = TensorType(
         tuple(extensive(a) if i in inner[1:] else a for i, a in enumerate(type_.axes))
     )
-    mean = context.call.name == "aten.mean"
     divisor = math.prod(extent(type_.axes[d]) for d in dims) if mean else 1
-    keepdim = bool(context.call.get("keepdim", False))
+    result = TensorType(_reduced(type_.axes, dims, keepdim))
 
     def build(builder: Builder, operands: Operands) -> Any:
         size = builder.size_along(wanted, inner[0]) if inner else None

@@ -1,0 +1,114 @@
+"""Tokens that stand on a grid: ``[b, h, w, c]``, one axis for the rows and one for the columns.
+
+The value of each op between two reshapes may have them so. Unmerged, they are what the captured
+program has; merged, the first axis holds all tokens and the others one: ``[b, n, 1, c]``. So a
+value keeps its rank, and what acts on each token alone runs unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tome_fx.graph.axes import (
+    Axis,
+    Concat,
+    Factor,
+    GridAxis,
+    Stream,
+    TensorType,
+    extent,
+    factor_extent,
+)
+
+
+def grid_axis(axis: Axis) -> GridAxis | None:
+    """The axis of a grid that ``axis`` is, if it is nothing else."""
+    return axis[0] if len(axis) == 1 and isinstance(axis[0], GridAxis) else None
+
+
+def has_grid(type_: TensorType) -> bool:
+    """Do tokens stand on a grid in this value?"""
+    return any(grid_axis(axis) for axis in type_.axes)
+
+
+def leads(axis: Axis) -> bool:
+    """False for the axes of a grid behind its first: what concerns its tokens is said once."""
+    found = grid_axis(axis)
+    return found is None or not found.place
+
+
+def fused(type_: TensorType) -> TensorType:
+    """``type_`` with all tokens of a grid on the first of its axes, of the same rank."""
+
+    def flat(axis: Axis) -> Axis:
+        found = grid_axis(axis)
+        if found is None:
+            return axis
+        return () if found.place else (found.row,)
+
+    return TensorType(tuple(map(flat, type_.axes)))
+
+
+def is_whole(type_: TensorType) -> bool:
+    """Is every grid here with all of its axes, side by side and in order?"""
+    expected: GridAxis | None = None
+    for axis in type_.axes:
+        found = grid_axis(axis)
+        if found != expected and (expected or (found and found.place)):
+            return False
+        if found is None and _hides_grid(axis):
+            return False
+        last = found is None or found.place + 1 == len(found.extents)
+        expected = None if last or found is None else replace(found, place=found.place + 1)
+    return expected is None
+
+
+def _hides_grid(axis: Axis) -> bool:
+    """Is an axis of a grid a factor or a piece of ``axis``?"""
+    return any(
+        isinstance(factor, GridAxis)
+        or (isinstance(factor, Concat) and any(map(_hides_grid, factor.parts)))
+        for factor in axis
+    )
+
+
+def spread(row: Factor, sizes: Sequence[int]) -> list[Axis]:
+    """The axes that a row of tokens is dealt out to; none if the first ``sizes`` do not hold it."""
+    taken: list[int] = []
+    whole = 1
+    for size in sizes:
+        if whole == factor_extent(row) or size < 2:
+            break
+        taken.append(size)
+        whole *= size
+    if whole != factor_extent(row) or len(taken) < 2 or not isinstance(row, (Stream, Concat)):
+        return []
+    return [(GridAxis(row, tuple(taken), place),) for place in range(len(taken))]
+
+
+def named_grid(axes: Sequence[Axis], atoms: Axis, name: Factor) -> tuple[Axis, ...]:
+    """``axes`` with neighbours that are together ``atoms`` called a grid of ``name``."""
+    row = list(axes)
+    for start in range(len(row)):
+        for stop in range(start + 2, len(row) + 1):
+            run = row[start:stop]
+            if all(map(len, run)) and sum(run, ()) == atoms:
+                row[start:stop] = spread(name, [extent(axis) for axis in run]) or run
+                return tuple(row)
+    return tuple(row)
+
+
+def completed(axes: Sequence[Axis], target: TensorType) -> list[Axis]:
+    """``axes`` with what broadcasts along a part of a grid brought to the whole grid.
+
+    ``axes`` are aligned with the last axes of ``target``.
+    """
+    shift = target.rank - len(axes)
+    touched = {found.row for found in map(grid_axis, axes) if found}
+    row = list(axes)
+    for place, axis in enumerate(axes):
+        goal = grid_axis(target.axes[place + shift])
+        if goal and extent(axis) == 1 and goal.row in touched:
+            row[place] = (goal,)
+    return row
