@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tome_fx.capturing.blame import blame
-from tome_fx.capturing.doors import from_export, from_exported_program, from_graph_module
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.exporting import from_export, from_exported_program
+from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.program import Program
 
@@ -56,11 +56,9 @@ def _module(model: nn.Module, example: Example, door: Door) -> Program:
                 raise
             first = failure
     try:
-        traced = torch.fx.symbolic_trace(model)
-    except Exception as error:
+        traced = symbolic_trace(model)
+    except CaptureError as error:
         if door == "symbolic_trace":
-            raise CaptureError(
-                f"torch.fx.symbolic_trace cannot trace it: {blame(error)}"
-            ) from error
+            raise
         raise first from error
     return from_graph_module(traced, model, example, "symbolic_trace")

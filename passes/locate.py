@@ -39,7 +39,7 @@ def locate(
     found = anchors(program.graph, program.extents)
     streams = _streams(found, plain)
     types = infer(program, streams, plain, rules)
-    guarded = tuple(_protect(stream, types, protect) for stream in streams)
+    guarded = tuple(_protect(stream, types, program, protect) for stream in streams)
     if guarded != streams:
         types = infer(program, guarded, plain, rules)
     cores: list[Core] = []
@@ -80,12 +80,15 @@ def _tokens(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> int
 
 
 def _protect(
-    stream: StreamDef, types: Mapping[Node, Types], protect: tuple[int, int] | None
+    stream: StreamDef,
+    types: Mapping[Node, Types],
+    program: Program,
+    protect: tuple[int, int] | None,
 ) -> StreamDef:
     if protect is not None:
         whole = extent(stream.atoms)
         front = min(protect[0], whole)
         back = min(protect[1], whole - front)
         return replace(stream, front=front, back=back, reasons=("the protect option asks for it",))
-    front, back, reasons = protected_positions(stream, types)
+    front, back, reasons = protected_positions(stream, types, program)
     return replace(stream, front=front, back=back, reasons=reasons)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
@@ -20,6 +21,8 @@ def lower(graph: Graph) -> Graph:
     """Edit ``graph`` in place and return it."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
+        if node.target is torch.ops.aten.sym_size.int:
+            node.target = ops.size_of  # the op has no batching rule, so no vmap
         if node.op != "call_function" or not _is_op(node):
             continue
         key = (node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))

@@ -3,6 +3,7 @@
     assert_async(x)            -> (gone)
     y = dropout(x, p, False)   -> x
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
+    y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
 after; shapes and bits of the result stay as they are. Dropout in training, casts, copies and
@@ -34,8 +35,21 @@ def normalize(graph: Graph) -> Graph:
             graph.erase_node(node)
         elif node.target in _VIEWS:
             node.target = aten.reshape.default
+        elif node.target is aten.copy.default:
+            _read_copy(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def _read_copy(node: Node) -> None:
+    """``copy`` has no derivative: what it gives is its second operand, cast and expanded."""
+    target, source = node.args[:2]
+    before, after = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    with node.graph.inserting_before(node):
+        if before.dtype != after.dtype:
+            source = node.graph.call_function(aten.to.dtype, (source, after.dtype))
+            source.meta = {**node.meta, "val": before.to(after.dtype)}
+    node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
 
 
 def _is_check(node: Node) -> bool:

@@ -15,10 +15,12 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from tome_fx.errors import VerificationError
+from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
+aten = torch.ops.aten
 # A batch that no tensor of a model has by chance: a literal in its place would not go unseen.
 BATCH = 5
 
@@ -58,7 +60,7 @@ class _Checker(Interpreter):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def check(self, captured: Graph) -> Any:
-        inputs = [node.meta["val"] for node in captured.nodes if node.op == "placeholder"]
+        inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
         with self.mode, torch.no_grad():
             return self.run(*map(self._fake, inputs), enable_io_processing=False)
 
@@ -71,6 +73,7 @@ class _Checker(Interpreter):
         try:
             held = n.meta.get("val") if n.op == "get_attr" else None
             value = super().run_node(n) if held is None else self._fake(held)
+            _check_written(n)
         except Exception as error:
             raise VerificationError(
                 f"{n.name} ({n.target}) cannot run on merged tokens: {error}. It comes from "
@@ -79,3 +82,16 @@ class _Checker(Interpreter):
             ) from error
         n.meta["val"] = value
         return value
+
+
+def _check_written(node: Node) -> None:
+    """Fake kernels do not compare what is written with the place that it is written to."""
+    if node.target is not torch.ops.aten.slice_scatter.default:
+        return
+    call = bind(node)
+    whole, piece = (tensor_value(call[name]) for name in ("self", "src"))
+    assert whole is not None
+    assert piece is not None
+    place = aten.slice.Tensor(whole, call["dim"], call["start"], call["end"], call["step"])
+    if place.shape != piece.shape:
+        raise RuntimeError(f"{tuple(piece.shape)} is written to {tuple(place.shape)}")

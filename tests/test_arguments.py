@@ -155,3 +155,72 @@ def test_arguments_unlike_the_captured_ones_are_never_ignored(name: str) -> None
     except Exception:  # refused
         return
     assert torch.equal(y, model(x, **called))
+
+
+class Pair(nn.Module):
+    """Two images to one answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.body(first) - 2 * self.body(second)
+
+
+class Listed(Pair):
+    """The same images in one list."""
+
+    def forward(self, both: list[Tensor]) -> Tensor:
+        return self.body(both[0]) - 2 * self.body(both[1])
+
+
+@pytest.mark.parametrize("capture", BOTH)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_one_tensor_given_twice_is_two_inputs(capture: str, as_list: bool) -> None:
+    model, x, y = (Listed() if as_list else Pair()).eval(), images(), images(seed=1)
+
+    def call(a: Tensor, b: Tensor) -> tuple[Any, ...]:
+        return ([a, b],) if as_list else (a, b)
+
+    fast = tome_fx.transform(model, 0, example_inputs=call(x, x), capture=capture)
+    assert torch.equal(fast(*call(x, y)), model(*call(x, y)))
+
+
+class Named(nn.Module):
+    """Whatever it is given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, **inputs: Any) -> Tensor:
+        return self.body(inputs["image"])
+
+
+@pytest.mark.parametrize("capture", BOTH)
+def test_any_keyword(capture: str) -> None:
+    model, x = Named().eval(), images()
+    fast = tome_fx.transform(model, 0, example_kwargs={"image": x}, capture=capture)
+    assert torch.equal(fast(image=x), model(image=x))
+
+
+@pytest.mark.parametrize("capture", BOTH)
+@pytest.mark.parametrize("given", [(), (1.0,), (1.0, 0.0)])
+def test_a_default_may_be_written_out(given: tuple[Any, ...], capture: str) -> None:
+    model, x = Affine().eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=(x, *given), capture=capture)
+    assert torch.equal(fast(x, *given, **({} if len(given) > 1 else {"down": 0.0})), model(x))
+    if len(given) < 2:
+        with pytest.raises(tome_fx.ShapeError, match="down is 3"):
+            fast(x, *given, down=3.0)
+
+
+@pytest.mark.parametrize("capture", BOTH)
+def test_none_by_place(capture: str) -> None:
+    model, x = (Keywords() if capture == "export" else Affine()).eval(), images()
+    given = (x, None) if capture == "export" else (x, 1.0)
+    fast = tome_fx.transform(model, 0, example_inputs=given, capture=capture)
+    assert torch.equal(fast(*given), model(*given))
+    with pytest.raises(tome_fx.ShapeError, match="captured with a tensor of shape"):
+        fast(None, *given[1:])

@@ -153,3 +153,13 @@ def test_a_source_that_cannot_be_copied_stays_as_it_is(
     assert world(model) == before
     fast.r = 0
     assert torch.equal(fast(x), model(x))
+
+
+def test_a_result_of_an_exported_program_is_pickled_as_one() -> None:
+    x = images()
+    program = torch.export.export(tiny(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    fast = tome_fx.transform(program, 2)
+    again = by_pickle(fast)
+    assert again.schedule == fast.schedule
+    wide = images(batch=3)
+    assert torch.equal(again(wide), fast(wide))

@@ -247,3 +247,12 @@ def test_another_resolution_without_a_merge() -> None:
         with pytest.raises(tome_fx.ShapeError, match=f"{size}, {size}") as caught:
             fast(images(size=64))
         assert f" {tokens} tokens" in str(caught.value)
+
+
+def test_a_generator_made_in_forward() -> None:
+    def noisy(body: nn.Module, x: Tensor) -> Tensor:
+        return body(x) + torch.rand(10, generator=torch.Generator().manual_seed(1))
+
+    text = failure(Around(noisy), tome_fx.CaptureError, example_inputs=images())
+    assert "Generator" in text
+    assert "__init__" in text

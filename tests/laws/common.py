@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.architectures import Architecture, architectures, schedules
-from tests.models import Plain, plain_models
+from tests.models import Plain
+from tests.plain_drawing import plain_models
 
 Subject = Architecture | Plain
 

@@ -25,7 +25,7 @@ from tests.laws.common import (
     tolerance,
     transform,
 )
-from tests.models import plain_models
+from tests.plain_drawing import plain_models
 from tests.profiles import examples
 
 pytestmark = TINY

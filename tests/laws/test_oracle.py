@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests import duplicates, oracle, paper
 from tests.architectures import Architecture, architectures, schedules
-from tests.models import Plain, plain_models
+from tests.models import Plain
+from tests.plain_drawing import plain_models
 from tests.profiles import examples
 
 

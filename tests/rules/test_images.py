@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -115,3 +116,20 @@ def test_heads_outside_the_images_do_not_mix_images() -> None:
     fast = tome_fx.transform(model, r=[4, 2, 1], example_inputs=(x,))
     order = torch.tensor([2, 0, 1])
     torch.testing.assert_close(fast(x[order])[0], fast(x)[0][order], rtol=1e-10, atol=1e-12)
+
+
+def test_views_that_share_an_image_are_refused_and_said_so() -> None:
+    """One match for both would let one view change the other."""
+
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 2, 2)
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(torch.cat([x, x.flip(3)])).flatten(2).transpose(1, 2)
+            return self.block(self.block(x)).mean(1)
+
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="several views of an image"):
+        tome_fx.transform(Views().double().eval(), 2, example_inputs=images())

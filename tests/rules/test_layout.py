@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tome_fx
 from tests.rules.common import TINY, C, D, H, N, heads, joined, random, unmerged
 
 pytestmark = TINY
@@ -85,3 +88,35 @@ def test_without_class_token() -> None:
 
 def test_needs_all_tokens() -> None:
     assert unmerged(TELLS_APART, how="aside") == {"reshape", "amax", "flatten"}
+
+
+SQUEEZES = {
+    "one axis": lambda x: x.squeeze(1),
+    "all axes": lambda x: x.squeeze(),
+    "a list of axes": lambda x: x[:, None].squeeze((1, 2)),
+}
+
+
+class Down(nn.Module):
+    """Four tokens that come down to one, and an op on them there."""
+
+    def __init__(self, op: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(C, 2, C, 0.0, batch_first=True) for _ in range(2)
+        )
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.op(x).flatten(1)
+
+
+@pytest.mark.parametrize("name", SQUEEZES)
+def test_a_single_token_that_is_left_keeps_its_axis(name: str) -> None:
+    model = Down(SQUEEZES[name]).double().eval()
+    x = random(3, 1, C).expand(3, 4, C).contiguous()
+    fast = tome_fx.transform(model, [2, 1], example_inputs=x)
+    assert fast.schedule == (2, 1)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-9, atol=1e-9)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from tests.rules.common import TINY, C, H, N, heads, joined, random, tied, unmerged
+from tests.rules.common import TINY, C, H, N, Projected, heads, joined, random, tied, unmerged
 
 pytestmark = TINY
 TOKEN_MASK = tied(torch.arange(N)[:, None] % 3 == 0, (0,))
@@ -111,3 +111,21 @@ def test_statistics_over_tokens_need_all_of_them() -> None:
     }
     expected = {"group_norm", "instance_norm", "layer_norm", "batch_norm", "linear"}
     assert unmerged(group, how="aside") == expected
+
+
+WHOLE = {
+    "to int": lambda a: (255 * a).to(torch.int32).double() / 255,
+    "long": lambda a: (255 * a).long().double() / 255,
+    "like whole numbers": lambda a: (
+        (255 * a).type_as(torch.ones(1, dtype=torch.int64)).double() / 9
+    ),
+    "divided and rounded": lambda a: torch.div(a, 0.004, rounding_mode="floor") * 0.004,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_rounds_gets_the_share_of_a_member(name: str) -> None:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return WHOLE[name]((q @ k.mT).softmax(-1)) @ v
+
+    assert unmerged(Projected(mix), sites=3) == set()

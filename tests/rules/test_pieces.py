@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tome_fx
 from tests.rules.common import TINY, C, H, N, heads, joined, random, unmerged
 
 pytestmark = TINY
@@ -54,8 +58,7 @@ TELLS_APART = {
     "the first half": lambda x: x[:, :7],
     "halves": lambda x: x.chunk(2, 1)[1],
     "cut at a place": lambda x: x.tensor_split([1], dim=1)[1],
-    "single tokens": lambda x: x.unbind(1)[5],
-    "by number": lambda x: x[:, [0, 5, 7]],
+    "by many numbers": lambda x: x[:, [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]],
 }
 
 
@@ -72,5 +75,38 @@ def test_pieces_of_other_axes_stay_merged() -> None:
 
 
 def test_pieces_of_a_stream_need_all_tokens() -> None:
-    expected = {"slice", "chunk", "tensor_split", "unbind", "index"}
+    expected = {"slice", "chunk", "tensor_split", "index"}
     assert unmerged(TELLS_APART, how="aside") == expected
+
+
+READS = {
+    "select": lambda x: x[:, 0],
+    "slice": lambda x: x[:, :1],
+    "narrow": lambda x: x.narrow(1, 0, 1),
+    "split": lambda x: x.split([1, N - 1], 1)[0],
+    "tensor_split": lambda x: x.tensor_split([1], dim=1)[0],
+    "unbind": lambda x: x.unbind(1)[0],
+    "index": lambda x: x[:, [0]],
+    "index_select": lambda x: x.index_select(1, torch.tensor([0])),
+}
+
+
+class Reader(nn.Module):
+    """Tokens as they are given, of which the first is read at the end."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(C, 2, 2 * C, 0.0, batch_first=True)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.block(self.block(x)))
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_token_that_is_read_by_its_place_is_protected(name: str) -> None:
+    x = torch.randn(2, N, C)
+    fast = tome_fx.transform(Reader(READS[name]).eval(), 2, example_inputs=(x,))
+    assert [(p.where, p.count) for p in fast.report.protected] == [("front", 1)]
+    assert name in fast.report.protected[0].reason
+    assert sum(fast.schedule) == 4

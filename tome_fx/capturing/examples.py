@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     ]
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
-    args, kwargs = pytree.tree_map_only(Tensor, _tracked, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, _apart(), (args, kwargs))
     batch = tensors[0].shape[0]
     if batch == 0:
         raise InputError(f"The example inputs hold no image: the batch is 0. {_ASK}")
@@ -97,12 +97,21 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     return Example(doubled[0], doubled[1], 2)
 
 
-def _tracked(value: Tensor) -> Tensor:
-    """A value made in inference mode as an ordinary one."""
-    if not value.is_inference():
-        return value
-    with torch.inference_mode(False):
-        return value.clone()
+def _apart() -> Callable[[Tensor], Tensor]:
+    """Each value as an ordinary one of its own.
+
+    Tracing tells inputs apart by the object: one that is given twice would be one input.
+    """
+    seen: set[int] = set()
+
+    def own(value: Tensor) -> Tensor:
+        if id(value) not in seen and not value.is_inference():
+            seen.add(id(value))
+            return value
+        with torch.inference_mode(False):
+            return value.detach().clone()
+
+    return own
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[int, int, int]]:

@@ -7,6 +7,7 @@ whatever happens, and no weight is held twice.
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,14 @@ class Source:
     name: str
     training: bool
     born: tuple[torch.dtype, torch.device] | None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """An exported program has a file format of its own; its pickle cannot be read again."""
+        if isinstance(self.skeleton, nn.Module):
+            return Source, (self.skeleton, self.name, self.training, self.born)
+        file = io.BytesIO()
+        torch.export.save(self.skeleton, file)
+        return _loaded, (file.getvalue(), self.name, self.training)
 
     @property
     def can_capture(self) -> bool:
@@ -115,13 +124,22 @@ class Source:
             renamed[path] = f"_{mode}_constant_{len(renamed)}"
             if isinstance(value, nn.Module):
                 target.add_module(renamed[path], value)
-            else:
+            elif isinstance(value, Tensor):
                 set_attribute(target, renamed[path], value.detach(), False)
+            else:
+                raise CaptureError(
+                    f"forward makes a {type(value).__name__}, which cannot be a part of a program. "
+                    "Make it in __init__, or use the global random state."
+                )
         for node in located.program.graph.nodes:
             if node.op == "get_attr" and node.target in renamed:
                 node.target = renamed[node.target]
         program = replace(located.program, constants={})
         return replace(located, program=program)
+
+
+def _loaded(program: bytes, name: str, training: bool) -> Source:
+    return Source(torch.export.load(io.BytesIO(program)), name, training, None)
 
 
 def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:

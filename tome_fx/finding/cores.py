@@ -180,6 +180,8 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
     if not rows or rows[0] != columns[0]:
         return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
+    if len(columns) > 1:
+        return _miss(anchor, "its keys are several rows of tokens side by side")
     if not any(has_batch(axis) for axis in key[0].axes):
         return _miss(anchor, "its keys have no batch axis")
     if anchor.kind == "softmax" and not _is_over(anchor.node, columns[0], types):
@@ -191,8 +193,13 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
 
 
 def _all_fixed(axis: Axis) -> bool:
-    """No piece of the axis holds two tokens that could merge: one each, learned, or protected."""
+    """No piece of the axis holds two tokens that could merge: one each, or learned, or protected.
+
+    Learned tokens alone are none of an image: what is found there is not what was looked for.
+    """
     parts = pieces(axis[0]) if len(axis) == 1 else (axis,)
+    if len(parts) == 1 and extent(axis) > 1 and _is_learned(axis):
+        return False
     return all(extent(part) < 2 or all(map(_is_fixed, part)) for part in parts)
 
 
@@ -200,6 +207,10 @@ def _is_fixed(factor: Factor) -> bool:
     if isinstance(factor, Stream):
         return factor.extent < 2
     return isinstance(factor, Atom) and factor.origin.kind in ("constant", "protected")
+
+
+def _is_learned(axis: Axis) -> bool:
+    return all(isinstance(f, Atom) and f.origin.kind == "constant" for f in axis)
 
 
 def _is_over(softmax: Node, stream: int, types: Mapping[Node, tuple[TensorType, ...]]) -> bool:

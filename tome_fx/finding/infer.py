@@ -177,7 +177,8 @@ def _born(program: Program, node: Node, kind: str) -> Types:
 
 def _behind(program: Program, node: Node, types: Mapping[Node, Types]) -> Types:
     """New axes behind an op without a rule: of the kind that the same axis had before it."""
-    sources = [types[n][0] for n in node.all_input_nodes if types.get(n)]
+    found = [types[n][0] for n in node.all_input_nodes if types.get(n)]
+    sources = [t for t in found if any(map(has_batch, t.axes))]  # a weight says nothing of places
     rows = []
     for type_ in _born(program, node, "unknown"):
         axes: list[Axis] = []

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import operator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch.fx import Node
 
-from tome_fx.graph.axes import Concat, Stream, TensorType, extent, pieces
-from tome_fx.graph.calls import bind
-from tome_fx.program import StreamDef
+from tome_fx.graph.axes import Axis, Concat, Stream, TensorType, extent, pieces
+from tome_fx.graph.calls import Call, bind
+from tome_fx.program import Program, StreamDef
+
+Types = Mapping[Node, tuple[TensorType, ...]]
 
 
 def protected_positions(
-    stream: StreamDef, types: Mapping[Node, tuple[TensorType, ...]]
+    stream: StreamDef, types: Types, program: Program
 ) -> tuple[int, int, tuple[str, ...]]:
     """How many tokens at the front and at the back are read by index, and by which nodes.
 
@@ -22,33 +26,45 @@ def protected_positions(
     """
     front, back, reasons = 0, 0, []
     for node in types:
-        position = _read_position(node, stream.id, types)
-        if position is None:
+        read = _read_axis(node, types)
+        if read is None:
             continue
-        low, high, whole = position
-        if high <= whole - low:
-            front = max(front, high)
-        else:
-            back = max(back, whole - low)
-        reasons.append(f"{node.name} reads positions {low}:{high}")
+        axis, call = read
+        for low, high in _positions(call, extent(axis), program):
+            found = _inside(axis, stream.id, low, high)
+            if found is None:
+                continue
+            low, high, whole = found
+            if high <= whole - low:
+                front = max(front, high)
+            else:
+                back = max(back, whole - low)
+            reasons.append(f"{node.name} reads positions {low}:{high}")
     return front, back, tuple(reasons)
 
 
-def _read_position(
-    node: Node, stream: int, types: Mapping[Node, tuple[TensorType, ...]]
-) -> tuple[int, int, int] | None:
-    """The stretch of the stream that a select or a one-token slice reads, and the stream's size."""
-    names = (torch.ops.aten.select.int, torch.ops.aten.slice.Tensor)
-    if node.target not in names or not isinstance(node.args[0], Node):
+def _read_axis(node: Node, types: Types) -> tuple[Axis, Call] | None:
+    """The axis that a call takes positions of, if it is a row of tokens."""
+    if not isinstance(node.target, torch._ops.OpOverload):
         return None
-    row = types.get(node.args[0])
     call = bind(node)
+    if call.name.removeprefix("aten.") not in _READS:
+        return None
+    row = types.get(call["self"], ())
     if not row or not row[0].rank:
         return None
-    axis = row[0].axes[call["dim"] % row[0].rank]
-    if len(axis) != 1 or not isinstance(axis[0], (Stream, Concat)):
-        return None
-    low, high = _stretch(node, extent(axis))
+    dim = call.get("dim", 0)
+    if call.name == "aten.index":
+        named = [i for i, value in enumerate(call["indices"]) if value is not None]
+        if len(named) != 1:
+            return None
+        dim = named[0]
+    axis = row[0].axes[dim % row[0].rank]
+    return (axis, call) if len(axis) == 1 and isinstance(axis[0], (Stream, Concat)) else None
+
+
+def _inside(axis: Axis, stream: int, low: int, high: int) -> tuple[int, int, int] | None:
+    """A stretch of the axis as one of the stream on it, and the stream's size."""
     at = 0
     for part in pieces(axis[0]):
         here = part[0] if len(part) == 1 else None
@@ -60,15 +76,71 @@ def _read_position(
     return None
 
 
-def _stretch(node: Node, whole: int) -> tuple[int, int]:
-    call = bind(node)
-    if node.target == torch.ops.aten.select.int:
-        index = call["index"]
-        low = index % whole if isinstance(index, int) else 0
-        return (low, low + 1) if isinstance(index, int) else (0, 0)
+def _positions(call: Call, whole: int, program: Program) -> Iterator[tuple[int, int]]:
+    """Positions that a call reads one by one; a longer stretch is a part of the image."""
+    name = call.name.removeprefix("aten.")
+    if name == "select":
+        if isinstance(call["index"], int):
+            yield call["index"] % whole, call["index"] % whole + 1
+    elif name in ("slice", "narrow"):
+        low, high = _stretch(call, whole)
+        if high - low == 1:
+            yield low, high
+    elif name in ("index", "index_select", "gather"):
+        index = call["index"] if name != "index" else next(filter(None, call["indices"]))
+        for position in _constant(index, program):
+            yield position % whole, position % whole + 1
+    else:
+        yield from _used_pieces(call)
+
+
+def _stretch(call: Call, whole: int) -> tuple[int, int]:
+    if call.name == "aten.narrow":
+        start, length = call["start"], call["length"]
+        known = isinstance(start, int) and isinstance(length, int)
+        return (start % whole, start % whole + length) if known else (0, 0)
     start, end = call["start"] or 0, whole if call["end"] is None else call["end"]
     if not isinstance(start, int) or not isinstance(end, int) or call["step"] != 1:
         return 0, 0
     low, high = (min(max(v + whole if v < 0 else v, 0), whole) for v in (start, end))
-    # A slice of one token is a read by index; a longer one is a part of the image.
-    return (low, high) if high - low == 1 else (0, 0)
+    return low, high
+
+
+def _constant(index: Node, program: Program) -> tuple[int, ...]:
+    """The numbers in an index that is a constant of the program."""
+    while isinstance(index.target, torch._ops.OpOverload):
+        if len(index.all_input_nodes) != 1 or bind(index).name not in _COPIES:
+            return ()
+        index = index.all_input_nodes[0]
+    value = program.constants.get(str(index.target)) if index.op == "get_attr" else None
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_meta:
+        return ()
+    if value.dtype == torch.bool or value.device.type != "cpu":
+        return ()
+    return tuple(dict.fromkeys(value.flatten().tolist())) if value.numel() <= _FEW else ()
+
+
+def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
+    """Positions that a split gives one by one, if some of its pieces are not looked at."""
+    value = call.node.meta["val"]
+    if call.name == "aten.unbind":
+        sizes = [1] * len(value)
+    else:
+        sizes = [int(piece.shape[call.get("dim", 0)]) for piece in value]
+    used = {
+        user.args[1] for user in call.node.users if user.target is operator.getitem and user.users
+    }
+    ends = list(itertools.accumulate(sizes))
+    alone = call.name != "aten.unbind" or len(used) < len(sizes)
+    for index, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+        if index in used and size == 1 and alone:
+            yield end - 1, end
+
+
+_COPIES = ("aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach", "aten.detach_", "aten.alias",
+           "aten._to_copy", "aten.to", "aten.clone", "aten.reshape", "aten.unsqueeze",
+           "aten.expand")  # fmt: skip
+# An index of more positions is a part of the image.
+_FEW = 8
+_READS = ("select", "slice", "narrow", "index", "index_select", "gather", "unbind", "split",
+          "split_with_sizes", "chunk", "tensor_split")  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.graph.axes import TensorType, streams
+from tome_fx.graph.axes import Atom, TensorType, streams
 from tome_fx.graph.calls import bind
 from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import common_path
@@ -41,7 +41,10 @@ def find_sites(
     misses = []
     for core in cores:
         found = _site_node(graph, core, types, cones)
-        if found is None:
+        if found is not None and _shares_images(types[found[0]][0]):
+            reason = "several views of an image share its place in the batch"
+            misses.append(Miss(core.node, "attention", reason))
+        elif found is None:
             misses.append(Miss(core.node, "attention", "no residual add follows it"))
         else:
             groups.setdefault(found[0], []).append(core)
@@ -54,6 +57,15 @@ def find_sites(
         mlp = _mlp(graph, node, residuals[node], groups[node], following, anchors, types, cones)
         sites.append(Site(node, tuple(groups[node]), groups[node][0].stream, mlp))
     return tuple(sites), tuple(misses)
+
+
+def _shares_images(type_: TensorType) -> bool:
+    """Do several images, views or crops share one place of the batch?"""
+    return any(
+        isinstance(factor, Atom) and factor.origin.kind == "images"
+        for axis in type_.axes
+        for factor in axis
+    )
 
 
 def _cones(graph: Graph) -> _Cones:

@@ -1,9 +1,8 @@
 """Coercions: bring a value from the type it has to the type that an op wants.
 
 ``merge`` goes to a deeper level (mean of members, sum of totals), ``unmerge`` back, and members
-become totals and the reverse by the group sizes. Each is emitted once per value and type. A value
-without a batch axis (a parameter, a table) differs from image to image once it is merged: it takes
-the row of each group's representative, and a batch axis.
+become totals and the reverse by the group sizes, each once per value and type. A value without a
+batch axis (a parameter, a table) takes the row of each group's representative, and a batch axis.
 """
 
 from __future__ import annotations

@@ -64,6 +64,8 @@ class Lifter:
         picked = self._picked(node)
         if picked is not None:
             self.put(node, *picked)
+            if node.args[0] in self.mixed:
+                self.mixed.add(node)
         elif isinstance(node.target, torch._ops.OpOverload):
             self._call(bind(node))
         else:
@@ -97,6 +99,8 @@ class Lifter:
         """A value with all its tokens, in their order, for ``user``."""
         value = self.before.get(operand) or self.values[operand]
         if not any(is_merged(type_) for type_ in value.types):
+            if operand in self.before and user.op != "output":
+                self.coerced.append(Coerced("unmerge", user, reason, self._bytes(operand)))
             return value.node  # type: ignore[no-any-return]
         have = value.types[0]
         want = map_type(have, lambda s: self.coercer.at(replace(s, extensive=False), 0))
@@ -190,9 +194,14 @@ class Lifter:
         have: Mapping[str, TensorType],
         want: Mapping[str, TensorType],
     ) -> None:
-        reason = "values that an op told apart within a group are averaged again"
         for path, node in paths.items():
-            if node in self.mixed and not is_merged(have[path]) and is_merged(want[path]):
+            if is_merged(have[path]) or not is_merged(want[path]):
+                continue
+            if node in self.mixed:
+                reason = "values that an op told apart within a group are averaged again"
+                self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
+            elif batch_axis(have[path]) is not None and not any(streams(have[path])):
+                reason = "values that an image has for each position are averaged in each group"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
 
     def _bytes(self, node: Node) -> int:

@@ -24,6 +24,7 @@ from tome_fx.ops.plan import assignment as assignment
 from tome_fx.ops.plan import compose as compose
 from tome_fx.ops.plan import identity as identity
 from tome_fx.ops.plan import kept as kept
+from tome_fx.ops.rows import size_of as size_of
 from tome_fx.ops.sizes import add_log_size as add_log_size
 from tome_fx.ops.sizes import along as along
 from tome_fx.ops.sizes import divide_by_size as divide_by_size

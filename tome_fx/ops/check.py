@@ -12,6 +12,11 @@ def check_input(
     x: Tensor, shape: tuple[int, ...], name: str, tokens: int, batch: int | None = None
 ) -> Tensor:
     """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(
+            f"{name} is {x!r}, but the model was captured with a tensor of shape "
+            f"{('batch', *shape)}."
+        )
     if batch is not None and x.shape[0] != batch:
         raise ShapeError(
             f"{name} has a batch of {x.shape[0]}, but the program was captured for a batch of "

@@ -29,3 +29,8 @@ def tail(index: Tensor, x: Tensor) -> Tensor:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to accumulate in: float32, or ``dtype`` where that is wider."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def size_of(x: Tensor, dim: int) -> int:
+    """The size of one axis of ``x``."""
+    return x.shape[dim]

@@ -99,7 +99,15 @@ def squeeze(context: Context) -> Lifted | Refusal:
     gone = [d for d in dims if extent(axes[d]) == 1]
     if any(has_stream(axes[d]) or has_batch(axes[d]) for d in gone):
         return Refusal("it drops the axis of a single token or image")
-    return one(TensorType(tuple(axis for i, axis in enumerate(axes) if i not in gone)))
+    result = TensorType(tuple(axis for i, axis in enumerate(axes) if i not in gone))
+    if not is_merged(type_):
+        return one(result)
+
+    # A stream may be down to one token here: the axes that go are named.
+    def build(builder: Builder, operands: Operands) -> Any:
+        return builder.call(aten.squeeze.dims, operands["self"], gone)
+
+    return one(result, build=build)
 
 
 def expand(context: Context) -> Lifted | Refusal:
@@ -140,6 +148,8 @@ def repeat(context: Context) -> Lifted | Refusal:
         elif extent(old) and context.shape[i] % extent(old) == 0:
             plain = extent(old) == 1 and not has_stream(old) and not has_batch(old)
             copies = sized(context, size, context.shape[i] // extent(old), i)
+            if has_batch(old):
+                copies = (Atom(extent(copies), Origin("images", context.call.node.name)),)
             axes.append(copies if plain else (*copies, *old))
         else:
             return Refusal("it repeats an axis")
@@ -191,7 +201,7 @@ def _joined(context: Context, parts: list[Axis]) -> Axis | None:
     if len(parts) == 1:
         return parts[0]
     whole = unify_all(parts)
-    row = Atom(len(parts), Origin("unknown", context.call.node.name))
+    row = Atom(len(parts), Origin("images", context.call.node.name))
     return None if whole is None else (row, *whole)
 
 

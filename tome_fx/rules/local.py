@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from tome_fx.graph.axes import (
     Atom,
     Axis,
@@ -49,6 +51,8 @@ def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorTyp
     if not total:
         return types, as_intensive(result)
     paths = list(types)
+    if _rounds(context):
+        return {p: as_intensive(t) for p, t in types.items()}, as_intensive(result)
     scalars = [v for k, v in context.call.arguments.items() if k in ("other",) and k not in types]
     if name in _SCALING or (name in ("aten.mul", "aten.div") and total == {paths[0]}):
         return types, _like(types[paths[0]], result)
@@ -58,6 +62,13 @@ def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorTyp
     if name in _ADDING and same and not scalars:
         return types, types[paths[0]]
     return {path: as_intensive(type_) for path, type_ in types.items()}, as_intensive(result)
+
+
+def _rounds(context: Context) -> bool:
+    """Whole numbers and divisions that round are not homogeneous, whatever the op is called."""
+    dtype = context.call.node.meta["val"].dtype if len(context.shapes) == 1 else torch.float32
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    return whole or context.call.get("rounding_mode") is not None
 
 
 def _like(model: TensorType, result: TensorType) -> TensorType:

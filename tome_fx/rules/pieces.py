@@ -23,7 +23,6 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, one
-from tome_fx.rules.local import demands
 
 _EMPTY: Axis = (Atom(0, Origin("literal", "empty")),)
 
@@ -33,7 +32,7 @@ def slice_(context: Context) -> Lifted | Refusal:
     type_ = context.types["self"]
     dim = context.dim(context.call["dim"], type_.rank)
     axis, whole = type_.axes[dim], extent(type_.axes[dim])
-    start, end = _span(context, whole)
+    start, end = span(context, whole)
     if start is None or end is None or context.call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
@@ -48,7 +47,7 @@ def slice_(context: Context) -> Lifted | Refusal:
     return one(TensorType(axes), arguments=literal if _merged(axis) else {})
 
 
-def _span(context: Context, whole: int) -> tuple[int | None, int | None]:
+def span(context: Context, whole: int) -> tuple[int | None, int | None]:
     start, end = context.call.get("start"), context.call.get("end")
     if context.call.name == "aten.narrow":
         length = context.call["length"]
@@ -188,36 +187,3 @@ def unbind(context: Context) -> Lifted | Refusal:
     return Lifted(
         tuple(TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :])) for _ in context.shapes)
     )
-
-
-def written(context: Context) -> Lifted | Refusal:
-    """``select_scatter`` and ``slice_scatter``: a value with a piece of it written anew.
-
-    On an axis without merged tokens, or on the border of a protected one, counted anew.
-    """
-    call, type_ = context.call, context.types["self"]
-    dim = context.dim(call["dim"], type_.rank)
-    axis, whole = type_.axes[dim], extent(type_.axes[dim])
-    if call.name == "aten.select_scatter":
-        index = call["index"]
-        start = index % whole if isinstance(index, int) and whole else None
-        end = None if start is None else start + 1
-        rest = (*type_.axes[:dim], *type_.axes[dim + 1 :])
-    else:
-        start, end = _span(context, whole)
-        rest = type_.axes
-    cut = None if start is None or end is None else cut_axis(axis, start, end)
-    if _merged(axis) and (cut is None or call.get("step", 1) != 1):
-        return Refusal("it writes some of the tokens by position")
-    if any(stream.extensive for a in type_.axes for stream in streams_of_axis(a)):
-        return Refusal("it writes into group totals")
-    arguments: dict[str, object] = {}
-    if cut is not None and _merged(axis):
-        piece, first = cut
-        rest = tuple(
-            piece if i == dim and len(rest) == type_.rank else a for i, a in enumerate(rest)
-        )
-        last = first + count(piece)
-        arguments = {"index": first} if "index" in call.arguments else {"start": first, "end": last}
-    wanted = demands({"src": context.types["src"]}, TensorType(tuple(rest)))
-    return one(type_, operands=wanted, arguments=arguments)

@@ -100,7 +100,7 @@ def grid(context: Context) -> Lifted | Refusal:
     conv = context.call.name.startswith("aten.conv")
     axes: list[Axis] = [type_.axes[0]]
     for place, size in enumerate(context.shape[1:], start=1):
-        kind = ("channel" if place == 1 else "conv") if conv else "unknown"
+        kind = "conv" if place > 1 else "channel" if conv else "unknown"
         if not conv and place == 1 and size == extent(type_.axes[1]):
             axes.append(type_.axes[1])
         else:

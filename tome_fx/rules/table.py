@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 
 from tome_fx.graph.calls import Call
-from tome_fx.rules import along, attention, contract, layout, local, pieces, shapes, tokens
+from tome_fx.rules import along, attention, contract, layout, local, pieces, shapes, tokens, written
 from tome_fx.rules.base import Rule
 
 
@@ -31,7 +31,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(layout.stack, "stack"),
         **_family(pieces.slice_, "slice narrow"),
         **_family(pieces.select, "select"),
-        **_family(pieces.written, "select_scatter slice_scatter"),
+        **_family(written.written, "select_scatter slice_scatter"),
         **_family(pieces.split, "split split_with_sizes chunk tensor_split"),
         **_family(pieces.unbind, "unbind"),
         **_family(

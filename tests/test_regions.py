@@ -1,0 +1,82 @@
+"""Regions of forward under another mode: no_grad, enable_grad, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tome_fx
+from tests.laws.common import TINY
+from tests.tiny import Around, images, tiny
+
+pytestmark = TINY
+
+
+def frozen_stem(body: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        patches = body.patch_embed(x)
+    return after_stem(body, patches)
+
+
+def centred(body: nn.Module, x: Tensor) -> Tensor:
+    patches = body.patch_embed(x)
+    with torch.no_grad():
+        mean = patches.mean(1, keepdim=True)
+        with torch.enable_grad():
+            mean = mean * 2
+    return after_stem(body, patches - mean)
+
+
+def narrow(body: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return body(x).float()
+
+
+def wide_positions(body: nn.Module, x: Tensor) -> Tensor:
+    patches = body.patch_embed(x)
+    with torch.autocast("cpu", enabled=False):
+        turned = patches.float() * 1.5
+    return after_stem(body, turned)
+
+
+def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
+    x = body.norm_pre(body._pos_embed(patches))
+    return body.forward_head(body.norm(body.blocks(x)))
+
+
+REGIONS = {f.__name__: f for f in (frozen_stem, centred, narrow, wide_positions)}
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return {
+        name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_region_keeps_its_mode(name: str) -> None:
+    model, x = Around(REGIONS[name], tiny()), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.equal(fast(x), model(x))
+    theirs, ours = gradients(model, x), gradients(fast, x)
+    assert [g is None for g in ours.values()] == [g is None for g in theirs.values()]
+    assert any(g is not None for g in ours.values())
+    for name, gradient in theirs.items():
+        if gradient is not None:
+            torch.testing.assert_close(ours[name], gradient, rtol=0, atol=0)
+    fast.r = 2
+    assert fast.schedule == (2, 2)
+    assert not torch.equal(fast(x), model(x))
+
+
+@pytest.mark.parametrize("function", [frozen_stem, centred, narrow])
+def test_symbolic_tracing_does_not_lose_a_region(function: Callable[..., Tensor]) -> None:
+    model = Around(function, tiny())
+    with pytest.raises(tome_fx.CaptureError, match="is not recorded by symbolic tracing") as caught:
+        tome_fx.transform(model, 0, example_inputs=images(), capture="symbolic_trace")
+    assert ".py:" in str(caught.value)

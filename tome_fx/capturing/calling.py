@@ -1,0 +1,60 @@
+"""How a program is called: as its model is, also with a default written out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from tome_fx import ops
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def _left_at_default(value: object, captured: object, name: str) -> None:
+    # A function of its own: generated code has one name for each object that it calls.
+    ops.check_constant(value, captured, name)
+
+
+class Calling(_PyTreeCodeGen):
+    """A captured call, and parameters of the model that were left at their defaults there.
+
+    A caller may name those; another value than the captured one is refused.
+    """
+
+    def __init__(self, info: _PyTreeInfo, defaults: Mapping[str, Any]) -> None:
+        names = [*info.orig_args, *(f"{name}={value!r}" for name, value in defaults.items())]
+        super().__init__(info._replace(orig_args=names))
+        self.defaults = MappingProxyType(dict(defaults))
+
+    def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
+        """The text of ``forward`` up to its body."""
+        text: str = super().gen_fn_def(*args, **kwargs)
+        checks = (
+            f"\n    _left_at_default({name}, {value!r}, {name!r})"
+            for name, value in self.defaults.items()
+        )
+        return text + "".join(checks)
+
+    def additional_globals(self) -> list[tuple[str, Any]]:
+        """What the text refers to."""
+        return [*super().additional_globals(), ("_left_at_default", _left_at_default)]
+
+
+def accept_defaults(graph: Graph, model: nn.Module, given: set[str]) -> None:
+    """Let ``forward`` of ``graph`` take the parameters of ``model`` that were not ``given``."""
+    codegen = graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
+        return
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if isinstance(parameter.default, _PLAIN) and name not in given
+    }
+    if defaults:
+        graph.set_codegen(Calling(codegen.pytree_info, defaults))

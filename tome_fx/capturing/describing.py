@@ -1,0 +1,83 @@
+"""A captured graph as a program: its batch axis, and what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from tome_fx.errors import CaptureError
+from tome_fx.graph.extents import Extents
+from tome_fx.program import Program
+
+
+def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
+    """Read the batch axis off the inputs of a captured graph."""
+    extents = Extents()
+    images = [node for node in graph.nodes if node.op == "placeholder"]
+    first = next((node for node in images if _rank(node) > 1), None)
+    if first is None:
+        raise CaptureError(
+            "The captured program has no tensor input with a batch axis. "
+            "Pass example_inputs with the batch on the first axis."
+        )
+    size = first.meta["val"].shape[0]
+    if isinstance(size, int) and size == 1:
+        raise CaptureError(
+            "The program was exported with a batch of 1, which is a constant in it. Export it with "
+            "a dynamic batch (dynamic_shapes), or with an example of 2 images or more."
+        )
+    batched = frozenset(n.name for n in images if _rank(n) > 0 and _same(n, size))
+    static = isinstance(size, int)
+    return Program(graph, constants, how, extents, extents.of(size), batched, static)
+
+
+def _rank(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def _same(node: Node, size: Any) -> bool:
+    own = node.meta["val"].shape[0]
+    return type(own) is type(size) and (
+        own == size if isinstance(size, int) else own.node.expr == size.node.expr
+    )
+
+
+def read_by(module: GraphModule) -> dict[str, Any]:
+    """What the graph of ``module`` reads, by path."""
+    found = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = module
+            for name in node.target.split("."):
+                value = getattr(value, name)
+            found[node.target] = value
+    return found
+
+
+def mutates(graph: Graph, besides: str = "") -> bool:
+    """Does any op write to one of its arguments, ``besides`` to a node of that kind?
+
+    Buffers that a program counts in (of a batch norm, say) are written to by intent.
+    """
+    return any(
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and not (isinstance(node.args[0], Node) and node.args[0].op == besides)
+        for node in graph.nodes
+    )
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """``nn.MultiheadAttention``'s fast path off: it is one op that hides the attention."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

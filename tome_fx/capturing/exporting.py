@@ -1,0 +1,77 @@
+"""The front door through ``torch.export``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from tome_fx.capturing.blame import blame
+from tome_fx.capturing.calling import accept_defaults
+from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
+from tome_fx.capturing.examples import Example
+from tome_fx.errors import CaptureError
+from tome_fx.graph.regions import has_regions, inline_gradient_regions
+from tome_fx.program import Program
+
+
+def from_export(model: nn.Module, example: Example) -> Program:
+    """``torch.export``, non-strict, batch dynamic wherever the model allows it.
+
+    ``nn.MultiheadAttention``'s fast path is off meanwhile: it is one op that hides the attention.
+    """
+    dynamic = torch.export.Dim.AUTO
+
+    def spec(value: Any) -> Any:
+        batched = (
+            isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch
+        )
+        return {0: dynamic} if batched else None
+
+    shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
+    try:
+        with no_fast_path():
+            exported = torch.export.export(
+                model,
+                example.args,
+                dict(example.kwargs),
+                dynamic_shapes=_named_shapes(model, shapes),
+                strict=False,
+            )
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error
+    program = from_exported_program(exported)
+    given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
+    accept_defaults(program.graph, model, set(given.arguments))
+    return program
+
+
+def _named_shapes(model: nn.Module, shapes: Any) -> Any:
+    """``dynamic_shapes`` as export wants it: by the names of the parameters of ``forward``."""
+    args, kwargs = shapes
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+
+
+def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
+    """The program's own graph with its parameters as attributes, made functional.
+
+    Regions of another gradient mode or autocast are subprograms there: they are inlined, so that
+    tokens are followed through them.
+    """
+    if has_regions(exported.graph):
+        module = exported.module()
+        assert isinstance(module, GraphModule)
+        inline_gradient_regions(module)
+        if has_regions(module.graph) or mutates(module.graph):
+            exported = exported.run_decompositions({})
+            module = exported.module()
+    elif mutates(exported.graph):
+        module = exported.run_decompositions({}).module()
+    else:
+        module = exported.module()
+    assert isinstance(module, GraphModule)
+    return describe(module.graph, read_by(module), "export")

@@ -1,0 +1,68 @@
+"""Regions that an exported program keeps apart: ``no_grad``, ``enable_grad``, autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+
+_NAMES = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+
+def has_regions(graph: Graph) -> bool:
+    """Does the graph call subprograms under another mode?"""
+    return any(_name(node) in _NAMES for node in graph.nodes)
+
+
+def inline_gradient_regions(module: GraphModule) -> None:
+    """Put the nodes of each region of another gradient mode in its place.
+
+    What leaves a region without gradients is detached: nothing flows back into it.
+    """
+    waiting = [node for node in module.graph.nodes if _name(node) == _NAMES[0]]
+    while waiting:  # a region may hold others
+        _inline(module, waiting.pop())
+        waiting = waiting or [node for node in module.graph.nodes if _name(node) == _NAMES[0]]
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+
+
+def _inline(module: GraphModule, node: Node) -> None:
+    enabled, target, *operands = node.args
+    assert isinstance(target, Node)
+    inner: Any = module.get_submodule(str(target.target))
+    copies: dict[Node, Any] = {}
+    inputs = iter(operands)
+    results: Any = ()
+    with module.graph.inserting_before(node):
+        for own in inner.graph.nodes:
+            if own.op == "placeholder":
+                copies[own] = next(inputs)
+            elif own.op == "output":
+                results = map_arg(own.args[0], lambda n: copies[n])
+            elif own.op == "get_attr":
+                path = f"{target.target}_{own.target}".replace(".", "_")
+                module.add_module(path, inner.get_submodule(str(own.target)))
+                copies[own] = module.graph.get_attr(path)
+            else:
+                copies[own] = module.graph.node_copy(own, lambda n: copies[n])
+        if not enabled:
+            results = map_arg(results, lambda n: _detached(module.graph, n))
+    row = results if isinstance(results, (list, tuple)) else (results,)
+    for user in list(node.users):
+        index: Any = user.args[1]
+        user.replace_all_uses_with(row[index])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _detached(graph: Graph, node: Node) -> Node:
+    new = graph.call_function(torch.ops.aten.detach.default, (node,))
+    new.meta = dict(node.meta)
+    return new
+
+
+def _name(node: Node) -> str:
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
