@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from torch.fx import Node
 
+from tome_fx.finding.contractions import contraction_anchors
 from tome_fx.finding.cores import Anchor, anchors, core_of, token_atoms
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.protect import protected_positions
@@ -37,6 +38,7 @@ def locate(
     """
     plain = infer(program, (), {}, rules)
     found = anchors(program.graph, program.extents)
+    found += contraction_anchors(program.graph, plain, program.extents)
     streams = _streams(found, plain)
     types = infer(program, streams, plain, rules)
     guarded = tuple(_protect(stream, types, program, protect) for stream in streams)
@@ -49,6 +51,7 @@ def locate(
         proved = [answer for answer in answers if isinstance(answer, Core)]
         cores.extend(proved[:1])
         misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
+    misses = [miss for miss in misses if not _is_part(miss.node, found, cores)]
     sites, unplaced = find_sites(program.graph, cores, types)
     return Findings(types, plain, guarded, sites, (*misses, *unplaced), _tokens(found, plain))
 
@@ -77,6 +80,12 @@ def _tokens(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> int
     every = itertools.chain(*found)
     keys = [(plain[anchor.key], anchor.key_axis) for anchor in every if plain.get(anchor.key)]
     return extent(keys[0][0][0].axes[keys[0][1]]) if keys else 0
+
+
+def _is_part(node: Node, found: list[tuple[Anchor, ...]], cores: list[Core]) -> bool:
+    """Is the softmax at ``node`` one over channels, a part of an attention that was found?"""
+    keys = {core.key for core in cores if core.kind == "contraction"}
+    return any(row[0].node is node and keys & {row[0].query, row[0].key} for row in found)
 
 
 def _protect(

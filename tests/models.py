@@ -153,6 +153,8 @@ class PlainViT(nn.Module):
         if self.mask is not None:
             noise = torch.randn(self.mask.shape, generator=generator).to(dtype)
             shown = (noise > -0.5).fill_diagonal_(True)
+            # What is read sees every token: else a merge may change nothing that can be seen.
+            shown[[0, -1, self.config.front + self.config.stream // 2]] = True
             self._set("mask", shown if self.config.mask == "bool" else noise)
         return self
 

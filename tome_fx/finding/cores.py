@@ -26,7 +26,7 @@ from tome_fx.graph.upstream import operands_along
 from tome_fx.program import Core, Miss
 from tome_fx.rules.contract import Letters, einsum_letters, matmul_letters
 
-_PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
+PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
 # A history that makes an axis a row of places in an image, a clip or a sequence.
 _PLACES = ("input", "conv")
 # A row of such or unknown factors may be tokens if it is a product; these never are.
@@ -82,8 +82,8 @@ def _softmax_anchors(call: Call, extents: Extents) -> Iterator[Anchor]:
             continue
         seen.add(node)
         inner = bind(node)
-        if inner.name in _PRODUCTS:
-            letters = _letters(inner)
+        if inner.name in PRODUCTS:
+            letters = letters_of(inner)
             if letters is None or len(stretch) != 1:
                 continue
             anchor = _product_anchor(call.node, inner, letters, stretch.start)
@@ -94,7 +94,8 @@ def _softmax_anchors(call: Call, extents: Extents) -> Iterator[Anchor]:
             waiting.extend(operands_along(inner, stretch, extents))
 
 
-def _letters(product: Call) -> Letters | None:
+def letters_of(product: Call) -> Letters | None:
+    """The letters of a product's operands and result."""
     operands = [node for _, node in tensor_operands(product)][-2:]
     ranks = [node.meta["val"].dim() for node in operands]
     if product.name == "aten.einsum":
@@ -132,15 +133,15 @@ def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) ->
     query, key = plain.get(anchor.query), plain.get(anchor.key)
     if not query or not key:
         return
-    if _has_other_places(key[0], anchor.key_axis):
+    if is_inside_places(key[0], anchor.key_axis):
         return
     rows = list(_runs(query[0].axes[anchor.query_axis]))
     for run in _runs(key[0].axes[anchor.key_axis]):
-        if run in rows and _is_tokens(run):
+        if run in rows and is_tokens(run):
             yield run
 
 
-def _has_other_places(type_: TensorType, token_axis: int) -> bool:
+def is_inside_places(type_: TensorType, token_axis: int) -> bool:
     """Is the attention inside windows, rows or frames: does another axis hold places too?"""
     own = token_axis % type_.rank
     return any(
@@ -160,7 +161,10 @@ def _runs(axis: Axis) -> Iterator[Axis]:
         yield axis
 
 
-def _is_tokens(run: Axis) -> bool:
+def is_tokens(run: Axis) -> bool:
+    """Could the factors of an axis be the tokens of an image, by their histories?"""
+    if not all(isinstance(factor, Atom) for factor in run) or extent(run) < 2:
+        return False
     kinds = [factor.origin.kind for factor in run if isinstance(factor, Atom)]
     if any(kind in _NEVER for kind in kinds):
         return False
