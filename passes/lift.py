@@ -24,10 +24,11 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType
-from tome_fx.lifting.coerce import Level
+from tome_fx.graph.axes import TensorType, count, map_type, streams, streams_of_axis
+from tome_fx.graph.grids import fused
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
+from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 from tome_fx.rules.base import Rule
 
@@ -40,11 +41,13 @@ class LiftedGraph:
         graph: not yet lowered.
         origin: the captured node that each rewritten node stands for; inserted nodes are absent.
         coerced: every place where tokens were unmerged, or members of a group averaged again.
+        tokens: on the token axis at each site, before its merge.
     """
 
     graph: Graph
     origin: Mapping[Node, Node]
     coerced: tuple[Coerced, ...]
+    tokens: tuple[int, ...]
 
     def __str__(self) -> str:
         return str(self.graph)
@@ -57,19 +60,30 @@ def lift(
     rules: Mapping[str, Rule],
     prop_attn: bool = True,
     maps_only: bool = False,
+    remerge: Remerge = "mean",
 ) -> LiftedGraph:
     """Rewrite ``program`` by ``schedule``; the program stays as it is.
 
     Args:
         prop_attn: False leaves ``log size`` out of softmaxes, for models trained without it.
         maps_only: the result returns the index map of each step and nothing else.
+        remerge: what becomes of values that an op told apart within a group, where they come back
+            to their source: ``mean`` averages them, ``never`` gives all tokens back there.
     """
-    walk = _Walk(Lifter(program, findings, rules, prop_attn), schedule)
+    walk = _Walk(Lifter(program, findings, rules, prop_attn, remerge), schedule)
     for node in program.graph.nodes:
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)
     lifter = walk.lifter
-    return LiftedGraph(lifter.graph, lifter.origin, tuple(lifter.coerced))
+    return LiftedGraph(lifter.graph, lifter.origin, tuple(lifter.coerced), tuple(walk.tokens))
+
+
+def tokens_of(type_: TensorType, stream: int) -> int:
+    """How many tokens, protected ones included, the axis of a stream holds."""
+    rows = (
+        axis for axis in fused(type_).axes if any(s.id == stream for s in streams_of_axis(axis))
+    )
+    return count(next(rows))
 
 
 @dataclass
@@ -79,6 +93,7 @@ class _Walk:
     lifter: Lifter
     schedule: MergeSchedule
     depths: dict[Node, int] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.steps = {step.site.node: step for step in self.schedule.steps}
@@ -116,28 +131,47 @@ class _Walk:
     def _merge(self, step: Step) -> None:
         """Match by the keys of the site's cores, and go one level deeper."""
         lifter, node, stream = self.lifter, step.site.node, step.site.stream
-        coercer = lifter.coercer
+        coercer, levels = lifter.coercer, lifter.coercer.levels
+        level = self._level(step)
+        now = self._at(node, stream, level)
+        self.tokens.append(tokens_of(now, stream))
         if step.removed:
-            value = lifter.values[node]
-            now = lifter.deepest(value.types[0], stream)
-            held = coercer.coerce(value.node, value.types[0], now)
-            keys = [self._key(core.key, stream) for core in step.site.cores]
+            held = self._brought(node, now)
+            keys = [
+                (self._brought(core.key, wanted), wanted)
+                for core in step.site.cores
+                for wanted in [self._at(core.key, stream, level)]
+            ]
             channels = [core.channel for core in step.site.cores]
             scores, parity, like = emit_scores(coercer, keys, channels, now, stream)
             plan = coercer.emit(ops.match, scores, step.removed, parity)
-            rows = coercer.levels.setdefault(stream, [])
-            before = rows[-1] if rows else None
-            size = coercer.emit(ops.merged_size, plan, before.size if before else None, like)
-            rows.append(Level(plan, size, step.removed + (before.merged if before else 0)))
+            size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
+            levels.add(stream, plan, size, step.removed, level)
             deeper = lifter.deepest(now, stream)
             lifter.before[node] = Value(held, (now,))
             lifter.put(node, coercer.coerce(held, now, deeper), (deeper,))
-        self.depths[node] = coercer.depth(stream)
+        self.depths[node] = levels.depth(stream)
 
-    def _key(self, key: Node, stream: int) -> tuple[Node, TensorType]:
-        value = self.lifter.values[key]
-        now = self.lifter.deepest(value.types[0], stream)
-        return self.lifter.coercer.coerce(value.node, value.types[0], now), now
+    def _level(self, step: Step) -> int:
+        """The level that a site merges from: the deepest, or where its own value stands.
+
+        The latter where tokens that an op told apart are not averaged again: their groups are over.
+        """
+        depth = self.lifter.coercer.levels.depth(step.site.stream)
+        if self.lifter.remerge == "mean":
+            return depth
+        own = self.lifter.values[step.site.node].types[0]
+        return next(s.level for s in streams(own) if s.id == step.site.stream)
+
+    def _at(self, node: Node, stream: int, level: int) -> TensorType:
+        """The type of a value with one stream at another level."""
+        at = self.lifter.coercer.levels.at
+        own = self.lifter.values[node].types[0]
+        return map_type(own, lambda s: at(s, level) if s.id == stream else s)
+
+    def _brought(self, node: Node, type_: TensorType) -> Node:
+        value = self.lifter.values[node]
+        return self.lifter.coercer.coerce(value.node, value.types[0], type_)
 
     def _outputs(self, node: Node) -> Any:
         replaced = {
@@ -154,7 +188,7 @@ class _Walk:
         for step in self.schedule.steps:
             stream, depth = step.site.stream, self.depths[step.site.node]
             if depth:
-                result.append(lifter.coercer.assignment(stream, depth))
+                result.append(lifter.coercer.levels.assignment(stream, depth))
             else:
                 result.append(lifter.coercer.emit(ops.identity, like, step.before))
         return tuple(result)

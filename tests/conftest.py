@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import profiles
+from tome_fx import pipeline
 
 profiles.register()
 torch.set_num_threads(2)
@@ -35,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, reason in missing.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _worth_it(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models of a few tokens save nothing; tests are about more than that, but for a few."""
+    real = pipeline.is_worth_it
+    if not request.node.get_closest_marker("cost"):
+        pipeline.is_worth_it = lambda report, settings: True
+    yield
+    pipeline.is_worth_it = real
 
 
 @pytest.fixture(autouse=True)

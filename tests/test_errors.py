@@ -141,17 +141,37 @@ def test_attention_without_a_residual_is_named() -> None:
     assert "no residual add" in text
 
 
+@pytest.mark.cost
 def test_merging_that_costs_more_than_it_saves() -> None:
-    model = tiny(img_size=224, embed_dim=8, num_heads=1, mlp_ratio=1.0)
+    model, x = tiny(img_size=224, embed_dim=8, num_heads=1, mlp_ratio=1.0), images(size=224)
     with pytest.warns(tome_fx.ToMeWarning, match="costs more than it saves") as caught:
-        fast = tome_fx.transform(model, 1)
+        skipped = tome_fx.transform(model, 1)
+    assert skipped.r == 1
+    assert sum(skipped.schedule) == 0
+    assert torch.equal(skipped(x), model(x))
+    assert "not applied" in str(skipped.report)
+    fast = tome_fx.transform(model, 1, min_ratio=0)
+    assert fast.schedule == (1, 1)
     report = fast.report
     text = str(caught[0].message)
+    assert text == skipped.report.skipped
     assert report.macs_after > report.macs_before
     for macs in (report.macs_before, report.macs_after, report.macs_matching):
         assert f"{macs / 1e6:.1f} M" in text
-    assert "r=0" in text
+    assert "min_ratio=0" in text
     assert caught[0].filename == __file__
+
+
+@pytest.mark.cost
+def test_a_new_r_that_does_not_pay_is_said() -> None:
+    fast = tome_fx.transform(tiny(depth=4, img_size=224), 40)
+    assert sum(fast.schedule) > 0
+    with pytest.warns(tome_fx.ToMeWarning, match="is not applied") as caught:
+        fast.r = [0, 0, 0, 1]
+    assert caught[0].filename == __file__
+    assert sum(fast.schedule) == 0
+    fast.r = 40
+    assert fast.schedule == (40, 40, 40, 38)
 
 
 # --- inputs and control flow ---------------------------------------------------------------------

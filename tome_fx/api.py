@@ -27,8 +27,8 @@ from tome_fx.errors import (
     ToMeWarning,
 )
 from tome_fx.module import ToMeModule
-from tome_fx.options import Settings, checked, reject_unknown, rule_table
-from tome_fx.report import Report, giga
+from tome_fx.options import Remerge, Settings, checked, reject_unknown, rule_table
+from tome_fx.report import Report
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding
 
@@ -44,6 +44,8 @@ def transform(
     rounding: Rounding = "truncate",
     strict: bool = False,
     protect: int | tuple[int, int] | None = None,
+    remerge: Remerge = "mean",
+    min_ratio: float = 1.02,
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
     **unknown: Any,
 ) -> ToMeModule:
@@ -69,6 +71,12 @@ def transform(
         protect: tokens of the image itself that never merge: a number at the front, or
             ``(front, back)``; by default those that the model reads by index. Class, distillation
             and register tokens are always protected.
+        remerge: what becomes of values that an op told apart within a group (a convolution over the
+            grid) where they come back to the stream: ``mean`` averages them in each group, the one
+            approximation besides the merging itself; ``never`` gives all tokens back from there to
+            the next merge, which is exact and slower.
+        min_ratio: merging that saves less than this FLOP ratio is not applied, with a warning; 0
+            always applies it.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
 
     Returns:
@@ -84,7 +92,17 @@ def transform(
     """
     reject_unknown(unknown)
     settings = checked(
-        Settings(r, prop_attn, capture, rounding, strict, protect, rule_table(rules))  # type: ignore[arg-type]
+        Settings(
+            r,
+            prop_attn,
+            capture,
+            rounding,
+            strict,
+            protect,  # type: ignore[arg-type]
+            rule_table(rules),
+            remerge,
+            min_ratio,
+        )
     )
     model = _unwrapped(model)
     source = source_of(model)
@@ -94,7 +112,8 @@ def transform(
         result = _captured(source, source.skeleton, settings, given)
     else:
         result = ToMeModule(source, settings, None)
-    _warn_about_cost(result.report)
+    if result.report.skipped:
+        warnings.warn(result.report.skipped, ToMeWarning, stacklevel=2)
     return result
 
 
@@ -183,17 +202,6 @@ def _warn_about_hooks(model: nn.Module) -> None:
         warnings.warn(
             f"Hooks on {', '.join(hooked[:5])} are not carried over: what they compute at capture "
             "stays in the program, what they do besides does not happen.",
-            ToMeWarning,
-            stacklevel=3,
-        )
-
-
-def _warn_about_cost(report: Report) -> None:
-    if any(report.schedule) and report.flop_ratio < 1.0:
-        warnings.warn(
-            f"Merging costs more than it saves here: per image {giga(report.macs_before)}MAC "
-            f"before and {giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of "
-            "that for the matching. A larger r or a larger image pays; r=0 changes nothing.",
             ToMeWarning,
             stacklevel=3,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.fx import Graph, GraphModule
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
+from tome_fx.errors import ToMeWarning
 from tome_fx.options import Settings
 from tome_fx.pipeline import Located, Rewritten, locate_program, maps_graph, rewrite
 from tome_fx.report import Report
@@ -58,6 +60,8 @@ class ToMeModule(GraphModule):
         except Exception:
             self._settings = before
             raise
+        if self.report.skipped:
+            warnings.warn(self.report.skipped, ToMeWarning, stacklevel=3)
 
     @property
     def schedule(self) -> tuple[int, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -14,8 +15,9 @@ from tome_fx.errors import ConfigError
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding, asked
 
+Remerge: TypeAlias = Literal["mean", "never"]
 OPTIONS = ("r", "example_inputs", "example_kwargs", "prop_attn", "capture", "rounding", "strict",
-           "protect", "rules")  # fmt: skip
+           "protect", "rules", "remerge", "min_ratio")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Settings:
     strict: bool = False
     protect: tuple[int, int] | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
+    remerge: Remerge = "mean"
+    min_ratio: float = 1.02
 
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
@@ -50,6 +54,9 @@ def checked(settings: Settings) -> Settings:
         raise ConfigError(
             f"capture={settings.capture!r} is not one of 'auto', 'export', 'symbolic_trace'."
         )
+    if settings.remerge not in ("mean", "never"):
+        raise ConfigError(f"remerge={settings.remerge!r} is not one of 'mean', 'never'.")
+    _check_ratio(settings.min_ratio)
     return replace(settings, protect=_protect(settings.protect)).with_r(settings.r)
 
 
@@ -57,6 +64,14 @@ def check_r(r: Any, rounding: Rounding) -> None:
     """Check ``r`` as far as that goes without the number of layers."""
     row = isinstance(r, (list, tuple)) and not (isinstance(r, tuple) and len(r) == 2)
     asked(r, len(r) if row else 1, rounding)
+
+
+def _check_ratio(value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value < math.inf:
+        raise ConfigError(
+            f"min_ratio={value!r} is not a FLOP ratio from 0.0 (always apply) upwards."
+        )
 
 
 def _protect(value: Any) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,14 +14,14 @@ from tome_fx.capturing.examples import Example
 from tome_fx.errors import NoAttentionFoundError
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
-from tome_fx.passes.lift import lift
+from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.locate import locate
 from tome_fx.passes.lower import lower
 from tome_fx.passes.normalize import normalize
 from tome_fx.passes.plan import plan
 from tome_fx.passes.verify import verify
-from tome_fx.program import Findings, Program
-from tome_fx.report import Report
+from tome_fx.program import Findings, MergeSchedule, Program
+from tome_fx.report import Report, giga
 from tome_fx.reporting import Done, report_of
 
 # Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
@@ -64,24 +64,64 @@ def locate_program(
 
 
 def rewrite(target: GraphModule, located: Located, settings: Settings, name: str) -> Rewritten:
-    """Plan, lift, lower and verify; ``target`` gets the new graph."""
+    """Plan, lift, lower and verify; ``target`` gets the new graph.
+
+    Merging that does not reach ``settings.min_ratio`` is left out, and the report says so.
+    """
     with _LOCK:
-        program, findings = located.program, located.findings
-        schedule = plan(findings, settings.r, settings.rounding, settings.strict)
-        lifted = lift(program, findings, schedule, settings.rules, settings.prop_attn)
-        graph = lower(lifted.graph)
-        graph.set_codegen(program.graph._codegen)
-        target.graph = graph
-        sizes = verify(target, program)
-        done = Done(program, findings, schedule, graph, sizes, lifted.origin, lifted.coerced)
-        return Rewritten(report_of(done, name, settings.r))
+        report = _rewritten(target, located, settings, name)
+        if is_worth_it(report, settings):
+            return Rewritten(report)
+        plain = _rewritten(target, located, settings.with_r(0), name)
+        return Rewritten(replace(plain, r=settings.r, skipped=_too_dear(report, settings)))
+
+
+def is_worth_it(report: Report, settings: Settings) -> bool:
+    """Does merging save enough to be applied?"""
+    return not any(report.schedule) or report.flop_ratio >= settings.min_ratio
+
+
+def _too_dear(report: Report, settings: Settings) -> str:
+    ratio = report.flop_ratio
+    return (
+        f"Merging {'saves too little' if ratio >= 1.0 else 'costs more than it saves'} here and is "
+        f"not applied: per image {giga(report.macs_before)}MAC before and "
+        f"{giga(report.macs_after)}MAC after, {giga(report.macs_matching)}MAC of that for the "
+        f"matching; a ratio of {ratio:.3f}, below min_ratio={settings.min_ratio}. A larger r or a "
+        "larger image saves more; min_ratio=0 applies it all the same."
+    )
+
+
+def _rewritten(target: GraphModule, located: Located, settings: Settings, name: str) -> Report:
+    program, findings = located.program, located.findings
+    schedule = plan(findings, settings.r, settings.rounding, settings.strict)
+    lifted = _lifted(located, settings, schedule)
+    graph = lower(lifted.graph)
+    graph.set_codegen(program.graph._codegen)
+    target.graph = graph
+    sizes = verify(target, program)
+    return report_of(Done(program, findings, schedule, graph, sizes, lifted), name, settings.r)
+
+
+def _lifted(
+    located: Located, settings: Settings, schedule: MergeSchedule, maps_only: bool = False
+) -> LiftedGraph:
+    return lift(
+        located.program,
+        located.findings,
+        schedule,
+        settings.rules,
+        settings.prop_attn,
+        maps_only,
+        settings.remerge,
+    )
 
 
 def maps_graph(located: Located, settings: Settings) -> Graph:
     """A graph that returns the index map of each step in place of the model's outputs."""
     program, findings = located.program, located.findings
     schedule = plan(findings, settings.r, settings.rounding, settings.strict)
-    lifted = lift(program, findings, schedule, settings.rules, settings.prop_attn, maps_only=True)
+    lifted = _lifted(located, settings, schedule, maps_only=True)
     return _inputs_only(lower(lifted.graph), program.graph)
 
 

@@ -62,7 +62,7 @@ class Report:
     """The account of one transform; ``str()`` is a table, :meth:`to_dict` is JSON-able.
 
     MACs are multiply-accumulates per image. ``macs_matching`` is the part of ``macs_after`` that
-    the matching itself costs.
+    the matching itself costs. ``skipped`` says why merging was not applied, if it was not.
     """
 
     model: str
@@ -77,6 +77,7 @@ class Report:
     unmerges: tuple[Unmerge, ...]
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
+    skipped: str = ""
 
     @property
     def flop_ratio(self) -> float:
@@ -106,6 +107,8 @@ def _head(report: Report) -> str:
         f"MACs per image {giga(report.macs_before)} -> {giga(report.macs_after)} "
         f"(ratio {report.flop_ratio:.2f}, matching {giga(report.macs_matching)} of it)",
     ]
+    if report.skipped:
+        lines.append(f"not applied: {report.skipped}")
     for item in report.protected:
         lines.append(f"protected: {item.count} at the {item.where}, {item.reason}")
     return "\n".join(lines)

@@ -11,11 +11,11 @@ from tome_fx import ops
 from tome_fx.graph.axes import extent, has_batch, has_stream, pieces, token_factor
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
-from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
+from tome_fx.passes.lift import LiftedGraph
 from tome_fx.passes.verify import BATCH
-from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Step
+from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -28,8 +28,7 @@ class Done:
     schedule: MergeSchedule
     graph: Graph
     sizes: Extents
-    origin: Mapping[Node, Node]
-    coerced: tuple[Coerced, ...]
+    lifted: LiftedGraph
 
 
 def report_of(done: Done, model: str, r: object) -> Report:
@@ -48,7 +47,7 @@ def report_of(done: Done, model: str, r: object) -> Report:
         macs_before=sum(before.values()),
         macs_after=sum(after.values()),
         macs_matching=matching,
-        unmerges=tuple(_unmerge(item) for item in done.coerced),
+        unmerges=tuple(_unmerge(item) for item in done.lifted.coerced),
         near_misses=tuple(_misses(done.findings)),
         notes=tuple(_notes(done)),
     )
@@ -59,11 +58,12 @@ def _blocks(done: Done, before: Mapping[Node, int], after: Mapping[Node, int]) -
     ends = [order[step.site.mlp.end if step.site.mlp else step.site.node]
             for step in done.schedule.steps]  # fmt: skip
     start = _first_streamed(done, order)
-    lifted = {done.origin[node]: n for node, n in after.items() if node in done.origin}
+    origin = done.lifted.origin
+    lifted = {origin[node]: n for node, n in after.items() if node in origin}
     for index, step in enumerate(done.schedule.steps):
         inside = [n for n in order if start <= order[n] <= ends[index]]
         start = ends[index] + 1
-        tokens = _axis_tokens(done.findings, step) - _merged_so_far(done.schedule, index)
+        tokens = done.lifted.tokens[index]
         yield Block(
             index=index,
             attention=module_path(step.site.cores[0].node),
@@ -83,16 +83,6 @@ def _first_streamed(done: Done, order: Mapping[Node, int]) -> int:
         if any(has_stream(axis) for type_ in types for axis in type_.axes):
             return index + 1  # what makes the tokens is no block's
     return 0
-
-
-def _axis_tokens(findings: Findings, step: Step) -> int:
-    type_ = fused(findings.types[step.site.node][0])
-    return next(extent(axis) for axis in type_.axes if has_stream(axis))
-
-
-def _merged_so_far(schedule: MergeSchedule, index: int) -> int:
-    stream = schedule.steps[index].site.stream
-    return sum(s.removed for s in schedule.steps[:index] if s.site.stream == stream)
 
 
 def _protected(findings: Findings) -> Iterable[Protected]:

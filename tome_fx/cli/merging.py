@@ -32,7 +32,9 @@ def transform(loaded: Loaded, r: Any, options: MergeOptions) -> Any:
     """Return the transformed model; its example input has the size that the flags ask for."""
     with stage(f"transforming {loaded.name}, r={show_r(r)}", after=PATIENT):
         example = (loaded.example(2),)
-        return tome_fx.transform(loaded.model, r, example_inputs=example, **asdict(options))
+        return tome_fx.transform(
+            loaded.model, r, example_inputs=example, min_ratio=0, **asdict(options)
+        )
 
 
 def explain(loaded: Loaded, r: Any, options: MergeOptions) -> Report:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import Atom, TensorType, streams
 from tome_fx.graph.calls import bind
+from tome_fx.graph.cones import Cones, cones_of
 from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Miss, Mlp, Site
@@ -20,22 +20,11 @@ _LINEAR = torch.ops.aten.linear.default
 Types = Mapping[Node, tuple[TensorType, ...]]
 
 
-@dataclass(frozen=True)
-class _Cones:
-    """For every node, the set of nodes before it as a bit mask of program order."""
-
-    order: Mapping[Node, int]
-    before: Mapping[Node, int]
-
-    def depends(self, node: Node, on: Node) -> bool:
-        return node is on or bool(self.before[node] >> self.order[on] & 1)
-
-
 def find_sites(
     graph: Graph, cores: list[Core], types: Types
 ) -> tuple[tuple[Site, ...], tuple[Miss, ...]]:
     """A site for each group of parallel cores, in program order, and the cores without one."""
-    cones = _cones(graph)
+    cones = cones_of(graph)
     groups: dict[Node, list[Core]] = {}
     residuals: dict[Node, Node] = {}
     misses = []
@@ -68,19 +57,7 @@ def _shares_images(type_: TensorType) -> bool:
     )
 
 
-def _cones(graph: Graph) -> _Cones:
-    order: dict[Node, int] = {}
-    before: dict[Node, int] = {}
-    for index, node in enumerate(graph.nodes):
-        order[node] = index
-        mask = 0
-        for source in node.all_input_nodes:
-            mask |= before[source] | 1 << order[source]
-        before[node] = mask
-    return _Cones(order, before)
-
-
-def _site_node(graph: Graph, core: Core, types: Types, cones: _Cones) -> tuple[Node, Node] | None:
+def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[Node, Node] | None:
     """The site of a core and the residual value that it adds to."""
     for node in graph.nodes:
         if cones.order[node] <= cones.order[core.node] or not _is_add(node, core.stream, types):
@@ -103,7 +80,7 @@ def _scaled(node: Node, stream: int, types: Types) -> Node:
     return node
 
 
-def _is_upstream(node: Node, core: Core, cones: _Cones) -> bool:
+def _is_upstream(node: Node, core: Core, cones: Cones) -> bool:
     return cones.depends(core.query, node) and not cones.depends(node, core.node)
 
 
@@ -138,7 +115,7 @@ def _mlp(
     following: Node | None,
     anchors: Iterable[Node],
     types: Types,
-    cones: _Cones,
+    cones: Cones,
 ) -> Mlp | None:
     """The linears between a site and the next residual add, or beside the core in its block."""
     last = cones.order[following] if following is not None else len(cones.order)
@@ -153,7 +130,7 @@ def _mlp(
     return _parallel_mlp(graph, site, residual, cores, cones)
 
 
-def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: _Cones) -> list[Node]:
+def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: Cones) -> list[Node]:
     return [
         node
         for node in graph.nodes
@@ -166,7 +143,7 @@ def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: _Co
 
 
 def _parallel_mlp(
-    graph: Graph, site: Node, residual: Node, cores: list[Core], cones: _Cones
+    graph: Graph, site: Node, residual: Node, cores: list[Core], cones: Cones
 ) -> Mlp | None:
     """A branch from the same residual to the same row of adds that passes by the attention."""
     aside = [core.node for core in cores]

@@ -38,21 +38,10 @@ from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
 from tome_fx.lifting.folding import folded_size, heads_around
 from tome_fx.lifting.gridded import gridded
+from tome_fx.lifting.levels import Levels
 
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
-
-
-@dataclass
-class Level:
-    """The nodes that describe one level of a stream; index maps come on first use."""
-
-    plan: Node
-    size: Node
-    merged: int
-    step: Node | None = None
-    assignment: Node | None = None
-    origin: Node | None = None
 
 
 @dataclass
@@ -60,10 +49,12 @@ class Coercer:
     """Emits coercions at the end of ``graph``; the one place that knows the levels of a stream."""
 
     graph: Graph
-    levels: dict[int, list[Level]] = field(default_factory=dict)
     provenance: Node | None = None
     _done: dict[tuple[Node, TensorType, TensorType], Node] = field(default_factory=dict)
     _sizes: dict[tuple[TensorType, int, int | None], Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.levels = Levels(self.emit)
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Append a call that carries the module path and source line of the node being lifted."""
@@ -73,15 +64,6 @@ class Coercer:
                 if key in self.provenance.meta:
                     node.meta[key] = self.provenance.meta[key]
         return node
-
-    def depth(self, stream: int) -> int:
-        """How often the stream has merged so far."""
-        return len(self.levels.get(stream, ()))
-
-    def at(self, stream: Stream, level: int) -> Stream:
-        """``stream`` at another level."""
-        merged = self.levels[stream.id][level - 1].merged if level else 0
-        return replace(stream, level=level, merged=merged)
 
     def coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
         """``node`` of type ``have`` as type ``want``."""
@@ -119,22 +101,22 @@ class Coercer:
             if stream.level:
                 node = self._by_size(node, have, at, ops.divide_by_size)
             have, stream = _changed(have, at, replace(stream, extensive=False))
-        while stream.level < goal.level:
-            deeper = self.at(stream, stream.level + 1)
-            node = self._merge(node, have, at, stream)
-            have, stream = _changed(have, at, deeper)
-        if stream.level > goal.level:
-            node = self._unmerge(node, have, at, stream, goal.level)
-            have, stream = _changed(have, at, self.at(stream, goal.level))
+        while stream.level != goal.level:
+            step = self.levels.step(stream, goal.level)
+            act = self._merge if step > stream.level else self._unmerge
+            node = act(node, have, at, stream, step)
+            have, stream = _changed(have, at, self.levels.at(stream, step))
         if goal.extensive and not stream.extensive:
             have, wide = _changed(have, at, replace(stream, extensive=True))
             if wide.level:
                 node = self._by_size(node, have, at, ops.scale_by_size)
         return node, have
 
-    def _merge(self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream) -> Node:
-        level = self.levels[stream.id][stream.level]
-        before = self.levels[stream.id][stream.level - 1].size if stream.level else None
+    def _merge(
+        self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream, goal: int
+    ) -> Node:
+        level = self.levels.get(stream.id, goal)
+        before = self.levels.size(stream.id, stream.level)
 
         def act(value: Node, dim: int, front: int, back: int) -> Node:
             ends = {"front": front, "back": back} if front or back else {}
@@ -142,51 +124,24 @@ class Coercer:
                 return self.emit(ops.merge_sum, value, level.plan, dim, **ends)
             return self.emit(ops.merge, value, level.plan, before, level.size, dim, **ends)
 
-        deeper = self.at(stream, stream.level + 1)
-        return self._on_tokens(node, type_, at, stream, deeper.count, act)
+        return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 
     def _unmerge(
         self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream, goal: int
     ) -> Node:
-        index = self.assignment(stream.id, stream.level, goal)
+        index = self.levels.assignment(stream.id, stream.level, goal)
 
         def act(value: Node, dim: int, front: int, back: int) -> Node:
             ends = {"front": front, "back": back} if front or back else {}
             return self.emit(ops.unmerge, value, index, dim, **ends)
 
-        return self._on_tokens(node, type_, at, stream, self.at(stream, goal).count, act)
+        return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 
     def _by_size(
         self, node: Node, type_: TensorType, at: tuple[int, int], op: Callable[..., Any]
     ) -> Node:
         size = self.size_along(type_, *at)
         return node if size is None else self.emit(op, node, size)
-
-    def assignment(self, stream: int, level: int, goal: int = 0) -> Node:
-        """The slot at ``level`` of each token at level ``goal``: ``[B, n]``."""
-        rows = self.levels[stream]
-        top = rows[level - 1]
-        if goal == 0 and top.assignment is not None:
-            return top.assignment
-        if top.step is None:
-            top.step = self.emit(ops.assignment, top.plan)
-        result = top.step
-        if level - 1 > goal:
-            earlier = self.assignment(stream, level - 1, goal)
-            result = self.emit(ops.compose, top.step, earlier)
-        if goal == 0:
-            top.assignment = result
-        return result
-
-    def origin(self, stream: int, level: int) -> Node:
-        """The original position of each slot's representative at ``level``: ``[B, n']``."""
-        top = self.levels[stream][level - 1]
-        if top.origin is None:
-            keep = self.emit(ops.kept, top.plan)
-            top.origin = (
-                keep if level == 1 else self.emit(ops.compose, self.origin(stream, level - 1), keep)
-            )
-        return top.origin
 
     def size_along(self, type_: TensorType, place: int, which: int | None = None) -> Node | None:
         """Group sizes that broadcast against ``type_`` along ``place``; None if all are 1.
@@ -216,11 +171,9 @@ class Coercer:
         order = itertools.count()
         for part in pieces(factor):
             own = [s for s in streams_of_axis(part) if which in (next(order), None)]
-            parts.append(self._size(own[0]) if own and own[0].level else count(part))
+            size = self.levels.size(own[0].id, own[0].level) if own else None
+            parts.append(count(part) if size is None else size)
         return parts
-
-    def _size(self, stream: Stream) -> Node:
-        return self.levels[stream.id][stream.level - 1].size
 
     def _on_tokens(
         self,
@@ -266,7 +219,7 @@ class Coercer:
             for which, stream in enumerate(streams_of_axis(want.axes[place + shift])):
                 if not stream.level:
                     continue
-                index = self.origin(stream.id, stream.level)
+                index = self.levels.origin(stream.id, stream.level)
                 front, back = ends_of(want.axes[place + shift], which)
                 ends = {"front": front, "back": back} if front or back else {}
                 target = ops.take if lead else ops.take_constant

@@ -23,9 +23,11 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
+from tome_fx.graph.cones import cones_of
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 
@@ -46,6 +48,7 @@ class Lifter:
     findings: Findings
     rules: Mapping[str, Rule]
     prop_attn: bool
+    remerge: Remerge = "mean"
     graph: Graph = field(default_factory=Graph)
     origin: dict[Node, Node] = field(default_factory=dict)
     coerced: list[Coerced] = field(default_factory=list)
@@ -58,6 +61,7 @@ class Lifter:
 
     def __post_init__(self) -> None:
         self.coercer = Coercer(self.graph)
+        self.cones = cones_of(self.program.graph)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -92,8 +96,10 @@ class Lifter:
 
     def deepest(self, type_: TensorType, stream_id: int) -> TensorType:
         """``type_`` with one stream at the deepest level that there is."""
-        depth = self.coercer.depth(stream_id)
-        return map_type(type_, lambda s: self.coercer.at(s, depth) if s.id == stream_id else s)
+        depth = self.coercer.levels.depth(stream_id)
+        return map_type(
+            type_, lambda s: self.coercer.levels.at(s, depth) if s.id == stream_id else s
+        )
 
     def original(self, operand: Node, user: Node, reason: str) -> Node:
         """A value with all its tokens, in their order, for ``user``."""
@@ -103,7 +109,7 @@ class Lifter:
                 self.coerced.append(Coerced("unmerge", user, reason, self._bytes(operand)))
             return value.node  # type: ignore[no-any-return]
         have = value.types[0]
-        want = map_type(have, lambda s: self.coercer.at(replace(s, extensive=False), 0))
+        want = map_type(have, lambda s: self.coercer.levels.at(replace(s, extensive=False), 0))
         self.coerced.append(Coerced("unmerge", user, reason, self._bytes(operand)))
         return self.coercer.coerce(value.node, have, want)
 
@@ -132,6 +138,11 @@ class Lifter:
             return
         if not all(map(is_whole, want.values())):
             self._unmerged(call.node, "an operand holds rows or columns of the tokens")
+            return
+        again = [p for p in paths if paths[p] in self.mixed and not is_merged(have[p])]
+        again = [path for path in again if is_merged(want[path])]
+        if again and not self._may_average(call.node, paths, have, again):
+            self._unmerged(call.node, "it meets values that an op told apart within a group")
             return
         self._note_remerges(call.node, paths, have, want)
         nodes = {
@@ -177,7 +188,7 @@ class Lifter:
                 depth[stream.id] = max(depth.get(stream.id, 0), stream.level)
 
         def deepen(stream: Stream) -> Stream:
-            return self.coercer.at(stream, depth[stream.id])
+            return self.coercer.levels.at(stream, depth[stream.id])
 
         def met(type_: TensorType) -> TensorType:
             held = any(has_stream(axis) for axis in type_.axes)
@@ -186,6 +197,27 @@ class Lifter:
             return map_type(type_, deepen)
 
         return {path: met(type_) for path, type_ in have.items()}
+
+    def _may_average(
+        self,
+        user: Node,
+        paths: Mapping[str, Node],
+        have: Mapping[str, TensorType],
+        again: list[str],
+    ) -> bool:
+        """May values that differ within a group be averaged for ``user``?
+
+        Where they come back to what they were made of (a residual add), and on the way to a later
+        merge. Elsewhere, in the branches of a dense head say, nothing would be gained by it.
+        """
+        if self.remerge == "never":
+            return False
+        if any(self.cones.depends(site.node, user) for site in self.findings.sites):
+            return True
+        merged = [_laid_out(paths[path]) for path in paths if is_merged(have[path])]
+        return all(
+            any(self.cones.depends(paths[path], source) for source in merged) for path in again
+        )
 
     def _note_remerges(
         self,
@@ -230,6 +262,17 @@ class RuleBuilder:
     def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
         """The same for the keys of an attention, unless proportional attention is off."""
         return self.size_along(type_, axis) if self.lifter.prop_attn else None
+
+
+def _laid_out(node: Node) -> Node:
+    """What a value was before it was cut or moved about."""
+    while isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _LAYOUT:
+        node = node.all_input_nodes[0]
+    return node
+
+
+_LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
+           "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
 
 
 def hides_images(have: TensorType, want: TensorType) -> bool:

@@ -84,8 +84,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(shapes.pad, "pad constant_pad_nd"),
         **_family(
             shapes.grid,
-            "max_pool1d max_pool2d avg_pool2d max_pool3d upsample_bilinear2d "
-            "upsample_bicubic2d upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
+            "conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d max_pool2d max_pool3d "
+            "avg_pool1d avg_pool2d avg_pool3d upsample_bilinear2d upsample_bicubic2d "
+            " upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
         ),
     }
 )

@@ -1,0 +1,118 @@
+"""What the table says of one model."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import tome_fx
+from tests.zoo.entry import Entry, leaves, randomise
+
+LAW = 1e-9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``reason`` says why a column is not what one would want."""
+
+    family: str
+    name: str
+    captured: str = "-"
+    blocks: int = 0
+    merged: int = 0
+    unmerges: int = 0
+    averaged: int = 0
+    ratio: float = 1.0
+    identical: str = "-"
+    law: str = "-"
+    compiled: str = "-"
+    reason: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.family}/{self.name}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def row_of(entry: Entry) -> Row:
+    """Build, rewrite and check one model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _checked(entry)
+        except tome_fx.ToMeError as error:
+            return Row(entry.family, entry.name, reason=f"{type(error).__name__}: {_short(error)}")
+        except Exception as error:
+            reason = f"not built: {type(error).__name__}: {_short(error)}"
+            return Row(entry.family, entry.name, reason=reason)
+
+
+def _checked(entry: Entry) -> Row:
+    torch._dynamo.reset()
+    model = entry.build()
+    randomise(model)
+    args, kwargs = entry.inputs(2, flat=False, dtype=torch.float32, seed=2)
+    fast = tome_fx.transform(model, 0, example_inputs=args, example_kwargs=kwargs or None, min_ratio=0)
+    identical = _identical(fast, model, entry)
+    fast.r = 0.1
+    compiled = _compiled(fast, entry)
+    report = fast.report
+    fused = [u for u in report.unmerges if u.op != "output"]
+    model = model.double()
+    args, kwargs = entry.inputs(2, flat=True)
+    fast = tome_fx.transform(model, 0.1, example_inputs=args, example_kwargs=kwargs or None, min_ratio=0)
+    averaged = sum(u.kind == "merge" for u in fused)
+    law = _gap(fast, model, args, kwargs)
+    reasons = dict.fromkeys(u.reason for u in fused)
+    misses = dict.fromkeys(miss.reason for miss in report.near_misses)
+    return Row(
+        entry.family,
+        entry.name,
+        report.capture,
+        len(report.blocks),
+        sum(report.schedule),
+        sum(u.kind == "unmerge" for u in fused),
+        averaged,
+        round(report.flop_ratio, 3),
+        identical,
+        "exact" if law < LAW else f"{law:.0e}",
+        compiled,
+        "; ".join([*reasons, *misses]),
+    )
+
+
+@torch.no_grad()
+def _gap(fast: nn.Module, model: nn.Module, args: Any, kwargs: Any) -> float:
+    ours, theirs = leaves(fast(*args, **kwargs)), leaves(model(*args, **kwargs))
+    assert [t.shape for t in ours] == [t.shape for t in theirs]
+    gaps = [
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return max(gaps)
+
+
+def _identical(fast: nn.Module, model: nn.Module, entry: Entry) -> str:
+    args, kwargs = entry.inputs(3, flat=False, dtype=torch.float32, seed=1)
+    gap = _gap(fast, model, args, kwargs)
+    return "yes" if gap == 0 else "rounding" if gap < 1e-5 else f"no ({gap:.0e})"
+
+
+@torch.no_grad()
+def _compiled(fast: nn.Module, entry: Entry) -> str:
+    """``fullgraph`` through Dynamo: no graph break."""
+    args, kwargs = entry.inputs(2, flat=False, dtype=torch.float32, seed=3)
+    compiled = torch.compile(fast, fullgraph=True, backend="eager")
+    ours, theirs = leaves(compiled(*args, **kwargs)), leaves(fast(*args, **kwargs))
+    gap = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    return "yes" if gap < 1e-4 else f"no ({gap:.0e})"
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]

@@ -1,0 +1,98 @@
+"""The levels of each stream, and the index maps between them.
+
+Level 0 has all tokens. A merge makes a new level from the one that its site stands at, which is the
+deepest one unless tokens were told apart since (``remerge="never"``): levels are a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch.fx import Node
+
+from tome_fx import ops
+from tome_fx.graph.axes import Stream
+
+
+@dataclass
+class Level:
+    """The nodes that describe one level of a stream; index maps come on first use.
+
+    ``base`` is the level that it was merged from, ``merged`` the tokens that it lacks to level 0.
+    """
+
+    plan: Node
+    size: Node
+    merged: int
+    base: int
+    step: Node | None = None
+    assignment: Node | None = None
+    origin: Node | None = None
+
+
+@dataclass
+class Levels:
+    """All levels of all streams; ``emit`` appends a call to the graph."""
+
+    emit: Callable[..., Node]
+    rows: dict[int, list[Level]] = field(default_factory=dict)
+
+    def depth(self, stream: int) -> int:
+        """The newest level of a stream."""
+        return len(self.rows.get(stream, ()))
+
+    def get(self, stream: int, level: int) -> Level:
+        """A level above 0."""
+        return self.rows[stream][level - 1]
+
+    def add(self, stream: int, plan: Node, size: Node, removed: int, base: int) -> None:
+        """A new level, with ``removed`` tokens less than ``base``."""
+        before = self.get(stream, base).merged if base else 0
+        self.rows.setdefault(stream, []).append(Level(plan, size, removed + before, base))
+
+    def at(self, stream: Stream, level: int) -> Stream:
+        """``stream`` at another level."""
+        merged = self.get(stream.id, level).merged if level else 0
+        return replace(stream, level=level, merged=merged)
+
+    def size(self, stream: int, level: int) -> Node | None:
+        """Group sizes at a level; None at level 0, where all are 1."""
+        return self.get(stream, level).size if level else None
+
+    def step(self, stream: Stream, goal: int) -> int:
+        """The next level on the way from the level of ``stream`` to ``goal``."""
+        way = self._way(stream.id, goal)
+        if stream.level in way:
+            return way[way.index(stream.level) - 1]
+        return goal if goal in self._way(stream.id, stream.level) else 0
+
+    def _way(self, stream: int, level: int) -> list[int]:
+        """A level, what it was merged from, and so on to level 0."""
+        way = [level]
+        while way[-1]:
+            way.append(self.get(stream, way[-1]).base)
+        return way
+
+    def assignment(self, stream: int, level: int, goal: int = 0) -> Node:
+        """The slot at ``level`` of each token at level ``goal``, from which it came: ``[B, n]``."""
+        top = self.get(stream, level)
+        if goal == 0 and top.assignment is not None:
+            return top.assignment
+        if top.step is None:
+            top.step = self.emit(ops.assignment, top.plan)
+        result = top.step
+        if top.base != goal:
+            result = self.emit(ops.compose, result, self.assignment(stream, top.base, goal))
+        if goal == 0:
+            top.assignment = result
+        return result
+
+    def origin(self, stream: int, level: int) -> Node:
+        """The original position of each slot's representative at ``level``: ``[B, n']``."""
+        top = self.get(stream, level)
+        if top.origin is None:
+            keep = self.emit(ops.kept, top.plan)
+            below = self.origin(stream, top.base) if top.base else None
+            top.origin = keep if below is None else self.emit(ops.compose, below, keep)
+        return top.origin
