@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough bench check format clean
+.PHONY: help demo test test-thorough zoo bench check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ test: $(STAMP)  ## all tests (under 15 minutes on two cores)
 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)
+
+zoo: $(STAMP)  ## every model of the libraries, to docs/zoo.md (under 40 minutes on two cores)
+	$(BIN)/python -m tests.zoo $(ARGS)
 
 bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (outputs/)
 	@mkdir -p $(OUT)

@@ -4,6 +4,7 @@
     y = dropout(x, p, False)   -> x
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
+    y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
 after; shapes and bits of the result stay as they are. Dropout in training, casts, copies and
@@ -14,12 +15,19 @@ from __future__ import annotations
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
+_MAKERS = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.zeros.default,
+           aten.ones.default, aten.full.default)  # fmt: skip
+_MOVES = (aten.unsqueeze.default, aten.squeeze.dim, aten.view.default, aten.reshape.default,
+          aten.expand.default, aten.transpose.int, aten.permute.default)  # fmt: skip
+# Larger tables than this are no masks of ones.
+_FEW = 1 << 22
 # Their only effect is to stop the program on inputs that the example did not have.
 _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
            "sym_constrain_range_for_size")  # fmt: skip
@@ -27,6 +35,7 @@ _CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_co
 
 def normalize(graph: Graph) -> Graph:
     """Edit ``graph`` in place and return it."""
+    known: dict[Node, torch.Tensor] = {}
     for node in list(graph.nodes):
         if _is_check(node):
             graph.erase_node(node)
@@ -37,8 +46,32 @@ def normalize(graph: Graph) -> Graph:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             _read_copy(node)
+        else:
+            _compute(node, known)
     graph.eliminate_dead_code()
     return graph
+
+
+def _compute(node: Node, known: dict[Node, torch.Tensor]) -> None:
+    """Follow values that only literals make; one that is the same everywhere is written so."""
+    value = node.meta.get("val")
+    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+        return
+    inputs = node.all_input_nodes
+    fixed = all(isinstance(size, int) for size in value.shape) and value.device.type == "cpu"
+    if not fixed or not all(n in known for n in inputs) or value.numel() > _FEW:
+        return
+    made = not inputs and node.target in _MAKERS
+    if not made and (not inputs or (torch.Tag.pointwise not in node.target.tags
+                     and node.target not in _MOVES)):  # fmt: skip
+        return
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])
+    result = node.target(*args, **kwargs)
+    known[node] = result
+    if inputs and result.numel() > 1 and bool((result == result.flatten()[0]).all()):
+        node.target = aten.full.default
+        node.args = (list(result.shape), result.flatten()[0].item())
+        node.kwargs = {"dtype": result.dtype, "device": result.device}
 
 
 def _read_copy(node: Node) -> None:

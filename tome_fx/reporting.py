@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import extent, has_batch, has_stream, pieces, token_factor
+from tome_fx.graph.axes import extent, has_batch, has_stream, is_uniform, pieces, token_factor
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
@@ -122,10 +122,12 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 
 
 def _mask_varies(core: Core, findings: Findings) -> bool:
-    """Does the mask of a fused attention hold the batch?"""
+    """Does the mask of a fused attention tell the tokens of each image apart?"""
     mask = bind(core.node).get("attn_mask") if core.kind == "sdpa" else None
     types = findings.types.get(mask, ()) if isinstance(mask, Node) else ()
-    return any(has_batch(axis) for type_ in types for axis in type_.axes)
+    axes = types[0].axes if types else ()
+    told = any(not is_uniform(axis) and extent(axis) > 1 for axis in axes if not has_batch(axis))
+    return told and any(map(has_batch, axes))
 
 
 def _notes(done: Done) -> Iterable[str]:

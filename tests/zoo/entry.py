@@ -55,7 +55,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         if isinstance(value, Tensor)
     ]
     for name, value in [*model.named_parameters(), *model.named_buffers(), *plain]:
-        if not value.is_floating_point():
+        if not value.is_floating_point() or not value.numel():
             continue
         if any(part in name for part in POSITIONS):
             value.zero_()
@@ -67,6 +67,14 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         else:
             centre = float("weight" in name or "gamma" in name or "scale" in name)
             value.copy_(centre + 0.2 * torch.randn(value.shape, generator=generator))
+
+
+def without_borders(model: nn.Module) -> nn.Module:
+    """An image of one colour gives one token everywhere: padding goes round, not to zeros."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and any(module._reversed_padding_repeated_twice):
+            module.padding_mode = "circular"
+    return model
 
 
 def leaves(value: Any) -> list[Tensor]:

@@ -11,11 +11,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from tome_fx.errors import CaptureError
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
 
 def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     """Read the batch axis off the inputs of a captured graph."""
+    _refuse_read_values(graph)
     extents = Extents()
     images = [node for node in graph.nodes if node.op == "placeholder"]
     first = next((node for node in images if _rank(node) > 1), None)
@@ -45,6 +47,16 @@ def _same(node: Node, size: Any) -> bool:
     return type(own) is type(size) and (
         own == size if isinstance(size, int) else own.node.expr == size.node.expr
     )
+
+
+def _refuse_read_values(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
+            raise CaptureError(
+                f"{module_path(node) or 'forward'} reads a number out of a tensor "
+                f"({source_line(node)}), so shapes depend on the values of an input. Make that "
+                "number a constant of the model, in a wrapper say, and transform the wrapper."
+            )
 
 
 def read_by(module: GraphModule) -> dict[str, Any]:

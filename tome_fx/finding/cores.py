@@ -180,14 +180,14 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
     columns = _ids(key[0].axes[anchor.key_axis])
     if _all_fixed(key[0].axes[anchor.key_axis]):
         return Miss(anchor.node, "attention", "it has no two tokens that could merge", True)
+    if not any(has_batch(axis) for axis in key[0].axes):
+        return _miss(anchor, "its keys have no batch axis")
     if not columns:
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
     if not rows or rows[0] != columns[0]:
         return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
     if len(columns) > 1:
         return _miss(anchor, "its keys are several rows of tokens side by side")
-    if not any(has_batch(axis) for axis in key[0].axes):
-        return _miss(anchor, "its keys have no batch axis")
     if anchor.kind == "softmax" and not _is_over(anchor.node, columns[0], types):
         return _miss(anchor, "it is not over its keys")
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):

@@ -207,6 +207,12 @@ def has_stream(axis: Axis) -> bool:
     return any(True for _ in streams_of_axis(axis))
 
 
+def is_uniform(axis: Axis) -> bool:
+    """Is the value the same at each position of ``axis``, and are there several?"""
+    plain = all(isinstance(f, Atom) and f.origin.kind == "literal" for f in axis)
+    return plain and extent(axis) > 1
+
+
 def has_batch(axis: Axis) -> bool:
     return any(isinstance(factor, Batch) for factor in axis)
 

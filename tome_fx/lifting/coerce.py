@@ -28,6 +28,7 @@ from tome_fx.graph.axes import (
     factor_count,
     has_batch,
     has_stream,
+    is_uniform,
     map_streams,
     pieces,
     streams,
@@ -40,6 +41,7 @@ from tome_fx.lifting.folding import folded_size, heads_around
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels
 
+_SLICE = torch.ops.aten.slice.Tensor
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
 
@@ -73,7 +75,9 @@ class Coercer:
         return self._done[key]
 
     def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
-        have = self._named(have, want) if have.rank == want.rank else have
+        if have.rank == want.rank:
+            node, have = self._thinned(node, have, want)
+            have = self._named(have, want)
         if has_grid(want):
             return gridded(self, node, have, want)
         if batch_axis(have) is None and any(stream.level for stream in streams(want)):
@@ -82,6 +86,14 @@ class Coercer:
             for which, goal in enumerate(streams_of_axis(target)):
                 node, have = self._bring(node, have, (place, which), goal)
         return node
+
+    def _thinned(self, node: Node, have: TensorType, want: TensorType) -> tuple[Node, TensorType]:
+        """One position of axes with the same value at all, where no more is asked for."""
+        axes = list(have.axes)
+        for place, (axis, goal) in enumerate(zip(have.axes, want.axes, strict=True)):
+            if is_uniform(axis) and extent(goal) == 1:
+                node, axes[place] = self.emit(_SLICE, node, place, 0, 1), ()
+        return node, TensorType(tuple(axes))
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
         """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""

@@ -62,6 +62,7 @@ class Lifter:
     def __post_init__(self) -> None:
         self.coercer = Coercer(self.graph)
         self.cones = cones_of(self.program.graph)
+        self.of_images = _made_of_inputs(self.program.graph)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -232,7 +233,7 @@ class Lifter:
             if node in self.mixed:
                 reason = "values that an op told apart within a group are averaged again"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
-            elif batch_axis(have[path]) is not None and not any(streams(have[path])):
+            elif node in self.of_images and not any(streams(have[path])):
                 reason = "values that an image has for each position are averaged in each group"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
 
@@ -262,6 +263,16 @@ class RuleBuilder:
     def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
         """The same for the keys of an attention, unless proportional attention is off."""
         return self.size_along(type_, axis) if self.lifter.prop_attn else None
+
+
+def _made_of_inputs(graph: Graph) -> set[Node]:
+    """The nodes whose values, not only their shapes, depend on an input."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        made = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        if made and node.target is not torch.ops.aten.sym_size.int:
+            found.add(node)
+    return found
 
 
 def _laid_out(node: Node) -> Node:

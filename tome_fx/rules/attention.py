@@ -18,7 +18,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
-from tome_fx.rules.local import demands
+from tome_fx.rules.local import demands, thin
 
 aten = torch.ops.aten
 
@@ -52,7 +52,7 @@ def attention(context: Context) -> Lifted | Refusal:
     if "attn_mask" in types:
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
-        wanted.update(demands({"attn_mask": types["attn_mask"]}, logits))
+        wanted.update(demands({"attn_mask": thin(types["attn_mask"], logits)}, logits))
     if not any(s.level for s in streams_of_axis(keys)):
         return one(result, operands=wanted)
     if len(keys) != 1:

@@ -20,6 +20,7 @@ from tome_fx.graph.axes import (
     has_stream,
     intensive,
     is_extensive,
+    is_uniform,
     streams,
 )
 from tome_fx.graph.grids import completed
@@ -30,6 +31,8 @@ from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_al
 _SCALING = {"aten.neg", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten._to_copy",
             "aten.to", "aten.contiguous", "aten.type_as", "aten.native_dropout",
             "aten.feature_dropout", "aten.positive", "aten.lift_fresh_copy"}  # fmt: skip
+# Not elementwise: they take the shape of an operand.
+_SHAPED = ("aten.expand_as", "aten.copy")
 _ADDING = {"aten.add", "aten.sub"}
 
 
@@ -41,7 +44,10 @@ def pointwise(context: Context) -> Lifted | Refusal:
         return Refusal("its operands hold different tokens on one axis")
     kinds = _kinds(context, result)
     results = tuple(kinds[1] for _ in context.shapes)
-    return Lifted(results, operands={**demands(kinds[0], result)})
+    given = kinds[0]
+    if context.call.name not in _SHAPED:
+        given = {path: thin(type_, result) for path, type_ in given.items()}
+    return Lifted(results, operands=demands(given, result))
 
 
 def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorType], TensorType]:
@@ -62,6 +68,17 @@ def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorTyp
     if name in _ADDING and same and not scalars:
         return types, types[paths[0]]
     return {path: as_intensive(type_) for path, type_ in types.items()}, as_intensive(result)
+
+
+def thin(type_: TensorType, result: TensorType) -> TensorType:
+    """``type_`` with one position where it is the same at all, and meets merged tokens."""
+    shift = result.rank - type_.rank
+    return TensorType(
+        tuple(
+            () if is_uniform(axis) and merged_along(result, (i + shift,)) else axis
+            for i, axis in enumerate(type_.axes)
+        )
+    )
 
 
 def _rounds(context: Context) -> bool:

@@ -1,0 +1,87 @@
+"""The table of the zoo: as data in docs/zoo.json, and to be read in docs/zoo.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.zoo import hugging_face, others, timm_models
+from tests.zoo.entry import Entry
+from tests.zoo.row import Row
+
+DOCS = Path(__file__).parents[2] / "docs"
+DATA, PAGE = DOCS / "zoo.json", DOCS / "zoo.md"
+
+HEAD = """# The zoo
+
+Every model below is built small (two layers or so, narrow, its own image size), filled with random
+weights, transformed with `r=0.1` (a tenth of the tokens at each block) and checked. `make zoo`
+makes this page and `docs/zoo.json` anew; the tests hold a fixed part to what is written here.
+
+- **blocks**: attention blocks behind which tokens merge; **merged**: tokens that they remove.
+- **unmerged**: ops that get all tokens back; **averaged**: places where what such an op told apart
+  is averaged again in each group (`remerge="never"` avoids that, at a cost).
+- **ratio**: MACs of the original over those of the result. Models of two layers save little.
+- **r=0**: is the result bit-identical to the model?
+- **law**: with an image of one colour, positions that are the same everywhere and padding that goes
+  round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in
+  float64, `to float32` where the model itself computes in that. A number: the model pads with
+  zeros in a way of its own, so that tokens at the border are no duplicates.
+- **graph**: one graph for `torch.compile`, without a break.
+
+"""
+COLUMNS = (
+    "model",
+    "blocks",
+    "merged",
+    "unmerged",
+    "averaged",
+    "ratio",
+    "r=0",
+    "law",
+    "graph",
+    "why",
+)
+
+
+def entries() -> Iterator[Entry]:
+    """Every model of the zoo."""
+    yield from timm_models.entries()
+    yield from others.entries()
+    yield from hugging_face.entries()
+
+
+def load() -> dict[str, Row]:
+    """The committed rows by key."""
+    return {row.key: row for row in (Row(**data) for data in json.loads(DATA.read_text()))}
+
+
+def save(rows: Iterable[Row]) -> None:
+    """Write the data and the page."""
+    found = list(rows)
+    DATA.write_text(json.dumps([row.as_dict() for row in found], indent=1) + "\n")
+    PAGE.write_text(page(found))
+
+
+def page(rows: list[Row]) -> str:
+    """The page as Markdown."""
+    families = list(dict.fromkeys(row.family for row in rows))
+    merged = sum(row.merged > 0 for row in rows)
+    text = [HEAD, f"{merged} of {len(rows)} models merge tokens.\n"]
+    for family in families:
+        own = [row for row in rows if row.family == family]
+        count = sum(row.merged > 0 for row in own)
+        text.append(f"\n## {family}: {count} of {len(own)}\n")
+        text.append("| " + " | ".join(COLUMNS) + " |")
+        text.append("|" + "---|" * len(COLUMNS))
+        text.extend(_line(row) for row in own)
+    return "\n".join(text) + "\n"
+
+
+def _line(row: Row) -> str:
+    cells = (
+        row.name, row.blocks, row.merged, row.unmerges, row.averaged, f"{row.ratio:.2f}",
+        row.identical, row.law, row.compiled, row.reason.replace("|", "+"),
+    )  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
