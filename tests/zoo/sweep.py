@@ -1,0 +1,41 @@
+"""A sweep over the zoo, two processes at a time."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+import torch
+
+from tests.zoo import table
+from tests.zoo.row import Row, row_of
+
+
+def _work(index: int) -> tuple[int, Row, float]:
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    start = time.monotonic()
+    return index, row_of(list(table.entries())[index]), time.monotonic() - start
+
+
+def _rows(chosen: list[int]) -> Iterator[tuple[int, Row]]:
+    context = multiprocessing.get_context("spawn")
+    # A process keeps what torch's compilers cache: a new one now and then.
+    with context.Pool(2, maxtasksperchild=20) as pool:
+        done = pool.imap_unordered(_work, chosen)
+        for count, (index, row, seconds) in enumerate(done, 1):
+            print(f"{count}/{len(chosen)} {row.key} {seconds:.1f} s", flush=True)
+            yield index, row
+
+
+def main(parts: list[str]) -> None:
+    """Sweep all models, or those with one of ``parts`` in their key, and write the table."""
+    every = list(table.entries())
+    keys = [f"{entry.family}/{entry.name}" for entry in every]
+    chosen = [i for i, key in enumerate(keys) if not parts or any(part in key for part in parts)]
+    known = table.load() if parts and table.DATA.exists() else {}
+    for index, row in _rows(chosen):
+        known[keys[index]] = row
+    table.save(known[key] for key in keys if key in known)
