@@ -24,10 +24,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, count, map_type, streams, streams_of_axis
+from tome_fx.graph.axes import Axis, TensorType, count, map_type, streams, streams_of_axis
+from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.graph.grids import fused
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
+from tome_fx.lifting.padding import visible
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 from tome_fx.rules.base import Rule
@@ -80,10 +82,11 @@ def lift(
 
 def tokens_of(type_: TensorType, stream: int) -> int:
     """How many tokens, protected ones included, the axis of a stream holds."""
-    rows = (
-        axis for axis in fused(type_).axes if any(s.id == stream for s in streams_of_axis(axis))
-    )
-    return count(next(rows))
+    return count(next(axis for axis in fused(type_).axes if _holds(axis, stream)))
+
+
+def _holds(axis: Axis, stream: int) -> bool:
+    return any(s.id == stream for s in streams_of_axis(axis))
 
 
 @dataclass
@@ -144,13 +147,32 @@ class _Walk:
             ]
             channels = [core.channel for core in step.site.cores]
             scores, parity, like = emit_scores(coercer, keys, channels, now, stream)
-            plan = coercer.emit(ops.match, scores, step.removed, parity)
+            plan = self._matched(step, scores, parity, level)
             size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
             levels.add(stream, plan, size, step.removed, level)
             deeper = lifter.deepest(now, stream)
             lifter.before[node] = Value(held, (now,))
             lifter.put(node, coercer.coerce(held, now, deeper), (deeper,))
         self.depths[node] = levels.depth(stream)
+
+    def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
+        """A plan that holds padding apart, where an attention of the site has a mask of images."""
+        emit = self.lifter.coercer.emit
+        values = {
+            node: (value.node, value.types[0])
+            for node, value in self.lifter.values.items()
+            if value.types
+        }
+        for core in step.site.cores:
+            type_ = self._at(core.key, step.site.stream, level)
+            keys = next(axis for axis in type_.axes if _holds(axis, step.site.stream))
+            row = visible(self.lifter.coercer, core, keys, values)
+            if row is not None:
+                ends = ends_of(keys, place_of(keys, step.site.stream))
+                scores = emit(ops.keep_apart, scores, row, parity, *ends)
+                plan = emit(ops.match, scores, step.removed, parity)
+                return emit(ops.padding_last, plan, row, *ends)
+        return emit(ops.match, scores, step.removed, parity)
 
     def _level(self, step: Step) -> int:
         """The level that a site merges from: the deepest, or where its own value stands.

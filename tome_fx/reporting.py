@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from tome_fx import ops
+from tome_fx.finding.masks import padding_masks
 from tome_fx.graph.axes import extent, has_batch, has_stream, is_uniform, pieces, token_factor
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
@@ -124,6 +125,8 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 def _mask_varies(core: Core, findings: Findings) -> bool:
     """Does the mask of a fused attention tell the tokens of each image apart?"""
     mask = bind(core.node).get("attn_mask") if core.kind == "sdpa" else None
+    if mask in padding_masks(findings):
+        return False  # padding is held apart
     types = findings.types.get(mask, ()) if isinstance(mask, Node) else ()
     axes = types[0].axes if types else ()
     told = any(not is_uniform(axis) and extent(axis) > 1 for axis in axes if not has_batch(axis))

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
+
+from tome_fx.graph.calls import bind
+
+_LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
+           "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,3 +37,20 @@ def cones_of(graph: Graph) -> Cones:
             mask |= before[source] | 1 << order[source]
         before[node] = mask
     return Cones(order, before)
+
+
+def made_of_inputs(graph: Graph) -> set[Node]:
+    """The nodes whose values, not only their shapes, depend on an input."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        made = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
+        if made and node.target is not torch.ops.aten.sym_size.int:
+            found.add(node)
+    return found
+
+
+def laid_out(node: Node) -> Node:
+    """What a value was before it was cut or moved about."""
+    while isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _LAYOUT:
+        node = node.all_input_nodes[0]
+    return node

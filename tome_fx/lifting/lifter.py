@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx.finding.infer import Types, apply, measured_axis, name_all, output_shapes, picked_type
+from tome_fx.finding.masks import padding_masks
 from tome_fx.graph.axes import (
     Axis,
     Stream,
@@ -23,7 +24,7 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.graph.cones import cones_of
+from tome_fx.graph.cones import cones_of, laid_out, made_of_inputs
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.coerce import Coercer
@@ -62,7 +63,8 @@ class Lifter:
     def __post_init__(self) -> None:
         self.coercer = Coercer(self.graph)
         self.cones = cones_of(self.program.graph)
-        self.of_images = _made_of_inputs(self.program.graph)
+        self.padding = padding_masks(self.findings)
+        self.of_images = made_of_inputs(self.program.graph)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -215,7 +217,7 @@ class Lifter:
             return False
         if any(self.cones.depends(site.node, user) for site in self.findings.sites):
             return True
-        merged = [_laid_out(paths[path]) for path in paths if is_merged(have[path])]
+        merged = [laid_out(paths[path]) for path in paths if is_merged(have[path])]
         return all(
             any(self.cones.depends(paths[path], source) for source in merged) for path in again
         )
@@ -233,7 +235,7 @@ class Lifter:
             if node in self.mixed:
                 reason = "values that an op told apart within a group are averaged again"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
-            elif node in self.of_images and not any(streams(have[path])):
+            elif node in self.of_images - self.padding and not any(streams(have[path])):
                 reason = "values that an image has for each position are averaged in each group"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
 
@@ -263,27 +265,6 @@ class RuleBuilder:
     def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
         """The same for the keys of an attention, unless proportional attention is off."""
         return self.size_along(type_, axis) if self.lifter.prop_attn else None
-
-
-def _made_of_inputs(graph: Graph) -> set[Node]:
-    """The nodes whose values, not only their shapes, depend on an input."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        made = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
-        if made and node.target is not torch.ops.aten.sym_size.int:
-            found.add(node)
-    return found
-
-
-def _laid_out(node: Node) -> Node:
-    """What a value was before it was cut or moved about."""
-    while isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _LAYOUT:
-        node = node.all_input_nodes[0]
-    return node
-
-
-_LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
-           "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
 
 
 def hides_images(have: TensorType, want: TensorType) -> bool:

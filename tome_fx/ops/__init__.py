@@ -11,7 +11,10 @@ No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them 
 from tome_fx.ops.check import check_constant as check_constant
 from tome_fx.ops.check import check_input as check_input
 from tome_fx.ops.matching import head_mean as head_mean
+from tome_fx.ops.matching import keep_apart as keep_apart
 from tome_fx.ops.matching import match as match
+from tome_fx.ops.matching import padding_last as padding_last
+from tome_fx.ops.matching import shown as shown
 from tome_fx.ops.matching import similarity as similarity
 from tome_fx.ops.merging import merge as merge
 from tome_fx.ops.merging import merge_sum as merge_sum

@@ -1,0 +1,119 @@
+"""L8: with a padding mask, an image's result is its result alone, without the padding."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from torch import Tensor, nn
+
+import tome_fx
+from tests.drawing import brief, randomise, seeded
+from tests.laws.common import TINY, distance
+from tests.profiles import examples
+
+pytestmark = TINY
+KERNELS = ("encoder", "sdpa", "expanded", "filled", "added", "additive")
+
+
+@dataclass(frozen=True, repr=False)
+class Padded:
+    """Sequences of several lengths, padded to the longest, and how attention hides the rest."""
+
+    kernel: str = "sdpa"
+    heads: int = 2
+    head_dim: int = 4
+    token: bool = True
+    lengths: tuple[int, ...] = (20, 14)
+    schedule: tuple[int, ...] = (2, 2, 2)
+    seed: int = 0
+
+    __repr__ = brief
+
+
+def draw(rng: random.Random) -> Padded:
+    schedule = tuple(rng.randint(0, 3) for _ in range(rng.randint(1, 3)))
+    schedule = (schedule[0] or 1, *schedule[1:])
+    least = 2 * sum(schedule) + 2  # tokens enough for all merges, in the shortest image as well
+    lengths = tuple(rng.randint(least, least + 12) for _ in range(rng.randint(1, 3)))
+    lengths = (*lengths, max(lengths) + rng.randint(1, 5))
+    return Padded(rng.choice(KERNELS), rng.randint(1, 3), rng.choice([4, 5]), rng.random() < 0.5,
+                  lengths, schedule, rng.randrange(100))  # fmt: skip
+
+
+class Sequences(nn.Module):
+    """A Transformer over ``x [B, N, 6]`` whose tokens count where ``valid [B, N]``."""
+
+    def __init__(self, config: Padded) -> None:
+        super().__init__()
+        self.config = config
+        width = config.heads * config.head_dim
+        self.stem = nn.Linear(6, width)
+        self.token = nn.Parameter(torch.zeros(1, 1, width)) if config.token else None
+        self.table = nn.Parameter(torch.zeros(1, max(config.lengths) + 1, width))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, config.heads, 2 * width, 0.0, batch_first=True)
+            for _ in config.schedule
+        )
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+            valid = torch.cat([valid.new_ones(valid.shape[0], 1), valid], dim=1)
+        x = x + self.table[:, : x.shape[1]]
+        for layer in self.layers:
+            x = self.block(layer, x, valid)
+        if self.token is not None:
+            return x[:, 0]
+        count = valid.to(x.dtype)[..., None]
+        return (x * count).sum(1) / count.sum(1)
+
+    def block(self, layer: nn.TransformerEncoderLayer, x: Tensor, valid: Tensor) -> Tensor:
+        if self.config.kernel == "encoder":
+            return layer(x, src_key_padding_mask=~valid)
+        x = layer.norm1(x + self.attend(layer.self_attn, x, valid[:, None, None, :]))
+        return layer.norm2(x + layer.linear2(F.gelu(layer.linear1(x))))
+
+    def attend(self, own: nn.MultiheadAttention, x: Tensor, valid: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = F.linear(x, own.in_proj_weight, own.in_proj_bias)
+        q, k, v = qkv.reshape(b, n, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        kernel, scores = self.config.kernel, q @ k.mT * 0.4
+        hidden = torch.zeros_like(valid, dtype=x.dtype).masked_fill(~valid, -1e9)
+        if kernel in ("sdpa", "expanded", "additive"):
+            mask = hidden if kernel == "additive" else valid
+            mask = mask.expand(b, 1, n, n) if kernel == "expanded" else mask
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif kernel == "filled":
+            y = scores.masked_fill(~valid, float("-inf")).softmax(-1) @ v
+        else:
+            y = (scores + hidden).softmax(-1) @ v
+        return own.out_proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+@examples(16)
+@given(seeded(draw))
+def test_padding_changes_nothing(config: Padded) -> None:
+    model = Sequences(config).double().eval()
+    randomise(model, config.seed)
+    longest = max(config.lengths)
+    x = torch.randn(len(config.lengths), longest, 6, dtype=torch.float64)
+    valid = torch.arange(longest) < torch.tensor(config.lengths)[:, None]
+    schedule = list(config.schedule)
+    fast = tome_fx.transform(model, schedule, example_inputs=(x, valid))
+    assert fast.schedule == config.schedule
+    with torch.no_grad():
+        together, maps = fast(x, valid), fast.token_map(x, valid)
+        if not config.token or sum(schedule[:-1]):  # else no merge is seen by what is read
+            assert (together - model(x, valid)).abs().max() > 1e-6
+        for i, length in enumerate(config.lengths):
+            alone = (x[i : i + 1, :length], valid[i : i + 1, :length])
+            single = tome_fx.transform(model, schedule, example_inputs=alone)
+            assert distance(together[i : i + 1], single(*alone)) < 1e-9
+            for slots in maps[:, i]:
+                shared = set(slots[:length].tolist()) & set(slots[length:].tolist())
+                assert not shared, "a group holds padding and real tokens"
