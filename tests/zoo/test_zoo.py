@@ -1,0 +1,69 @@
+"""A fixed part of the zoo against its committed table: no row gets worse, or better, unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.zoo import table
+from tests.zoo.row import Row, row_of
+
+ENTRIES = {f"{entry.family}/{entry.name}": entry for entry in table.entries()}
+# One of each module, the quick ones; of transformers what is unlike the rest.
+CHOSEN = (
+    "vision_transformer/vit_base_patch16_224",
+    "vision_transformer/vit_base_patch16_siglip_224",
+    "vision_transformer/vit_small_patch14_reg4_dinov2",
+    "eva/eva02_tiny_patch14_224",
+    "deit/deit3_small_patch16_224",
+    "deit/deit_tiny_distilled_patch16_224",
+    "vision_transformer_relpos/vit_relpos_base_patch16_224",
+    "vision_transformer_hybrid/vit_base_mci_224",
+    "naflexvit/naflexvit_base_patch16_gap",
+    "cait/cait_s24_224",
+    "beit/beit_base_patch16_224",
+    "vision_transformer_sam/samvit_base_patch16_224",
+    "convit/convit_tiny",
+    "xcit/xcit_nano_12_p16_224",
+    "tnt/tnt_s_patch16_224",
+    "pit/pit_ti_224",
+    "crossvit/crossvit_9_240",
+    "vitamin/vitamin_small_224",
+    "swin_transformer/swin_tiny_patch4_window7_224",
+    "hiera/hiera_tiny_224",
+    "levit/levit_128s",
+    "davit/davit_tiny",
+    "torchvision/vit_b_16",
+    "torch/nn.TransformerEncoder",
+    "transformers/ViTModel hidden states",
+    "transformers/BeitForImageClassification eager",
+    "transformers/DINOv3ViTModel",
+    "transformers/ViTMAEForPreTraining",
+    "transformers/SiglipVisionModel",
+    "transformers/YolosForObjectDetection",
+    "transformers/DepthAnythingForDepthEstimation",
+    "transformers/SamVisionModel",
+    "transformers/VideoMAEForVideoClassification",
+    "transformers/PixtralVisionModel",
+)
+KNOWN = table.load()
+
+
+@pytest.mark.parametrize("key", CHOSEN)
+def test_a_row_is_as_committed(key: str) -> None:
+    expected, found = KNOWN[key], row_of(ENTRIES[key])
+    assert _exact(found) == _exact(expected), "run make zoo, and look at what changed"
+    assert found.ratio == pytest.approx(expected.ratio, abs=0.01)
+
+
+def _exact(row: Row) -> dict[str, object]:
+    """All that is the same on every machine; how far a gap is from exact is not."""
+    told = {k: v for k, v in row.as_dict().items() if k not in ("ratio", "reason")}
+    return {k: "a gap" if k == "law" and v[:1].isdigit() else v for k, v in told.items()}
+
+
+def test_the_page_is_made_of_the_data() -> None:
+    assert table.PAGE.read_text() == table.page(list(KNOWN.values()))
+
+
+def test_every_entry_has_a_row() -> None:
+    assert list(KNOWN) == list(ENTRIES)
