@@ -32,7 +32,8 @@ class Plain:
     token: str = "front"  # class token: "front", "back" or "none"
     kind: str = "own"  # "own", "mha" (nn.MultiheadAttention) or "encoder" (nn.TransformerEncoder)
     projection: str = "packed"  # "packed", "heads", "chunk", "three", "split"
-    kernel: str = "sdpa"  # "sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"
+    kernel: str = "sdpa"  # "sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm",
+    # "linear", "covariance"
     positions: str = "add"  # "add", "rope", "bias", "indexed", "none"
     mask: str = "none"  # "none", "float", "bool"
     tables: str = "parameter"  # "parameter", "buffer", "attribute"

@@ -81,6 +81,13 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if kernel in ("bmm", "baddbmm"):
             return self.mix_folded(q, k, v, bias)
+        if kernel == "linear":
+            q, k = F.elu(q) + 1, F.elu(k) + 1
+            total = (q * k.sum(2, keepdim=True)).sum(-1, keepdim=True)
+            return (q @ (k.transpose(2, 3) @ v)) / total
+        if kernel == "covariance":
+            q, k = F.normalize(q, dim=2), F.normalize(k, dim=2)
+            return v @ (k.transpose(2, 3) @ q).softmax(dim=2)
         if kernel == "matmul":
             scores = (q * scale) @ k.transpose(-2, -1)
         elif kernel == "einsum":

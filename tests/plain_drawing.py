@@ -11,6 +11,9 @@ from tests.models import Plain
 
 READOUTS = ("mean", "patches", "max", "sum", "dense", "flatten", "grid", "patch")
 
+# Attention without logits of tokens by tokens: nothing there to bias or to mask.
+NO_LOGITS = ["linear", "covariance"]
+
 
 def plain_models(
     min_depth: int = 1,
@@ -37,6 +40,10 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
     readout = rng.choice(readouts)
     # nn.TransformerEncoder's fast path answers NaN to a mask of floats.
     masks = ["none", "none", "bool"] if kind == "encoder" else ["none", "none", "float", "bool"]
+    kernels = ["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]
+    if own and positions in ("add", "none"):
+        kernels += NO_LOGITS
+    kernel = rng.choice(kernels)
     return Plain(
         depth=rng.randint(max(min_depth, 2 if readout in ("token", "patch") else 1), max_depth),
         heads=heads,
@@ -46,9 +53,9 @@ def _plain(rng: random.Random, min_depth: int, max_depth: int, kinds: tuple[str,
         token=token,
         kind=kind,
         projection=rng.choice(["packed", "heads", "chunk", "three", "split"]),
-        kernel=rng.choice(["sdpa", "matmul", "einsum", "einsum_bnhd", "bmm", "baddbmm"]),
+        kernel=kernel,
         positions=positions,
-        mask="none" if biased else rng.choice(masks),
+        mask="none" if biased or kernel in NO_LOGITS else rng.choice(masks),
         tables=rng.choice(["parameter", "buffer", "attribute"]),
         norm=rng.choice(norms),
         form=form,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.finding.cores import PRODUCTS, Anchor, is_inside_places, is_tokens, letters_of
+from tome_fx.finding.cores import PRODUCTS, Anchor, is_inside_places, is_tokens, letters_of, runs
 from tome_fx.graph.axes import Axis, TensorType
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
@@ -74,7 +74,7 @@ def _contraction(call: Call, letters: Letters, plain: Types) -> _Contraction | N
         for node, names in ((left, letters.left), (right, letters.right))
     ]
     axis = rows[0][0].axes[rows[0][1]]
-    if not is_tokens(axis) or rows[1][0].axes[rows[1][1]] != axis:
+    if not any(map(is_tokens, runs(axis))) or rows[1][0].axes[rows[1][1]] != axis:
         return None
     if any(type_.axes.count(axis) != 1 or is_inside_places(type_, at) for type_, at in rows):
         return None  # weights of one token for another, or tokens of a window

@@ -135,8 +135,8 @@ def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) ->
         return
     if is_inside_places(key[0], anchor.key_axis):
         return
-    rows = list(_runs(query[0].axes[anchor.query_axis]))
-    for run in _runs(key[0].axes[anchor.key_axis]):
+    rows = list(runs(query[0].axes[anchor.query_axis]))
+    for run in runs(key[0].axes[anchor.key_axis]):
         if run in rows and is_tokens(run):
             yield run
 
@@ -152,11 +152,11 @@ def is_inside_places(type_: TensorType, token_axis: int) -> bool:
     )
 
 
-def _runs(axis: Axis) -> Iterator[Axis]:
+def runs(axis: Axis) -> Iterator[Axis]:
     """The pieces of an axis that a stream could be: plain products, inside concatenations too."""
     if len(axis) == 1 and isinstance(axis[0], Concat):
         for part in axis[0].parts:
-            yield from _runs(part)
+            yield from runs(part)
     elif axis and all(isinstance(factor, Atom) for factor in axis):
         yield axis
 
