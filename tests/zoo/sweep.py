@@ -37,5 +37,7 @@ def main(parts: list[str]) -> None:
     chosen = [i for i, key in enumerate(keys) if not parts or any(part in key for part in parts)]
     known = table.load() if parts and table.DATA.exists() else {}
     for index, row in _rows(chosen):
-        known[keys[index]] = row
-    table.save(known[key] for key in keys if key in known)
+        known[keys[index]] = (
+            row  # saved one by one: a sweep that is stopped has not run for nothing
+        )
+        table.save(known[key] for key in keys if key in known)
