@@ -33,6 +33,7 @@ ELEMENTWISE = {
     "dropout": lambda x: F.dropout(x, 0.5, training=False) * 2,
     "in place": lambda x: x.clone().mul_(2).add_(x).clamp_(min=-1),
     "casts": lambda x: x.to(torch.float64).type_as(x) + x.detach().clone() + x.bool(),
+    "cast like another shape": lambda x: x.type_as(TABLE) + x.to(x[:1, :2, :3]),
     "like": lambda x: x + torch.zeros_like(x) + torch.full_like(x, 0.5) + x.new_ones(x.shape),
     "complex": lambda x: torch.polar(x.abs(), x).real + torch.complex(x, x.sin()).imag,
     "pairs as complex": lambda x: torch.view_as_real(

@@ -57,7 +57,9 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     for name, value in [*model.named_parameters(), *model.named_buffers(), *plain]:
         if not value.is_floating_point() or not value.numel():
             continue
-        if any(part in name for part in POSITIONS):
+        if "periods" in name:
+            value.fill_(float("inf"))
+        elif any(part in name for part in POSITIONS):
             value.zero_()
         elif "running_var" in name:
             value.fill_(1.0)

@@ -16,7 +16,7 @@ THIN = {"depth": 2, "embed_dim": 64, "num_heads": 4}
 # For each module the arguments to try, in order; the first that the constructor takes is used.
 SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "vision_transformer": (THIN, {"depth": 2}),
-    "eva": (THIN, {"depth": 2}),
+    "eva": (THIN, {**THIN, "num_kv_heads": (2, 2)}, {"depth": 2}),
     "deit": (THIN, {"depth": 2}),
     "vision_transformer_relpos": (THIN, {"depth": 2}),
     "vision_transformer_hybrid": (THIN, {"depth": 2}),
@@ -53,7 +53,7 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "maxxvit": ({},),
 }
 # Modules whose models take any size: their largest images make a sweep long and a row no better.
-_LARGEST = {"davit": 224, "xcit": 224, "maxxvit": 384}
+_LARGEST = {"davit": 224, "xcit": 224}
 
 
 def _build(name: str, options: tuple[Mapping[str, Any], ...]) -> nn.Module:

@@ -50,6 +50,13 @@ def pointwise(context: Context) -> Lifted | Refusal:
     return Lifted(results, operands=demands(given, result))
 
 
+def cast(context: Context) -> Lifted | Refusal:
+    """``to``, ``type_as``: another value gives the dtype at most, whatever its shape."""
+    type_ = context.types["self"]
+    kind = as_intensive(type_) if _rounds(context) else type_
+    return one(kind, operands={"self": kind})
+
+
 def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorType], TensorType]:
     """Operands and result with the kinds that the op allows along each token axis."""
     types, name = context.types, context.call.name
@@ -177,7 +184,12 @@ def channel_norm(context: Context) -> Lifted | Refusal:
     if has_stream(type_.axes[1]):
         return _mixed(type_, (1,))
     kind = as_intensive(type_)
-    return Lifted(tuple(kind for _ in context.shapes[:1]), operands={"input": kind})
+    name = context.call.node.name
+    statistics = (
+        TensorType(tuple((Atom(n, Origin("channel", name, (i,))),) for i, n in enumerate(shape)))
+        for shape in context.shapes[1:]
+    )
+    return Lifted((kind, *statistics), operands={"input": kind})
 
 
 def group_norm(context: Context) -> Lifted | Refusal:

@@ -36,17 +36,22 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(pieces.unbind, "unbind"),
         **_family(
             local.pointwise,
-            "dropout native_dropout feature_dropout contiguous to type_as clone alias detach "
-            "_to_copy bernoulli lift_fresh_copy masked_fill expand_as copy "
+            "dropout native_dropout feature_dropout contiguous clone alias detach "
+            "bernoulli lift_fresh_copy masked_fill expand_as copy "
             # Elementwise, but without the tag that says so.
             "hardswish log_sigmoid alpha_dropout where rsub true_divide divide multiply subtract "
             "floor_divide isclose polar complex real imag conj resolve_conj ldexp negative "
             "absolute fix greater less greater_equal less_equal not_equal __and__ __or__",
         ),
+        **_family(local.cast, "to type_as _to_copy"),
         **_family(local.linear, "linear"),
         **_family(local.embedding, "embedding"),
         **_family(local.trailing_norm, "layer_norm rms_norm"),
-        **_family(local.channel_norm, "batch_norm"),
+        **_family(
+            local.channel_norm,
+            "batch_norm native_batch_norm _native_batch_norm_legit cudnn_batch_norm "
+            "_native_batch_norm_legit_no_training _native_batch_norm_legit_functional",
+        ),
         **_family(local.group_norm, "group_norm instance_norm"),
         **_family(local.along_axis, "glu"),
         **_family(contract.matmul, "matmul bmm mm mv"),
