@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,4 +42,7 @@ def explain(loaded: Loaded, r: Any, options: MergeOptions) -> Report:
     """Return what `transform` would do."""
     with stage(f"reading {loaded.name}, r={show_r(r)}", after=PATIENT):
         example = (loaded.example(2),)
-        return tome_fx.explain(loaded.model, r, example_inputs=example, **asdict(options))
+        with warnings.catch_warnings():
+            # The report says so as well.
+            warnings.filterwarnings("ignore", "Merging .* is not applied", tome_fx.ToMeWarning)
+            return tome_fx.explain(loaded.model, r, example_inputs=example, **asdict(options))

@@ -55,6 +55,8 @@ def summary_lines(report: Report) -> Iterable[RenderableType]:
         "GMACs per image",
         f"{before:.2f} → {after:.2f} (ratio {report.flop_ratio:.2f}); matching {matching:.3f}",
     )
+    if report.skipped:
+        yield _line("not applied", report.skipped)
     for item in report.protected:
         yield _line("protected", f"{item.count} at the {item.where}, {item.reason}")
     for unmerge in report.unmerges:

@@ -129,6 +129,8 @@ def _read(path: Path) -> Any:
         text = one_line(error)
         if "weights_only" in text or "Unsupported" in text:
             text = "not a checkpoint that holds weights alone (code in a file is never run)"
+        elif not isinstance(error, (OSError, RuntimeError)):
+            text = "not a safetensors or torch file"
         raise CliError(f"--checkpoint {path}: {text[:200]}") from error
 
 
