@@ -32,10 +32,7 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "deepseek_vit": (THIN, {"depth": 2}),
     "convit": (THIN, {"depth": 2}),
     "xcit": ({"depth": 2, "embed_dim": 64, "num_heads": 4}, {"depth": 2}),
-    "volo": (
-        {"layers": (1, 1, 2, 1), "embed_dims": (48, 96, 96, 96), "num_heads": (2, 4, 4, 4)},
-        {"layers": (1, 1, 2, 1)},
-    ),
+    "volo": ({},),  # its constructor takes no other width or depth
     "tnt": ({"depth": 2},),
     "pit": ({"depths": (1, 2, 1)}, {"depth": (1, 2, 1)}, {}),
     "crossvit": ({"depth": ((1, 2, 0), (1, 2, 0))}, {}),
