@@ -155,10 +155,13 @@ def test_in_place_ops_become_plain_ones_at_each_door() -> None:
 
 
 def test_a_mask_that_differs_from_image_to_image_is_noted() -> None:
-    x, mask = images(3), torch.ones(3, 1, 1, 10, dtype=torch.bool)
-    for options in ({"example_kwargs": {"attn_mask": mask}}, {}):
+    x, noted = images(3), {}
+    for rows in (0, 1, 10):  # none, one of padding for all queries, one for each query
+        mask = torch.ones(3, 1, rows, 10, dtype=torch.bool)
+        options = {"example_kwargs": {"attn_mask": mask}} if rows else {}
         notes = tome_fx.explain(tiny(), 2, example_inputs=x, **options).notes
-        assert any("mask" in note for note in notes) == bool(options)
+        noted[rows] = any("mask" in note for note in notes)
+    assert noted == {0: False, 1: False, 10: True}
 
 
 def _root() -> nn.Module:

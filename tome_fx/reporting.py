@@ -144,8 +144,8 @@ def _notes(done: Done) -> Iterable[str]:
         _mask_varies(core, done.findings) for site in done.findings.sites for core in site.cores
     ):
         yield (
-            "an attention mask differs from image to image; matching does not look at masks, so a "
-            "group may hold tokens that the mask tells apart"
+            "an attention mask differs from image to image and within it; matching looks at masks "
+            "of padding alone, so a group may hold tokens that this one tells apart"
         )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"
