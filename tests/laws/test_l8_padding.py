@@ -95,7 +95,7 @@ class Sequences(nn.Module):
         return own.out_proj(y.transpose(1, 2).reshape(b, n, c))
 
 
-@examples(16)
+@examples(8)
 @given(seeded(draw))
 def test_padding_changes_nothing(config: Padded) -> None:
     model = Sequences(config).double().eval()
