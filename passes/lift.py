@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import Axis, TensorType, count, map_type, streams, streams_of_axis
+from tome_fx.graph.axes import TensorType, count, holds, map_type, streams
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.graph.grids import fused
 from tome_fx.lifting.lifter import Lifter, Value
@@ -82,11 +82,7 @@ def lift(
 
 def tokens_of(type_: TensorType, stream: int) -> int:
     """How many tokens, protected ones included, the axis of a stream holds."""
-    return count(next(axis for axis in fused(type_).axes if _holds(axis, stream)))
-
-
-def _holds(axis: Axis, stream: int) -> bool:
-    return any(s.id == stream for s in streams_of_axis(axis))
+    return count(next(axis for axis in fused(type_).axes if holds(axis, stream)))
 
 
 @dataclass
@@ -158,15 +154,10 @@ class _Walk:
     def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
         emit = self.lifter.coercer.emit
-        values = {
-            node: (value.node, value.types[0])
-            for node, value in self.lifter.values.items()
-            if value.types
-        }
         for core in step.site.cores:
             type_ = self._at(core.key, step.site.stream, level)
-            keys = next(axis for axis in type_.axes if _holds(axis, step.site.stream))
-            row = visible(self.lifter.coercer, core, keys, values)
+            keys = next(axis for axis in type_.axes if holds(axis, step.site.stream))
+            row = visible(self.lifter.coercer, core, keys, self.lifter.values)
             if row is not None:
                 ends = ends_of(keys, place_of(keys, step.site.stream))
                 scores = emit(ops.keep_apart, scores, row, parity, *ends)

@@ -122,10 +122,10 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
         yield NearMiss(miss.what, module_path(miss.node), source_line(miss.node), miss.reason)
 
 
-def _mask_varies(core: Core, findings: Findings) -> bool:
+def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bool:
     """Does the mask of a fused attention tell the tokens of each image apart?"""
     mask = bind(core.node).get("attn_mask") if core.kind == "sdpa" else None
-    if mask in padding_masks(findings):
+    if mask in padding:
         return False  # padding is held apart
     types = findings.types.get(mask, ()) if isinstance(mask, Node) else ()
     axes = types[0].axes if types else ()
@@ -140,9 +140,9 @@ def _notes(done: Done) -> Iterable[str]:
                 f"layer {index}: r={step.asked} clamped to {step.removed}, "
                 f"half of the {step.before} tokens that may merge there"
             )
-    if any(
-        _mask_varies(core, done.findings) for site in done.findings.sites for core in site.cores
-    ):
+    padding = padding_masks(done.findings)
+    cores = [core for site in done.findings.sites for core in site.cores]
+    if any(_mask_varies(core, done.findings, padding) for core in cores):
         yield (
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"

@@ -62,16 +62,11 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     Regions of another gradient mode or autocast are subprograms there: they are inlined, so that
     tokens are followed through them.
     """
-    if has_regions(exported.graph):
-        module = exported.module()
-        assert isinstance(module, GraphModule)
-        inline_gradient_regions(module)
-        if has_regions(module.graph) or mutates(module.graph):
-            exported = exported.run_decompositions({})
-            module = exported.module()
-    elif mutates(exported.graph):
-        module = exported.run_decompositions({}).module()
-    else:
-        module = exported.module()
+    module = exported.module()
     assert isinstance(module, GraphModule)
+    if has_regions(module.graph):
+        inline_gradient_regions(module)
+    if has_regions(module.graph) or mutates(module.graph):
+        module = exported.run_decompositions({}).module()
+        assert isinstance(module, GraphModule)
     return describe(module.graph, read_by(module), "export")

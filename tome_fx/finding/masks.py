@@ -11,8 +11,8 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    holds,
     is_uniform,
-    streams_of_axis,
 )
 from tome_fx.graph.calls import bind, tensor_operands
 from tome_fx.program import Core, Findings
@@ -53,16 +53,12 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
     for site in findings.sites:
         for core in site.cores:
             key = findings.types[core.key][0]
-            keys = next(axis for axis in key.axes if site.stream in _ids(axis))
+            keys = next(axis for axis in key.axes if holds(axis, site.stream))
             for node, _ in masks_of(core):
                 types = findings.types.get(node, ())
                 if types and row_of_images(types[0], keys) is not None:
                     found.add(node)
     return frozenset(found)
-
-
-def _ids(axis: Axis) -> list[int]:
-    return [stream.id for stream in streams_of_axis(axis)]
 
 
 def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:

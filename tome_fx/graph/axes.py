@@ -89,7 +89,7 @@ class GridAxis:
 
     @property
     def count(self) -> int:
-        if not any(stream.level for stream in streams_of_axis((self.row,))):
+        if not is_merged_axis((self.row,)):
             return self.extent
         return 1 if self.place else factor_count(self.row)
 
@@ -171,7 +171,9 @@ def map_streams(axis: Axis, change: Callable[[Stream], Stream]) -> Axis:
         if isinstance(factor, Stream):
             return change(factor)
         if isinstance(factor, GridAxis):
-            return GridAxis(visit(factor.row), factor.extents, factor.place)  # type: ignore[arg-type]
+            (row,) = map_streams((factor.row,), change)
+            assert isinstance(row, (Stream, Concat)), "a row of tokens stays one"
+            return replace(factor, row=row)
         if isinstance(factor, Concat):
             return Concat(tuple(map_streams(part, change) for part in factor.parts))
         return factor
@@ -217,9 +219,19 @@ def has_batch(axis: Axis) -> bool:
     return any(isinstance(factor, Batch) for factor in axis)
 
 
+def holds(axis: Axis, stream: int) -> bool:
+    """Does ``axis`` hold the stream with this id?"""
+    return any(found.id == stream for found in streams_of_axis(axis))
+
+
+def is_merged_axis(axis: Axis) -> bool:
+    """Does ``axis`` hold fewer tokens than the captured program has there?"""
+    return any(stream.level for stream in streams_of_axis(axis))
+
+
 def is_merged(type_: TensorType) -> bool:
     """Does any axis hold fewer tokens than the captured program has there?"""
-    return any(stream.level > 0 for stream in streams(type_))
+    return any(map(is_merged_axis, type_.axes))
 
 
 def batch_axis(type_: TensorType) -> int | None:

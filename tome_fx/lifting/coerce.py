@@ -28,10 +28,11 @@ from tome_fx.graph.axes import (
     factor_count,
     has_batch,
     has_stream,
+    holds,
+    is_merged,
     is_uniform,
     map_streams,
     pieces,
-    streams,
     streams_of_axis,
     unmerged,
 )
@@ -80,7 +81,7 @@ class Coercer:
             have = self._named(have, want)
         if has_grid(want):
             return gridded(self, node, have, want)
-        if batch_axis(have) is None and any(stream.level for stream in streams(want)):
+        if batch_axis(have) is None and is_merged(want):
             return self._constant(node, have, want)
         for place, target in enumerate(want.axes):
             for which, goal in enumerate(streams_of_axis(target)):
@@ -205,11 +206,7 @@ class Coercer:
         flat = [factor for axis in type_.axes for factor in axis]
         at = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
         start = sum(len(axis) for axis in type_.axes[:place])
-        inner = next(
-            start + i
-            for i, f in enumerate(type_.axes[place])
-            if any(s.id == stream.id for s in streams_of_axis((f,)))
-        )
+        inner = next(start + i for i, f in enumerate(type_.axes[place]) if holds((f,), stream.id))
         order = [at, *(i for i in range(len(flat)) if i != at)]
         value = self.emit(_RESHAPE, node, _sizes(flat))
         value = self.emit(_PERMUTE, value, order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.graph.cones import cones_of, laid_out, made_of_inputs
+from tome_fx.graph.cones import Cones, cones_of, laid_out, made_of_inputs
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.coerce import Coercer
@@ -62,9 +63,16 @@ class Lifter:
 
     def __post_init__(self) -> None:
         self.coercer = Coercer(self.graph)
-        self.cones = cones_of(self.program.graph)
-        self.padding = padding_masks(self.findings)
-        self.of_images = made_of_inputs(self.program.graph)
+
+    @cached_property
+    def cones(self) -> Cones:
+        """What each captured node depends on: asked for only where values were told apart."""
+        return cones_of(self.program.graph)
+
+    @cached_property
+    def of_images(self) -> frozenset[Node]:
+        """Captured values that differ from image to image, but for masks of padding."""
+        return frozenset(made_of_inputs(self.program.graph) - padding_masks(self.findings))
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -235,7 +243,7 @@ class Lifter:
             if node in self.mixed:
                 reason = "values that an op told apart within a group are averaged again"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
-            elif node in self.of_images - self.padding and not any(streams(have[path])):
+            elif node in self.of_images and not any(streams(have[path])):
                 reason = "values that an image has for each position are averaged in each group"
                 self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
 

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, has_stream, streams_of_axis
+from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, holds
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.lifting.coerce import Coercer
 
@@ -24,7 +24,7 @@ def emit_scores(
 
     Parallel cores that share a site share one match: their similarities are averaged.
     """
-    axis = next(a for a in site.axes if any(s.id == stream for s in streams_of_axis(a)))
+    axis = next(a for a in site.axes if holds(a, stream))
     parity = ends_of(axis, place_of(axis, stream))[0] % 2
     parts = []
     for (node, type_), channel in zip(keys, channels, strict=True):
@@ -46,7 +46,7 @@ def _by_head(
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]
     flat = [factor for _, factor in places]
     batch = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
-    token = next(i for i, f in enumerate(flat) if _holds(f, stream))
+    token = next(i for i, f in enumerate(flat) if holds((f,), stream))
     inner = [i for i, (axis, _) in enumerate(places) if axis == channel and i not in (batch, token)]
     heads = [i for i in range(len(flat)) if i not in (batch, token, *inner)]
     tokens = type_.axes[places[token][0]]
@@ -60,10 +60,6 @@ def _by_head(
         node = coercer.emit(aten.permute.default, node, order)
     width = [_product(flat, heads), factor_count(flat[token]), _product(flat, inner)]
     return coercer.emit(aten.reshape.default, node, [-1, *width]), ends
-
-
-def _holds(factor: Factor, stream: int) -> bool:
-    return has_stream((factor,)) and any(s.id == stream for s in streams_of_axis((factor,)))
 
 
 def _size(factor: Factor) -> int:

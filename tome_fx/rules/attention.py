@@ -14,6 +14,7 @@ from tome_fx.graph.axes import (
     has_stream,
     intensive,
     is_merged,
+    is_merged_axis,
     streams_of_axis,
 )
 from tome_fx.graph.unify import broadcast, unify, unify_all
@@ -53,7 +54,7 @@ def attention(context: Context) -> Lifted | Refusal:
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
         wanted.update(demands({"attn_mask": thin(types["attn_mask"], logits)}, logits))
-    if not any(s.level for s in streams_of_axis(keys)):
+    if not is_merged_axis(keys):
         return one(result, operands=wanted)
     if len(keys) != 1:
         return Refusal("its tokens share an axis with something else")

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch.fx import Node
 
-from tome_fx.graph.axes import Axis, TensorType, map_type, streams
+from tome_fx.graph.axes import Axis, TensorType, is_merged_axis, map_type
 from tome_fx.graph.calls import Call
 
 
@@ -106,7 +106,7 @@ def one(type_: TensorType, **kwargs: Any) -> Lifted:
 
 def merged_along(type_: TensorType, axes: tuple[int, ...]) -> bool:
     """Does any of ``axes`` hold merged tokens?"""
-    return any(s.level > 0 for i in axes for s in streams(TensorType((type_.axes[i],))))
+    return any(is_merged_axis(type_.axes[i]) for i in axes)
 
 
 def as_intensive(type_: TensorType) -> TensorType:

@@ -23,7 +23,7 @@ from tome_fx.graph.axes import (
     has_stream,
     intensive,
     is_extensive,
-    streams_of_axis,
+    is_merged_axis,
 )
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
@@ -208,8 +208,8 @@ def _operands(
 
 def _met(axis: Axis, target: Axis) -> Axis:
     """A plain axis that meets merged tokens is about them."""
-    merged = any(stream.level for stream in streams_of_axis(target))
-    return intensive(target) if merged and extent(axis) != 1 and not has_stream(axis) else axis
+    meets = is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
+    return intensive(target) if meets else axis
 
 
 def _holders(
@@ -242,7 +242,7 @@ def _weigh(
         return None
     own = [has_stream(a) for p in paths for a in _axis(context, p, paths, letters, letter)]
     if len(own) != 2 or not all(own):
-        merged = any(stream.level for axis in axes for stream in streams_of_axis(axis))
+        merged = any(map(is_merged_axis, axes))
         return Refusal("it mixes tokens by a weight for each position") if merged else None
     if any(len(axis) != 1 for axis in axes):
         return Refusal("its tokens share an axis with something else")

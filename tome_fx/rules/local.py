@@ -20,6 +20,8 @@ from tome_fx.graph.axes import (
     has_stream,
     intensive,
     is_extensive,
+    is_merged,
+    is_merged_axis,
     is_uniform,
     streams,
 )
@@ -117,7 +119,7 @@ def demands(types: Mapping[str, TensorType], result: TensorType) -> dict[str, Te
         shift = result.rank - type_.rank
         axes = [_meet(axis, result.axes[i + shift]) for i, axis in enumerate(type_.axes)]
         brought = TensorType(tuple(axes))
-        if axes != list(type_.axes) and any(s.level for s in streams(brought)):
+        if axes != list(type_.axes) and is_merged(brought):
             brought = with_batch(brought, result)
             brought = TensorType(tuple(completed(brought.axes, result)))
         wanted[path] = brought
@@ -137,9 +139,9 @@ def with_batch(type_: TensorType, result: TensorType) -> TensorType:
 
 
 def _meet(axis: Axis, target: Axis) -> Axis:
-    merged = any(s.level for s in streams(TensorType((target,))))
     # A table holds a value for each member, whatever the kind of what it meets.
-    return intensive(target) if merged and extent(axis) != 1 and not has_stream(axis) else axis
+    meets = is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
+    return intensive(target) if meets else axis
 
 
 def linear(context: Context) -> Lifted | Refusal:

@@ -19,7 +19,7 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     is_merged,
-    streams_of_axis,
+    is_merged_axis,
 )
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, one
@@ -44,7 +44,7 @@ def slice_(context: Context) -> Lifted | Refusal:
         literal = {"start": first, "length": count(result)}
     else:
         literal = {"start": first, "end": first + count(result)}
-    return one(TensorType(axes), arguments=literal if _merged(axis) else {})
+    return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
 
 
 def span(context: Context, whole: int) -> tuple[int | None, int | None]:
@@ -99,7 +99,7 @@ def cut_axis(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
 def _cut_product(axis: Axis, start: int, end: int) -> tuple[Axis, int] | None:
     """Whole rows of ``(rows, rest)``, as a ``cat`` or a ``repeat`` makes them."""
     rest = axis[1:]
-    if start % extent(rest) or end % extent(rest) or (has_batch(rest) and _merged(rest)):
+    if start % extent(rest) or end % extent(rest) or (has_batch(rest) and is_merged_axis(rest)):
         return None
     rows = range(start // extent(rest), end // extent(rest))
     name = f"{axis[0].origin.node}" if isinstance(axis[0], Atom) else ""
@@ -113,15 +113,11 @@ def _inner(part: Axis, low: int, high: int) -> Axis:
     return (Atom(high - low, Origin(axis_kind(part), name, (low, high))),) if high > low + 1 else ()
 
 
-def _merged(axis: Axis) -> bool:
-    return any(stream.level for stream in streams_of_axis(axis))
-
-
 def _other(context: Context, type_: TensorType, dim: int) -> Lifted | Refusal:
     axis = type_.axes[dim]
     if has_batch(axis) and is_merged(type_):
         return Refusal("it takes some of the images")
-    if _merged(axis):
+    if is_merged_axis(axis):
         return Refusal("it takes some of the tokens by position")
     return _fresh(context, type_, dim)
 
@@ -143,7 +139,7 @@ def select(context: Context) -> Lifted | Refusal:
     result = TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :]))
     if has_batch(axis) and is_merged(type_):
         return Refusal("it takes some of the images")
-    if not _merged(axis):
+    if not is_merged_axis(axis):
         return one(result)
     if not isinstance(index, int):
         return Refusal("it picks a token by a computed position")
@@ -168,7 +164,7 @@ def split(context: Context) -> Lifted | Refusal:
     results = tuple(
         TensorType((*type_.axes[:dim], piece, *type_.axes[dim + 1 :])) for piece in found
     )
-    if not _merged(axis):
+    if not is_merged_axis(axis):
         return Lifted(results)
     name = next((n for n in ("split_sizes", "split_size") if n in context.call.arguments), None)
     if name is None or not isinstance(context.call[name], (list, tuple)):
@@ -182,7 +178,7 @@ def unbind(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     if has_batch(type_.axes[dim]) and is_merged(type_):
         return Refusal("it takes the images apart")
-    if _merged(type_.axes[dim]):
+    if is_merged_axis(type_.axes[dim]):
         return Refusal("it takes the tokens apart")
     return Lifted(
         tuple(TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :])) for _ in context.shapes)

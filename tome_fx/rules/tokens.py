@@ -16,7 +16,6 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     is_extensive,
-    streams_of_axis,
     token_factor,
 )
 from tome_fx.graph.calls import unbind
@@ -184,7 +183,7 @@ def cumulative(context: Context) -> Lifted | Refusal:
     """``cumsum`` and its kin: order along tokens matters, so they never run merged."""
     type_ = as_intensive(context.types["self"])
     dim = context.dim(context.call["dim"], type_.rank)
-    if any(s.level for s in streams_of_axis(type_.axes[dim])):
+    if merged_along(type_, (dim,)):
         return Refusal("it depends on the order of the tokens")
     if has_batch(type_.axes[dim]):
         return Refusal("it depends on the order of the images")

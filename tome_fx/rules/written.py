@@ -12,6 +12,7 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    is_merged_axis,
     streams_of_axis,
 )
 from tome_fx.graph.unify import unify
@@ -40,7 +41,7 @@ def written(context: Context) -> Lifted | Refusal:
     if tokens is not None:
         return tokens
     cut = None if start is None or end is None else cut_axis(axis, start, end)
-    merged = any(stream.level for stream in streams_of_axis(axis))
+    merged = is_merged_axis(axis)
     if merged and (cut is None or call.get("step", 1) != 1):
         return Refusal("it writes some of the tokens by position")
     if any(stream.extensive for a in type_.axes for stream in streams_of_axis(a)):
