@@ -50,7 +50,9 @@ def capture(model: Any, example: Example | None, door: Door = "auto") -> Program
 def _module(model: nn.Module, example: Example, door: Door) -> Program:
     if door != "symbolic_trace":
         try:
-            return from_export(model, example)
+            program = from_export(model, example)
+            single = example.single if program.static_batch else None
+            return from_export(model, single) if single is not None else program
         except CaptureError as failure:
             if door == "export":
                 raise

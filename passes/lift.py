@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, count, holds, map_type, streams
+from tome_fx.graph.axes import TensorType, holds, map_type, streams, streams_of_axis
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.graph.grids import fused
 from tome_fx.lifting.lifter import Lifter, Value
@@ -81,8 +81,13 @@ def lift(
 
 
 def tokens_of(type_: TensorType, stream: int) -> int:
-    """How many tokens, protected ones included, the axis of a stream holds."""
-    return count(next(axis for axis in fused(type_).axes if holds(axis, stream)))
+    """How many tokens, protected ones included, the axis of a stream holds.
+
+    Tokens of several frames on one axis, merged together, are counted once.
+    """
+    axis = next(axis for axis in fused(type_).axes if holds(axis, stream))
+    own = next(s for s in streams_of_axis(axis) if s.id == stream)
+    return own.count + sum(ends_of(axis, place_of(axis, stream)))
 
 
 @dataclass

@@ -7,12 +7,13 @@
 
 Nothing is matched by name or by shape. A core is an anchor (fused attention, or a softmax) whose
 query and key axes have the same history; the history, not the size, makes an axis a token axis.
+Only where no site is found so, the adds around attention inside windows or frames serve.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch.fx import Node
@@ -20,6 +21,7 @@ from torch.fx import Node
 from tome_fx.finding.contractions import contraction_anchors
 from tome_fx.finding.cores import Anchor, anchors, core_of, token_atoms
 from tome_fx.finding.infer import Types, infer
+from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Axis, extent
@@ -39,11 +41,45 @@ def locate(
     plain = infer(program, (), {}, rules)
     found = anchors(program.graph, program.extents)
     found += contraction_anchors(program.graph, plain, program.extents)
-    streams = _streams(found, plain)
+    types, streams = _typed(program, rules, protect, plain, _token_runs(found, plain))
+    cores, misses = _proved(found, types)
+    sites, unplaced = find_sites(program.graph, cores, types)
+    misses += unplaced
+    if not sites and not all(miss.harmless for miss in misses):
+        runs = _whole(inner_runs(program.graph, found, plain))
+        inside = _typed(program, rules, protect, plain, runs)
+        cores = inner_cores(program.graph, found, inside[0])
+        inner, _ = find_sites(program.graph, cores, inside[0])
+        if inner:
+            types, streams = inside
+            sites = tuple(by_features(site, types) for site in inner)
+            served = {core.node for site in inner for core in site.cores}
+            misses = [miss for miss in misses if miss.node not in served]
+    return Findings(types, plain, streams, sites, tuple(misses), _tokens(found, plain))
+
+
+_Found = list[tuple[Anchor, ...]]
+_AllTypes = Mapping[Node, Types]
+
+
+def _typed(
+    program: Program,
+    rules: Mapping[str, Rule],
+    protect: tuple[int, int] | None,
+    plain: _AllTypes,
+    runs: Iterable[Axis],
+) -> tuple[_AllTypes, tuple[StreamDef, ...]]:
+    """Types with each run of factors named a stream, and the streams with their protected ends."""
+    streams = tuple(StreamDef(index, atoms) for index, atoms in enumerate(runs))
     types = infer(program, streams, plain, rules)
     guarded = tuple(_protect(stream, types, program, protect) for stream in streams)
     if guarded != streams:
         types = infer(program, guarded, plain, rules)
+    return types, guarded
+
+
+def _proved(found: _Found, types: _AllTypes) -> tuple[list[Core], list[Miss]]:
+    """The cores that types prove, one a softmax, and why the others are none."""
     cores: list[Core] = []
     misses: list[Miss] = []
     for row in found:
@@ -51,22 +87,23 @@ def locate(
         proved = [answer for answer in answers if isinstance(answer, Core)]
         cores.extend(proved[:1])
         misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
-    misses = [miss for miss in misses if not _is_part(miss.node, found, cores)]
-    sites, unplaced = find_sites(program.graph, cores, types)
-    return Findings(types, plain, guarded, sites, (*misses, *unplaced), _tokens(found, plain))
+    return cores, [miss for miss in misses if not _is_part(miss.node, found, cores)]
 
 
-def _streams(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> tuple[StreamDef, ...]:
-    """One stream for each run of factors that is both a query and a key axis of some core."""
+def _token_runs(found: _Found, plain: _AllTypes) -> list[Axis]:
+    """Each run of factors that is both a query and a key axis of some core."""
     runs = dict.fromkeys(
         atoms
         for anchor in itertools.chain(*found)
         for atoms in token_atoms(anchor, plain)
         if extent(atoms) > 1
     )
-    # Attention along the rows of a grid that is also one row of tokens: the tokens are the whole.
-    whole = [atoms for atoms in runs if not any(_within(atoms, other) for other in runs)]
-    return tuple(StreamDef(index, atoms) for index, atoms in enumerate(whole))
+    return _whole(list(runs))
+
+
+def _whole(runs: list[Axis]) -> list[Axis]:
+    """Without parts: of the rows of a grid that is also one row of tokens, the tokens are whole."""
+    return [run for run in runs if not any(_within(run, other) for other in runs)]
 
 
 def _within(run: Axis, other: Axis) -> bool:
@@ -75,14 +112,14 @@ def _within(run: Axis, other: Axis) -> bool:
     return any(other[start : start + width] == run for start in places)
 
 
-def _tokens(found: list[tuple[Anchor, ...]], plain: Mapping[Node, Types]) -> int:
+def _tokens(found: _Found, plain: _AllTypes) -> int:
     """Tokens that the first attention looks at, 0 without one."""
     every = itertools.chain(*found)
     keys = [(plain[anchor.key], anchor.key_axis) for anchor in every if plain.get(anchor.key)]
     return extent(keys[0][0][0].axes[keys[0][1]]) if keys else 0
 
 
-def _is_part(node: Node, found: list[tuple[Anchor, ...]], cores: list[Core]) -> bool:
+def _is_part(node: Node, found: _Found, cores: list[Core]) -> bool:
     """Is the softmax at ``node`` one over channels, a part of an attention that was found?"""
     keys = {core.key for core in cores if core.kind == "contraction"}
     return any(row[0].node is node and keys & {row[0].query, row[0].key} for row in found)
@@ -90,7 +127,7 @@ def _is_part(node: Node, found: list[tuple[Anchor, ...]], cores: list[Core]) -> 
 
 def _protect(
     stream: StreamDef,
-    types: Mapping[Node, Types],
+    types: _AllTypes,
     program: Program,
     protect: tuple[int, int] | None,
 ) -> StreamDef:

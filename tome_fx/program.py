@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import Atom, Axis, TensorType
+from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.extents import Extents
 
 
@@ -35,6 +37,11 @@ class Program:
     batch: int
     batched: frozenset[str]
     static_batch: bool
+
+    @cached_property
+    def of_images(self) -> frozenset[Node]:
+        """Nodes whose values, not only their shapes, depend on an input."""
+        return frozenset(made_of_inputs(self.graph))
 
     def __str__(self) -> str:
         batch = f"batch {self.batch}" if self.static_batch else "any batch"

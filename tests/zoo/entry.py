@@ -23,6 +23,7 @@ class Entry:
         build: makes the model, small, in float32.
         inputs: positional and keyword inputs for a batch, made of images of one colour each where
             ``flat``, else random.
+        one_image: it takes its images in one row, so one at a time.
     """
 
     family: str
@@ -31,11 +32,13 @@ class Entry:
     shape: tuple[int, ...] = (3, 224, 224)
     keyword: str = ""
     extra: Callable[[int], Mapping[str, Any]] = field(default=lambda batch: {})
+    one_image: bool = False
 
     def inputs(
         self, batch: int, flat: bool, dtype: torch.dtype = torch.float64, seed: int = 0
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Images ``[batch, *shape]`` as the model takes them."""
+        batch = 1 if self.one_image else batch
         generator = torch.Generator().manual_seed(seed)
         shape = (*self.shape[:-2], 1, 1) if flat else self.shape
         x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)

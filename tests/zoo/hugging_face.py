@@ -86,7 +86,7 @@ def entries() -> Iterator[Entry]:
         "ASTForAudioClassification", "ASTConfig", **SMALL, max_length=96, num_mel_bins=64,
     ), (96, 64), "input_values")  # fmt: skip
     yield Entry("transformers", "PixtralVisionModel", _pixtral, ONE, "pixel_values",
-                lambda batch: {"image_sizes": [(96, 96)] * batch})  # fmt: skip
+                lambda batch: {"image_sizes": [(96, 96)] * batch}, one_image=True)  # fmt: skip
     yield Entry("transformers", "Siglip2VisionModel", _siglip2, (36, 768), "pixel_values",
                 _siglip2_extra)  # fmt: skip
 

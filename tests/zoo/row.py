@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tome_fx
+from tests.zoo.allowed import allowed_ratio
 from tests.zoo.entry import Entry, leaves, randomise, without_borders
 
 # The duplicates law, relative: where all is float64, and where the model itself uses less.
@@ -28,6 +29,7 @@ class Row:
     unmerges: int = 0
     averaged: int = 0
     ratio: float = 1.0
+    allowed: float = 1.0
     identical: str = "-"
     law: str = "-"
     compiled: str = "-"
@@ -36,6 +38,11 @@ class Row:
     @property
     def key(self) -> str:
         return f"{self.family}/{self.name}"
+
+    @property
+    def share(self) -> float:
+        """Of the ratio that the arithmetic allows."""
+        return self.ratio / self.allowed
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,7 +71,7 @@ def _checked(entry: Entry) -> Row:
     )
     identical = _identical(fast, model, entry)
     fast.r = 0.1
-    compiled = _compiled(fast, entry)
+    compiled, allowed = _compiled(fast, entry), allowed_ratio(fast)
     report = fast.report
     fused = [u for u in report.unmerges if u.op != "output"]
     model = without_borders(model.double())
@@ -85,6 +92,7 @@ def _checked(entry: Entry) -> Row:
         sum(u.kind == "unmerge" for u in fused),
         averaged,
         round(report.flop_ratio, 3),
+        round(allowed, 3),
         identical,
         law,
         compiled,

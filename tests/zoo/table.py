@@ -23,6 +23,8 @@ makes this page and `docs/zoo.json` anew; the tests hold a fixed part to what is
 - **unmerged**: ops that get all tokens back; **averaged**: places where what such an op told apart
   is averaged again in each group (`remerge="never"` avoids that, at a cost).
 - **ratio**: MACs of the original over those of the result. Models of two layers save little.
+- **share**: of the ratio that the arithmetic allows: every op on what merging leaves of its tokens,
+  and nothing spent on matching. Convolutions over tokens and what is not on tokens count in full.
 - **r=0**: is the result bit-identical to the model?
 - **law**: with an image of one colour, positions that are the same everywhere and padding that goes
   round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in
@@ -33,11 +35,13 @@ makes this page and `docs/zoo.json` anew; the tests hold a fixed part to what is
 """
 COLUMNS = (
     "model",
+    "captured",
     "blocks",
     "merged",
     "unmerged",
     "averaged",
     "ratio",
+    "share",
     "r=0",
     "law",
     "graph",
@@ -81,7 +85,7 @@ def page(rows: list[Row]) -> str:
 
 def _line(row: Row) -> str:
     cells = (
-        row.name, row.blocks, row.merged, row.unmerges, row.averaged, f"{row.ratio:.2f}",
-        row.identical, row.law, row.compiled, row.reason.replace("|", "+"),
+        row.name, row.captured, row.blocks, row.merged, row.unmerges, row.averaged,
+        f"{row.ratio:.2f}", f"{row.share:.0%}", row.identical, row.law, row.compiled, row.reason.replace("|", "+"),
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"

@@ -27,13 +27,9 @@ def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
             "Pass example_inputs with the batch on the first axis."
         )
     size = first.meta["val"].shape[0]
-    if isinstance(size, int) and size == 1:
-        raise CaptureError(
-            "The program was exported with a batch of 1, which is a constant in it. Export it with "
-            "a dynamic batch (dynamic_shapes), or with an example of 2 images or more."
-        )
     batched = frozenset(n.name for n in images if _rank(n) > 0 and _same(n, size))
-    static = isinstance(size, int)
+    # A symbol that the model's code fixed may still be spelled as one.
+    static = isinstance(size, int) or not size.node.expr.free_symbols
     return Program(graph, constants, how, extents, extents.of(size), batched, static)
 
 

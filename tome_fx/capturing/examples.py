@@ -20,17 +20,20 @@ _ASK = (
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs to capture with; ``batch`` is the size of their first axis, 2 or more."""
+    """Inputs to capture with; ``batch`` is the size of their first axis.
+
+    A batch of 1 would be taken for a constant, so one image is given twice; ``single`` is what it
+    was, for a model whose code fixes the batch.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     batch: int
+    single: Example | None = None
 
 
 def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
     """The example inputs that the user gave, None if none.
-
-    A batch of 1 is doubled: a size of 1 would be taken for a constant.
 
     Raises:
         InputError: they hold no image.
@@ -94,7 +97,7 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
         return torch.cat([value, value]) if value.dim() and value.shape[0] == 1 else value
 
     doubled = pytree.tree_map_only(Tensor, twice, (args, kwargs))
-    return Example(doubled[0], doubled[1], 2)
+    return Example(doubled[0], doubled[1], 2, Example(args, kwargs, 1))
 
 
 def _apart() -> Callable[[Tensor], Tensor]:

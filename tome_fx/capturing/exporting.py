@@ -28,7 +28,7 @@ def from_export(model: nn.Module, example: Example) -> Program:
 
     def spec(value: Any) -> Any:
         batched = (
-            isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch
+            isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch > 1
         )
         return {0: dynamic} if batched else None
 

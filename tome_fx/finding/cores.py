@@ -22,6 +22,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.upstream import operands_along
 from tome_fx.program import Core, Miss
 from tome_fx.rules.contract import Letters, einsum_letters, matmul_letters
@@ -142,10 +143,15 @@ def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) ->
 
 
 def is_inside_places(type_: TensorType, token_axis: int) -> bool:
-    """Is the attention inside windows, rows or frames: does another axis hold places too?"""
+    """Is the attention inside windows or rows: does another axis hold places too?
+
+    Frames of a clip are none: an axis of the input that no convolution has touched. Within frames,
+    tokens merge at the same places of all frames, so that frames stay comparable.
+    """
     own = token_axis % type_.rank
+    within = ("conv",) if axis_kind(type_.axes[own]) == "conv" else _PLACES
     return any(
-        isinstance(factor, Atom) and factor.origin.kind in _PLACES
+        isinstance(factor, Atom) and factor.origin.kind in within
         for i, axis in enumerate(type_.axes)
         if i != own
         for factor in axis

@@ -49,7 +49,8 @@ def infer(
     types: dict[Node, Types] = {}
     sizes: dict[Node, Axis] = {}
     for node in program.graph.nodes:
-        types[node] = name_all(_infer_node(program, node, types, sizes, plain, rules), streams)
+        found = one_image(program, node, _infer_node(program, node, types, sizes, plain, rules))
+        types[node] = name_all(found, streams)
         axis = measured_axis(node, types)
         if axis is not None:
             sizes[node] = axis
@@ -207,6 +208,21 @@ def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...])
         return (0,) if node.name in program.batched else ()
     own = tuple(dim for dim, size in enumerate(shape) if size == program.batch)
     return own if kind == "unknown" and not program.static_batch and len(own) == 1 else ()
+
+
+def one_image(program: Program, node: Node, types: Types) -> Types:
+    """``types`` of a program for one image: an axis of 1 in front is the batch, if none is yet.
+
+    Such a program may take its image out of the batch and put a batch around it later.
+    """
+    if program.batch != 1 or node not in program.of_images:
+        return types
+
+    def framed(type_: TensorType) -> TensorType:
+        inside = any(map(has_batch, type_.axes)) or not type_.rank or type_.axes[0]
+        return type_ if inside else TensorType(((Batch(1),), *type_.axes[1:]))
+
+    return tuple(map(framed, types))
 
 
 def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch.fx import Graph, Node
 
+from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import Atom, TensorType, streams
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
@@ -22,7 +23,7 @@ Types = Mapping[Node, tuple[TensorType, ...]]
 
 def find_sites(
     graph: Graph, cores: list[Core], types: Types
-) -> tuple[tuple[Site, ...], tuple[Miss, ...]]:
+) -> tuple[tuple[Site, ...], list[Miss]]:
     """A site for each group of parallel cores, in program order, and the cores without one."""
     cones = cones_of(graph)
     groups: dict[Node, list[Core]] = {}
@@ -45,7 +46,7 @@ def find_sites(
         following = places[index + 1] if index + 1 < len(places) else None
         mlp = _mlp(graph, node, residuals[node], groups[node], following, anchors, types, cones)
         sites.append(Site(node, tuple(groups[node]), groups[node][0].stream, mlp))
-    return tuple(sites), tuple(misses)
+    return tuple(sites), misses
 
 
 def _shares_images(type_: TensorType) -> bool:
@@ -60,7 +61,7 @@ def _shares_images(type_: TensorType) -> bool:
 def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[Node, Node] | None:
     """The site of a core and the residual value that it adds to."""
     for node in graph.nodes:
-        if cones.order[node] <= cones.order[core.node] or not _is_add(node, core.stream, types):
+        if cones.order[node] <= cones.order[core.node] or not _joins(node, core, types):
             continue
         for behind, before in (node.args[:2], node.args[1::-1]):
             source = _scaled(before, core.stream, types)
@@ -70,13 +71,16 @@ def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[No
 
 
 def _scaled(node: Node, stream: int, types: Types) -> Node:
-    """What a residual is before it is scaled, cast or dropped on its way to the add."""
+    """What a residual is before it is scaled, cast, dropped or cut on its way to the add."""
     while isinstance(node.target, torch._ops.OpOverload):
         streamed = [n for n in node.all_input_nodes if types.get(n) and _ids(types[n][0])]
         plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
-        if not plain or len(streamed) != 1 or _ids(types[streamed[0]][0]) != [stream]:
+        if plain and len(streamed) == 1 and _ids(types[streamed[0]][0]) == [stream]:
+            node = streamed[0]
+        elif uncut(node, types) is not node:
+            node = uncut(node, types)
+        else:
             break
-        node = streamed[0]
     return node
 
 
@@ -94,13 +98,23 @@ def _sink(node: Node, stream: int, types: Types) -> Node:
     return node
 
 
-def _is_add(node: Node, stream: int, types: Types) -> bool:
-    """An add of two values of the same type that hold the stream."""
+def _joins(node: Node, core: Core, types: Types) -> bool:
+    """Is ``node`` an add that can be the site of ``core``?
+
+    What comes back from an attention inside windows may be told apart by place: averaged there.
+    """
+    if core.kind != "inner":
+        return _is_add(node, core.stream, types)
+    return _is_add(node, core.stream, types, told_apart=True)
+
+
+def _is_add(node: Node, stream: int, types: Types, told_apart: bool = False) -> bool:
+    """An add of two values of the same type that hold the stream; of one that does, if told."""
     operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
     if node.target is not _ADD or len(operands) != 2:
         return False
-    rows = [types.get(operand, ()) for operand in (*operands, node)]
-    return all(row and _ids(row[0]) == [stream] for row in rows)
+    held = [bool(types.get(n)) and _ids(types[n][0]) == [stream] for n in (*operands, node)]
+    return held[2] and (any if told_apart else all)(held[:2])
 
 
 def _ids(type_: TensorType) -> list[int]:

@@ -35,6 +35,9 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis
     result: list[Axis] = []
     while len(result) < len(shape):
         size = shape[len(result)]
+        if size == 1 and queue and _is_one_image(queue[0]):
+            result.append((queue.pop(0),))
+            continue
         if queue and has_stream((queue[0],)) and 1 < size < factor_extent(queue[0]):
             grid = spread(queue[0], shape[len(result) :])
             if grid:
@@ -64,6 +67,11 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis
 
 def _kept(factor: Factor) -> bool:
     return isinstance(factor, Batch) or has_stream((factor,))
+
+
+def _is_one_image(factor: Factor) -> bool:
+    """Is this the batch of a program for one image? No size asks for it but 1."""
+    return isinstance(factor, Batch) and factor.extent == 1
 
 
 def _split(factor: Factor, size: int, node: str, place: int) -> tuple[Factor, Factor] | None:

@@ -38,11 +38,12 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
-from tome_fx.lifting.folding import folded_size, heads_around
+from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, repeated_size
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels
 
 _SLICE = torch.ops.aten.slice.Tensor
+_CAT = torch.ops.aten.cat.default
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
 
@@ -185,7 +186,7 @@ class Coercer:
         for part in pieces(factor):
             own = [s for s in streams_of_axis(part) if which in (next(order), None)]
             size = self.levels.size(own[0].id, own[0].level) if own else None
-            parts.append(count(part) if size is None else size)
+            parts.append(count(part) if size is None else repeated_size(self, size, part))
         return parts
 
     def _on_tokens(
@@ -199,6 +200,8 @@ class Coercer:
     ) -> Node:
         """Run ``act`` on a value whose batch is axis 0 and whose tokens have an axis alone."""
         place, which = spot
+        if is_folded_piece(type_.axes[place], which):
+            return self._on_piece(node, type_, spot, stream, left, act)
         batch = batch_axis(type_)
         front, back = ends_of(type_.axes[place], which)
         if batch == 0 and len(type_.axes[0]) == 1 and len(type_.axes[place]) == 1:
@@ -217,6 +220,29 @@ class Coercer:
         if not has_batch(whole):
             shape[place] = count(whole) // factor_count(flat[inner]) * (left + front + back)
         return self.emit(_RESHAPE, value, shape)
+
+    def _on_piece(
+        self,
+        node: Node,
+        type_: TensorType,
+        spot: tuple[int, int],
+        stream: Stream,
+        left: int,
+        act: Callable[[Node, int, int, int], Node],
+    ) -> Node:
+        """The same for tokens that are a factor of a piece: it is cut out and joined again."""
+        place, which = spot
+        cut, start = [], 0
+        for part in pieces(type_.axes[place][0]):
+            piece = self.emit(_SLICE, node, place, start, start + count(part))
+            start += count(part)
+            here = len(list(streams_of_axis(part)))
+            if 0 <= which < here:
+                inner = TensorType((*type_.axes[:place], part, *type_.axes[place + 1 :]))
+                piece = self._on_tokens(piece, inner, (place, which), stream, left, act)
+            which -= here
+            cut.append(piece)
+        return self.emit(_CAT, cut, place)
 
     def _constant(self, node: Node, have: TensorType, want: TensorType) -> Node:
         """A value without a batch: the representative's rows, and a batch axis at its place."""

@@ -12,12 +12,14 @@ from tome_fx import ops
 from tome_fx.graph.axes import (
     Axis,
     Batch,
+    Concat,
     Factor,
     TensorType,
     batch_axis,
     count,
     factor_count,
     has_stream,
+    pieces,
     streams_of_axis,
 )
 
@@ -58,6 +60,26 @@ def folded_size(sizes: Sizes, type_: TensorType, place: int, which: int | None) 
     shape = [count(axis) if i == place else 1 for i, axis in enumerate(type_.axes)]
     shape[batch or 0] = -1
     return sizes.emit(aten.reshape.default, sizes.emit(aten.expand.default, row, wide), shape)
+
+
+def is_folded_piece(axis: Axis, which: int) -> bool:
+    """Is the ``which``-th stream of a concatenation one factor of several in its piece?"""
+    for part in pieces(axis[0]) if len(axis) == 1 and isinstance(axis[0], Concat) else ():
+        here = len(list(streams_of_axis(part)))
+        if which < here:
+            return len(part) > 1
+        which -= here
+    return False
+
+
+def repeated_size(sizes: Sizes, size: Node, part: Axis) -> Node:
+    """Sizes ``[B, n]`` for a piece that holds the tokens as one factor of several."""
+    if len(part) == 1:
+        return size
+    row = [factor_count(f) if has_stream((f,)) else 1 for f in part]
+    wide = sizes.emit(aten.reshape.default, size, [-1, *row])
+    wide = sizes.emit(aten.expand.default, wide, [-1, *map(factor_count, part)])
+    return sizes.emit(aten.reshape.default, wide, [-1, count(part)])
 
 
 def _token_place(flat: list[Factor | None], which: int | None) -> tuple[int, int | None]:

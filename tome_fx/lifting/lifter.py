@@ -11,7 +11,15 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tome_fx.finding.infer import Types, apply, measured_axis, name_all, output_shapes, picked_type
+from tome_fx.finding.infer import (
+    Types,
+    apply,
+    measured_axis,
+    name_all,
+    one_image,
+    output_shapes,
+    picked_type,
+)
 from tome_fx.finding.masks import padding_masks
 from tome_fx.graph.axes import (
     Axis,
@@ -25,7 +33,7 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.graph.cones import Cones, cones_of, laid_out, made_of_inputs
+from tome_fx.graph.cones import Cones, cones_of, laid_out
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.coerce import Coercer
@@ -72,7 +80,7 @@ class Lifter:
     @cached_property
     def of_images(self) -> frozenset[Node]:
         """Captured values that differ from image to image, but for masks of padding."""
-        return frozenset(made_of_inputs(self.program.graph) - padding_masks(self.findings))
+        return self.program.of_images - padding_masks(self.findings)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -161,7 +169,8 @@ class Lifter:
             for path, node in paths.items()
         }
         new = self._emit(call, answer, nodes)
-        results = name_all(answer.results, self.findings.streams)
+        framed = one_image(self.program, call.node, answer.results)
+        results = name_all(framed, self.findings.streams)
         if not is_merged(results[0]) and any(node in self.mixed for node in paths.values()):
             self.mixed.add(call.node)
         self.put(call.node, new, results)
