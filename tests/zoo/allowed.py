@@ -1,8 +1,8 @@
 """The FLOP ratio that the arithmetic allows: every op on tokens on what merging leaves of them.
 
 Counted on the captured program, from its types: each op behind a site has fewer tokens there, and
-nothing is spent on matching. What keeps the result from it is matching and what runs unmerged though
-its type says where the tokens are. Convolutions over a grid of tokens need all of them.
+nothing is spent on matching. What keeps the result from it is matching, and what runs unmerged
+though its type says where the tokens are. Convolutions over a grid of tokens need all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.fx import Node
 from tome_fx.graph.axes import Stream, count, map_type
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.extents import Extents, tensor_value
+from tome_fx.graph.grids import has_grid
 from tome_fx.macs import macs_of
 from tome_fx.passes.plan import plan
 from tome_fx.passes.verify import BATCH
@@ -40,9 +41,12 @@ def allowed_ratio(fast: Any) -> float:
     located = fast._located()
     program, findings = located.program, located.findings
     schedule = plan(findings, fast.settings.r, fast.settings.rounding)
-    before = sum(macs_of(program.graph, Extents(BATCH), 1).values())
-    after = sum(macs_of(program.graph, _Merged(_counts(program, findings, schedule)), 1).values())
-    return before / after
+    full = macs_of(program.graph, Extents(BATCH), 1)
+    merged = macs_of(program.graph, _Merged(_counts(program, findings, schedule)), 1)
+    least = (
+        full[node] if _works_on_the_grid(node, findings) else merged.get(node, 0) for node in full
+    )
+    return sum(full.values()) / sum(least)
 
 
 def _counts(
@@ -52,7 +56,7 @@ def _counts(
     plain = Extents(BATCH)
     for node in program.graph.nodes:
         value, types = tensor_value(node), findings.types.get(node, ())
-        if value is None or len(types) != 1 or _works_on_the_grid(node):
+        if value is None or len(types) != 1:
             continue
         gone: dict[int, int] = {}
         for step in schedule.steps:
@@ -66,11 +70,12 @@ def _counts(
         sizes = [count(axis) for axis in map_type(types[0], left).axes]
         whole = [count(axis) for axis in types[0].axes]
         real = plain.shape(value)
-        found[id(value)] = tuple(
-            r * s // w for r, s, w in zip(real, sizes, whole, strict=True)
-        )
+        found[id(value)] = tuple(r * s // w for r, s, w in zip(real, sizes, whole, strict=True))
     return found
 
 
-def _works_on_the_grid(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and "conv" in node.target.name()
+def _works_on_the_grid(node: Node, findings: Findings) -> bool:
+    """A convolution, or a product with rows or columns of the tokens apart."""
+    types = findings.types.get(node, ())
+    on_grid = any(map(has_grid, types)) and node.target is not torch.ops.aten.linear.default
+    return on_grid or "conv" in str(node.target)

@@ -1,4 +1,4 @@
-"""Every model of timm's Vision Transformer modules, shrunk by arguments of its constructor."""
+"""Every model of timm's Vision Transformer modules, shrunk by constructor arguments; some whole."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "davit": ({"depths": (1, 1, 2, 1)}, {}),
     "maxxvit": ({},),
 }
+# As they are, one of each module: deep, wide, on their own image size.
+FULL = (
+    "vit_base_patch16_224", "eva02_small_patch14_224", "deit_small_distilled_patch16_224",
+    "vit_relpos_small_patch16_224", "vit_small_r26_s32_224", "naflexvit_base_patch16_gap",
+    "cait_xxs24_224", "qwen3_vit_88m", "beit_base_patch16_224", "gemma4_vit_167m",
+    "samvit_base_patch16_224", "deepseek_vit_412m", "convit_small", "xcit_tiny_24_p16_224",
+    "volo_d1_224", "tnt_s_patch16_224", "pit_s_224", "crossvit_15_240", "vitamin_small_224",
+    "swin_small_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_small_224",
+    "mvitv2_small", "levit_256", "twins_svt_small", "davit_small", "maxvit_tiny_tf_224",
+)  # fmt: skip
 # Modules whose models take any size: their largest images make a sweep long and a row no better.
 _LARGEST = {"davit": 224, "xcit": 224}
 
@@ -78,3 +88,5 @@ def entries(modules: tuple[str, ...] = tuple(SHRUNK)) -> Iterator[Entry]:
             if is_model_in_modules(name, [module]):
                 build: Callable[[], nn.Module] = partial(_build, name, options)
                 yield Entry(module, name, build, _shape(module, name, options[0]))
+    for name in FULL:
+        yield Entry("full size", name, partial(_build, name, ({},)), _shape("", name, {}))
