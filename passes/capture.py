@@ -26,13 +26,16 @@ from tome_fx.program import Program
 Door: TypeAlias = Literal["auto", "export", "symbolic_trace"]
 
 
-def capture(model: Any, example: Example | None, door: Door = "auto") -> Program:
+def capture(
+    model: Any, example: Example | None, door: Door = "auto", shared: bool = False
+) -> Program:
     """Capture ``model`` in the mode that it is in.
 
     Args:
         model: a module, a graph module or an exported program; not changed.
         example: inputs; not used for an exported program.
         door: ``auto`` tries export and then symbolic tracing.
+        shared: export with one batch for all inputs, which fails where they have several.
 
     Raises:
         CaptureError: neither way works; the text quotes the model's own line.
@@ -44,6 +47,8 @@ def capture(model: Any, example: Example | None, door: Door = "auto") -> Program
     assert example is not None, "a module is captured with example inputs"
     if isinstance(model, GraphModule):
         return from_graph_module(model, model, example, "graph_module")
+    if shared:
+        return from_export(model, example, shared=True)
     return _module(model, example, door)
 
 

@@ -124,7 +124,7 @@ class _Walk:
             self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
             return new
         shape = tuple(node.meta["val"].shape[1:]) if node.name in program.batched else ()
-        if not shape or not all(isinstance(size, int) for size in shape):
+        if not shape or program.guarded or not all(isinstance(size, int) for size in shape):
             return new
         self.lifter.origin[new] = node
         tokens = self.lifter.findings.tokens

@@ -4,6 +4,7 @@
     y = dropout(x, p, False)   -> x
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
+    y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
@@ -46,6 +47,8 @@ def normalize(graph: Graph) -> Graph:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             _read_copy(node)
+        elif node.target is aten.einsum.default:
+            _read_einsum(node)
         else:
             _compute(node, known)
     graph.eliminate_dead_code()
@@ -83,6 +86,21 @@ def _read_copy(node: Node) -> None:
             source = node.graph.call_function(aten.to.dtype, (source, after.dtype))
             source.meta = {**node.meta, "val": before.to(after.dtype)}
     node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
+
+
+def _read_einsum(node: Node) -> None:
+    """``einsum`` of one operand that only moves its axes."""
+    equation, operands = node.args[:2]
+    before, arrow, after = str(equation).replace(" ", "").partition("->")
+    if not isinstance(operands, (list, tuple)) or len(operands) != 1 or not arrow:
+        return
+    source = operands[0]
+    spare = source.meta["val"].dim() - len(before.replace("...", ""))  # type: ignore[union-attr]
+    dots = "".join(chr(0x100 + i) for i in range(spare))
+    before, after = before.replace("...", dots), after.replace("...", dots)
+    if sorted(before) == sorted(after) and len(set(before)) == len(before):
+        order = [before.index(letter) for letter in after]
+        node.target, node.args = aten.permute.default, (source, order)
 
 
 def _is_check(node: Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +18,8 @@ from tome_fx.schedule import Rounding, asked
 Remerge: TypeAlias = Literal["mean", "never"]
 OPTIONS = ("r", "example_inputs", "example_kwargs", "prop_attn", "capture", "rounding", "strict",
            "protect", "rules", "remerge", "min_ratio")  # fmt: skip
+BACKEND_OPTIONS = ("r", "prop_attn", "rounding", "strict", "protect", "rules", "remerge",
+                   "min_ratio", "inner_backend", "mode", "inner_options")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ def _op_name(op: Any) -> str:
     raise ConfigError(f"rules: {op!r} is not an op. Give torch.ops.namespace.name or its name.")
 
 
-def reject_unknown(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError for option names that do not exist, with the closest ones that do."""
+def reject_unknown(options: Iterable[str], known: Sequence[str] = OPTIONS) -> None:
+    """Raise ConfigError for option names that are not ``known``, with the closest ones that are."""
     for name in options:
-        close = difflib.get_close_matches(name, OPTIONS, n=3, cutoff=0.5)
-        hint = f" Did you mean {', '.join(close)}?" if close else f" Options: {', '.join(OPTIONS)}."
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {', '.join(close)}?" if close else f" Options: {', '.join(known)}."
         raise ConfigError(f"{name!r} is not an option.{hint}")

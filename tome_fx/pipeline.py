@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,7 +12,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from tome_fx.capturing.examples import Example
-from tome_fx.errors import NoAttentionFoundError
+from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.lift import LiftedGraph, lift
@@ -25,7 +26,7 @@ from tome_fx.report import Report, giga
 from tome_fx.reporting import Done, report_of
 
 # Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
-_LOCK = threading.RLock()
+LOCK = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,39 @@ def locate_program(
         NoAttentionFoundError: it holds no attention over tokens.
     """
     # What is made in inference mode cannot be traced for training later.
-    with _LOCK, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        program = capture(model, example, cast(Door, settings.capture))
-        normalize(program.graph)
-        findings = locate(program, settings.rules, settings.protect)
+    with LOCK, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        door = cast(Door, settings.capture)
+        program = capture(model, example, door)
+        found = _findings(program, settings)
+        if not found.sites and program.how == "export" and _several_inputs(program):
+            # What picks tokens by an index of its own has the batch of the index.
+            with contextlib.suppress(CaptureError):
+                again = capture(model, example, door, shared=True)
+                better = _findings(again, settings)
+                program, found = (again, better) if better.sites else (program, found)
+    return _checked(program, found)
+
+
+def locate_captured(program: Program, settings: Settings) -> Located:
+    """Normalize and locate.
+
+    Raises:
+        NoAttentionFoundError: ``program`` holds no attention over tokens.
+    """
+    return _checked(program, _findings(program, settings))
+
+
+def _findings(program: Program, settings: Settings) -> Findings:
+    normalize(program.graph)
+    return locate(program, settings.rules, settings.protect)
+
+
+def _several_inputs(program: Program) -> bool:
+    given = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in given) > 1
+
+
+def _checked(program: Program, findings: Findings) -> Located:
     misses = findings.misses
     if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
         raise NoAttentionFoundError(_nothing_found(program, findings))
@@ -68,7 +98,7 @@ def rewrite(target: GraphModule, located: Located, settings: Settings, name: str
 
     Merging that does not reach ``settings.min_ratio`` is left out, and the report says so.
     """
-    with _LOCK:
+    with LOCK:
         report = _rewritten(target, located, settings, name)
         if is_worth_it(report, settings):
             return Rewritten(report)

@@ -28,6 +28,7 @@ class Program:
         batch: extent of the batch axis: a stand-in, or the size where the program fixed it.
         batched: placeholders whose first axis is the batch.
         static_batch: the model's own code fixed the batch size.
+        guarded: whoever runs it checks the shapes of its inputs.
     """
 
     graph: Graph
@@ -37,6 +38,7 @@ class Program:
     batch: int
     batched: frozenset[str]
     static_batch: bool
+    guarded: bool = False
 
     @cached_property
     def of_images(self) -> frozenset[Node]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import padding_masks
-from tome_fx.graph.axes import extent, has_batch, has_stream, is_uniform, pieces, token_factor
+from tome_fx.finding.masks import masks_of, padding_masks
+from tome_fx.graph.axes import (
+    extent,
+    has_batch,
+    has_stream,
+    holds,
+    is_uniform,
+    pieces,
+    token_factor,
+)
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
@@ -133,6 +142,24 @@ def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bo
     return told and any(map(has_batch, axes))
 
 
+def _tells_pairs_apart(core: Core, findings: Findings) -> bool:
+    """Does a constant mask hide some tokens from some others, say each token from itself?"""
+    keys = extent(findings.types[core.key][0].axes[_key_axis(core, findings)])
+    for node, _ in masks_of(core):
+        types, value = findings.types.get(node, ()), node.meta.get("val")
+        if not types or getattr(value, "dtype", None) is not torch.bool:
+            continue
+        sides = [extent(axis) for axis in types[0].axes[-2:] if not is_uniform(axis)]
+        if not any(map(has_batch, types[0].axes)) and sides == [keys, keys]:
+            return True
+    return False
+
+
+def _key_axis(core: Core, findings: Findings) -> int:
+    axes = findings.types[core.key][0].axes
+    return next(i for i, axis in enumerate(axes) if holds(axis, core.stream))
+
+
 def _notes(done: Done) -> Iterable[str]:
     for index, step in enumerate(done.schedule.steps):
         if step.removed < step.asked:
@@ -146,6 +173,11 @@ def _notes(done: Done) -> Iterable[str]:
         yield (
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"
+        )
+    if any(_tells_pairs_apart(core, done.findings) for core in cores):
+        yield (
+            "a mask of the model hides some tokens from some others; a group sees what its "
+            "representative sees, which is not exact where its members differ in that"
         )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -70,7 +70,9 @@ def _counts(
         sizes = [count(axis) for axis in map_type(types[0], left).axes]
         whole = [count(axis) for axis in types[0].axes]
         real = plain.shape(value)
-        found[id(value)] = tuple(r * s // w for r, s, w in zip(real, sizes, whole, strict=True))
+        found[id(value)] = tuple(
+            r * s // max(w, 1) for r, s, w in zip(real, sizes, whole, strict=True)
+        )
     return found
 
 

@@ -159,4 +159,5 @@ def _image(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = weight.dtype if weight is not None else torch.float32
     device = weight.device if weight is not None else torch.device("cpu")
-    return torch.zeros((2, *shape), dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is made in it cannot be traced for training later
+        return torch.zeros((2, *shape), dtype=dtype, device=device)

@@ -19,12 +19,15 @@ from tome_fx.graph.regions import has_regions, inline_gradient_regions
 from tome_fx.program import Program
 
 
-def from_export(model: nn.Module, example: Example) -> Program:
+def from_export(model: nn.Module, example: Example, shared: bool = False) -> Program:
     """``torch.export``, non-strict, batch dynamic wherever the model allows it.
+
+    ``shared`` says that all inputs have one batch. By themselves they may have several: CLIP takes
+    any number of texts with its images.
 
     ``nn.MultiheadAttention``'s fast path is off meanwhile: it is one op that hides the attention.
     """
-    dynamic = torch.export.Dim.AUTO
+    dynamic: Any = torch.export.Dim("batch") if shared else torch.export.Dim.AUTO
 
     def spec(value: Any) -> Any:
         batched = (

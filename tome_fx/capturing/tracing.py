@@ -105,26 +105,39 @@ def from_graph_module(
         outputs.append(out_spec)
         return leaves
 
+    graph_module = aten_module(flat_call, (weights, *fakes), mode)
+    leaves = _leaf_names(places, example.args) + _leaf_names(list(keywords), keywords.values())
+    graph = named_graph(graph_module.graph, list(weights), leaves)
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo([*places, *keywords], spec, outputs[0])))
+    accept_defaults(graph, source, {*places, *keywords})
+    return describe(graph, _used(graph, {**state, **read_by(graph_module)}), how)
+
+
+def aten_module(
+    function: Callable[..., Any], inputs: tuple[Any, ...], mode: FakeTensorMode
+) -> GraphModule:
+    """``make_fx`` of ``function`` before dispatch, with nothing that mutates but buffers.
+
+    Raises:
+        CaptureError: it cannot be traced; the text quotes the line that stops it.
+    """
+
     def trace(function: Callable[..., Any]) -> GraphModule:
         with mode, torch.fx.traceback.preserve_node_meta(), no_fast_path():
             return make_fx(
                 function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
-            )(weights, *fakes)
+            )(*inputs)
 
     try:
-        graph_module = trace(flat_call)
-        make_plain(graph_module.graph)
-        if mutates(graph_module.graph, besides="placeholder"):
+        traced = trace(function)
+        make_plain(traced.graph)
+        if mutates(traced.graph, besides="placeholder"):
             # What follows may drop or move a node by its result alone.
             functional = FunctionalTensorMode(pre_dispatch=True, export=True)
-            graph_module = trace(dispatch_functionalize(flat_call, functional))
+            traced = trace(dispatch_functionalize(function, functional))
     except Exception as error:
         raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error
-    leaves = _leaf_names(places, example.args) + _leaf_names(list(keywords), keywords.values())
-    graph = _named_graph(graph_module.graph, list(weights), leaves)
-    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo([*places, *keywords], spec, outputs[0])))
-    accept_defaults(graph, source, {*places, *keywords})
-    return describe(graph, _used(graph, {**state, **read_by(graph_module)}), how)
+    return traced
 
 
 def _bound(source: nn.Module, example: Example) -> tuple[list[str], dict[str, Any]]:
@@ -199,7 +212,7 @@ def _fake(mode: FakeTensorMode, value: Any, batch: int) -> Any:
     return mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dims))
 
 
-def _named_graph(traced: Graph, weights: list[str], inputs: list[str]) -> Graph:
+def named_graph(traced: Graph, weights: list[str], inputs: list[str]) -> Graph:
     """The traced graph with weights read as attributes and inputs called by their names."""
     graph = Graph()
     placeholders = [node for node in traced.nodes if node.op == "placeholder"]

@@ -17,6 +17,7 @@ from tome_fx.program import Core, Miss, Mlp, Site
 
 _ADD = torch.ops.aten.add.Tensor
 _SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
+_JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul")
 _LINEAR = torch.ops.aten.linear.default
 Types = Mapping[Node, tuple[TensorType, ...]]
 
@@ -67,7 +68,34 @@ def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[No
             source = _scaled(before, core.stream, types)
             if cones.depends(behind, core.node) and _is_upstream(source, core, cones):
                 return _sink(node, core.stream, types), source
+    return _other_join(graph, core, types, cones)
+
+
+def _other_join(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[Node, Node] | None:
+    """The first weighing of something behind a core with something that is not, of its tokens.
+
+    For blocks without a plain residual add: interpolation on a sphere, connections that mix several
+    copies of the stream, an attention that adds to its values.
+    """
+    for node in graph.nodes:
+        if not cones.depends(node, core.node) or not _is_join(node, core.stream, types):
+            continue
+        held = [n for n in node.all_input_nodes if _holds(n, core.stream, types)]
+        before = [n for n in held if not cones.depends(n, core.node)]
+        if before and len(held) > len(before):
+            return node, before[0]
     return None
+
+
+def _is_join(node: Node, stream: int, types: Types) -> bool:
+    """Does ``node`` weigh two values of the stream together?"""
+    named = isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _JOINS
+    held = [n for n in node.all_input_nodes if _holds(n, stream, types)] if named else []
+    return len(held) > 1 and _holds(node, stream, types)
+
+
+def _holds(node: Node, stream: int, types: Types) -> bool:
+    return bool(types.get(node)) and stream in _ids(types[node][0])
 
 
 def _scaled(node: Node, stream: int, types: Types) -> Node:
@@ -75,7 +103,7 @@ def _scaled(node: Node, stream: int, types: Types) -> Node:
     while isinstance(node.target, torch._ops.OpOverload):
         streamed = [n for n in node.all_input_nodes if types.get(n) and _ids(types[n][0])]
         plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
-        if plain and len(streamed) == 1 and _ids(types[streamed[0]][0]) == [stream]:
+        if plain and len(streamed) == 1 and stream in _ids(types[streamed[0]][0]):
             node = streamed[0]
         elif uncut(node, types) is not node:
             node = uncut(node, types)
@@ -113,7 +141,7 @@ def _is_add(node: Node, stream: int, types: Types, told_apart: bool = False) -> 
     operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
     if node.target is not _ADD or len(operands) != 2:
         return False
-    held = [bool(types.get(n)) and _ids(types[n][0]) == [stream] for n in (*operands, node)]
+    held = [_holds(n, stream, types) for n in (*operands, node)]
     return held[2] and (any if told_apart else all)(held[:2])
 
 
@@ -137,7 +165,7 @@ def _mlp(
     for node in graph.nodes:
         if not cones.order[site] < cones.order[node] < last:
             continue
-        if _is_add(node, cores[0].stream, types) and cones.depends(node, site):
+        if _is_join(node, cores[0].stream, types) and cones.depends(node, site):
             found = _linears(graph, site, node, later, cones)
             if len(found) >= 2:
                 return Mlp(tuple(found), node, common_path(found))

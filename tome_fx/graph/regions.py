@@ -29,6 +29,30 @@ def inline_gradient_regions(module: GraphModule) -> None:
     module.graph.lint()
 
 
+def flatten_gradient_regions(graph: Graph) -> None:
+    """The same for regions that are marked by calls that switch gradients off and on."""
+    switches = [node for node in graph.nodes if node.target is torch._C._set_grad_enabled]
+    if not switches:
+        return
+    inside: set[Node] = set()
+    enabled = True
+    for node in graph.nodes:
+        if node in switches:
+            enabled = bool(node.args[0])
+        elif not enabled:
+            inside.add(node)
+    for node in inside:
+        outside = [user for user in node.users if user not in inside]
+        value = node.meta.get("val")
+        if outside and isinstance(value, torch.Tensor) and value.is_floating_point():
+            with graph.inserting_after(node):
+                free = _detached(graph, node)
+            for user in outside:
+                user.replace_input_with(node, free)
+    for node in switches:
+        graph.erase_node(node)
+
+
 def _inline(module: GraphModule, node: Node) -> None:
     enabled, target, *operands = node.args
     assert isinstance(target, Node)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from tome_fx.finding.infer import (
     output_shapes,
     picked_type,
 )
-from tome_fx.finding.masks import padding_masks
 from tome_fx.graph.axes import (
     Axis,
     Stream,
@@ -33,9 +31,9 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.graph.cones import Cones, cones_of, laid_out
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
+from tome_fx.lifting.averaging import Averages, Operands
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
@@ -66,29 +64,18 @@ class Lifter:
     # What a site was before its own merge: what leaves the program there loses nothing.
     before: dict[Node, Value] = field(default_factory=dict)
     sizes: dict[Node, Axis] = field(default_factory=dict)
-    # Values at level 0 that an op computed from unmerged tokens.
-    mixed: set[Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.coercer = Coercer(self.graph)
-
-    @cached_property
-    def cones(self) -> Cones:
-        """What each captured node depends on: asked for only where values were told apart."""
-        return cones_of(self.program.graph)
-
-    @cached_property
-    def of_images(self) -> frozenset[Node]:
-        """Captured values that differ from image to image, but for masks of padding."""
-        return self.program.of_images - padding_masks(self.findings)
+        self.averages = Averages(self.program, self.findings, self.remerge)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
         picked = self._picked(node)
         if picked is not None:
             self.put(node, *picked)
-            if node.args[0] in self.mixed:
-                self.mixed.add(node)
+            if node.args[0] in self.averages.mixed:
+                self.averages.mixed.add(node)
         elif isinstance(node.target, torch._ops.OpOverload):
             self._call(bind(node))
         else:
@@ -158,12 +145,13 @@ class Lifter:
         if not all(map(is_whole, want.values())):
             self._unmerged(call.node, "an operand holds rows or columns of the tokens")
             return
-        again = [p for p in paths if paths[p] in self.mixed and not is_merged(have[p])]
-        again = [path for path in again if is_merged(want[path])]
-        if again and not self._may_average(call.node, paths, have, again):
-            self._unmerged(call.node, "it meets values that an op told apart within a group")
+        operands = Operands(paths, have, want)
+        reason = self.averages.refused(call.node, operands)
+        if reason:
+            self._unmerged(call.node, reason)
             return
-        self._note_remerges(call.node, paths, have, want)
+        for node, why in self.averages.made(operands):
+            self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         nodes = {
             path: self.coercer.coerce(self.values[node].node, have[path], want[path])
             for path, node in paths.items()
@@ -171,8 +159,10 @@ class Lifter:
         new = self._emit(call, answer, nodes)
         framed = one_image(self.program, call.node, answer.results)
         results = name_all(framed, self.findings.streams)
-        if not is_merged(results[0]) and any(node in self.mixed for node in paths.values()):
-            self.mixed.add(call.node)
+        if not is_merged(results[0]) and any(
+            node in self.averages.mixed for node in paths.values()
+        ):
+            self.averages.mixed.add(call.node)
         self.put(call.node, new, results)
 
     def _emit(self, call: Call, answer: Lifted, nodes: Mapping[str, Node]) -> Node:
@@ -194,8 +184,10 @@ class Lifter:
         """Run ``node`` as captured, on operands with all their tokens."""
         operands = node.all_input_nodes
         replaced = {operand: self.original(operand, node, reason) for operand in operands}
-        if any(n in self.mixed or any(map(is_merged, self.values[n].types)) for n in operands):
-            self.mixed.add(node)
+        if any(
+            n in self.averages.mixed or any(map(is_merged, self.values[n].types)) for n in operands
+        ):
+            self.averages.mixed.add(node)
         self.put(node, self.copy(node, replaced), self.findings.types.get(node, ()))
 
     # -- levels -----------------------------------------------------------------------------
@@ -217,44 +209,6 @@ class Lifter:
             return map_type(type_, deepen)
 
         return {path: met(type_) for path, type_ in have.items()}
-
-    def _may_average(
-        self,
-        user: Node,
-        paths: Mapping[str, Node],
-        have: Mapping[str, TensorType],
-        again: list[str],
-    ) -> bool:
-        """May values that differ within a group be averaged for ``user``?
-
-        Where they come back to what they were made of (a residual add), and on the way to a later
-        merge. Elsewhere, in the branches of a dense head say, nothing would be gained by it.
-        """
-        if self.remerge == "never":
-            return False
-        if any(self.cones.depends(site.node, user) for site in self.findings.sites):
-            return True
-        merged = [laid_out(paths[path]) for path in paths if is_merged(have[path])]
-        return all(
-            any(self.cones.depends(paths[path], source) for source in merged) for path in again
-        )
-
-    def _note_remerges(
-        self,
-        user: Node,
-        paths: Mapping[str, Node],
-        have: Mapping[str, TensorType],
-        want: Mapping[str, TensorType],
-    ) -> None:
-        for path, node in paths.items():
-            if is_merged(have[path]) or not is_merged(want[path]):
-                continue
-            if node in self.mixed:
-                reason = "values that an op told apart within a group are averaged again"
-                self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
-            elif node in self.of_images and not any(streams(have[path])):
-                reason = "values that an image has for each position are averaged in each group"
-                self.coerced.append(Coerced("merge", user, reason, self._bytes(node)))
 
     def _bytes(self, node: Node) -> int:
         """Size of a captured value, per image."""

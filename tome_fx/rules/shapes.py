@@ -17,6 +17,7 @@ from tome_fx.graph.axes import (
     is_merged,
 )
 from tome_fx.graph.calls import Call
+from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 from tome_fx.rules.layout import sized
 
@@ -86,6 +87,19 @@ def pad(context: Context) -> Lifted | Refusal:
     return one(TensorType(tuple(axes)), operands={"self": type_})
 
 
+def _stays(call: Call, type_: TensorType, shape: Sequence[int]) -> bool:
+    """Does each place become one by itself and its neighbours, so that it is the same place?
+
+    Of an image's own pixels a convolution makes new places, as patches are.
+    """
+    strides = call.get("stride")
+    steps = strides if isinstance(strides, (list, tuple)) else [strides]
+    sides = type_.axes[2:]
+    same = [extent(axis) for axis in sides] == list(shape[2:])
+    known = all(axis_kind(axis) == "conv" for axis in sides if extent(axis) > 1)
+    return same and known and bool(steps) and all(step == 1 for step in steps)
+
+
 def grid(context: Context) -> Lifted | Refusal:
     """Convolutions, pooling, padding, resizing: images stay apart, the grid is new."""
     type_ = next(iter(context.types.values()))
@@ -103,6 +117,8 @@ def grid(context: Context) -> Lifted | Refusal:
         kind = "conv" if place > 1 else "channel" if conv else "unknown"
         if not conv and place == 1 and size == extent(type_.axes[1]):
             axes.append(type_.axes[1])
+        elif place > 1 and _stays(context.call, type_, context.shape):
+            axes.append(as_intensive(type_).axes[place])
         else:
             axes.append((Atom(size, Origin(kind, name, (place,))),) if size != 1 else ())
     return Lifted(tuple(TensorType(tuple(axes)) for _ in context.shapes[:1]))

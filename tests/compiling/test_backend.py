@@ -1,0 +1,310 @@
+"""``torch.compile(model, backend="tome_fx")``: the same numbers as transform, on whole graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+
+import tome_fx
+import tome_fx.compiling.backend as compiling
+from tests.rules.common import TINY
+from tests.tiny import images, same, seeded, tiny
+
+pytestmark = TINY
+R = 2
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    compiling._TOLD.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def backend(r: Any = R, inner: str = "aot_eager", **options: Any) -> tome_fx.Backend:
+    return tome_fx.backend(r, inner_backend=inner, min_ratio=0, **options)
+
+
+def expected(model: nn.Module, r: Any = R) -> Any:
+    return tome_fx.transform(model, r, min_ratio=0)
+
+
+def listening(model: Any, x: Tensor) -> tuple[Any, str]:
+    """The result, and what was warned about."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = model(x)
+    return result, "\n".join(str(w.message) for w in told if w.category is tome_fx.ToMeWarning)
+
+
+@torch.no_grad()
+def test_by_name_with_options() -> None:
+    model, x = tiny(), images()
+    options = {"r": R, "inner_backend": "aot_eager", "min_ratio": 0}
+    compiled = torch.compile(model, backend="tome_fx", options=options, fullgraph=True)
+    assert torch.equal(compiled(x), expected(model)(x))
+    assert not torch.equal(compiled(x), model(x))
+    assert "tome_fx" in torch._dynamo.list_backends()
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_inductor_is_the_inner_backend() -> None:
+    model, x = tiny(), images()
+    compiled = torch.compile(model, backend=tome_fx.backend(R, min_ratio=0))
+    torch.testing.assert_close(compiled(x), expected(model)(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("view", [True, False])
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_one_graph_for_all_batches(dynamic: bool | None, view: bool) -> None:
+    model, fast, chosen = tiny(), expected(tiny()), backend()
+    compiled = torch.compile(model, backend=chosen, dynamic=dynamic, fullgraph=True)
+    for batch in (4, 2, 3, 5):
+        x = images(8)[:batch] if view else images(batch)
+        assert torch.equal(compiled(x), fast(x))
+    # Without a word Dynamo compiles for one size first, and for all at the second one.
+    assert len(chosen.reports) <= 2
+
+
+@torch.no_grad()
+def test_numbers_that_dynamo_passes_as_tensors_are_folded() -> None:
+    """With ``dynamic=True`` Dynamo makes every float of the model a tensor."""
+    model, x, chosen = tiny(proj_drop_rate=0.25).eval(), images(), backend()
+    compiled = torch.compile(model, backend=chosen, dynamic=True, fullgraph=True)
+    assert torch.equal(compiled(x), expected(model)(x))
+    model.blocks[0].norm1.eps = 0.5  # type: ignore[union-attr]
+    result, told = listening(compiled, x)
+    assert not told
+    assert torch.equal(result, expected(model)(x))
+
+
+def test_training_reads_dropout_from_the_graph() -> None:
+    model = tiny(proj_drop_rate=0.25, drop_path_rate=0.5).train()
+    fast, x = expected(model), images()
+    assert fast.training
+    compiled = torch.compile(model, backend=backend(inner="eager"), fullgraph=True)
+    ours, theirs = seeded(compiled, x), seeded(fast, x)
+    assert torch.equal(ours, theirs)
+    ours.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    assert torch.equal(compiled(x), expected(model)(x))
+
+
+def test_gradients_are_those_of_transform() -> None:
+    model, x = tiny().double(), images().double()
+    compiled = torch.compile(model, backend=backend(), fullgraph=True)
+    found = torch.autograd.grad(compiled(x).square().sum(), list(model.parameters()))
+    wanted = torch.autograd.grad(expected(model)(x).square().sum(), list(model.parameters()))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+class Cast(nn.Module):
+    """A region of autocast, or one without it, in a model."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.body, self.enabled = tiny(), enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            return self.body(x) * 2  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("around", [True, False])
+@pytest.mark.parametrize("inside", [True, False, None])
+def test_autocast(inside: bool | None, around: bool) -> None:
+    model, x, chosen = tiny() if inside is None else Cast(inside), images(), backend()
+    compiled = torch.compile(model, backend=chosen, fullgraph=True)
+    exact = tome_fx.transform(model, R, example_inputs=x, min_ratio=0)(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around):
+        ours, plain = compiled(x), model(x)
+    assert ours.dtype == plain.dtype
+    torch.testing.assert_close(ours.float(), exact.float(), rtol=0.1, atol=0.1)
+    assert chosen.reports[0].schedule == (R, R)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_under_no_grad_and_inference_mode(mode: Any) -> None:
+    model, x = tiny(), images()
+    compiled = torch.compile(model, backend=backend(), fullgraph=True)
+    with mode():
+        assert torch.equal(compiled(x), expected(model)(x))
+    assert compiled(x).requires_grad
+
+
+# -- parts of a model ------------------------------------------------------------------------
+
+
+class Broken(nn.Module):
+    """A graph break between two blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny(depth=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body: Any = self.body
+        x = body._pos_embed(body.patch_embed(x))
+        x = body.blocks[1](body.blocks[0](x))
+        torch._dynamo.graph_break()
+        x = body.blocks[3](body.blocks[2](x))
+        return body.forward_head(body.norm(x))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_graph_break_leaks_no_shape() -> None:
+    model, x, chosen = Broken(), images(), backend()
+    compiled = torch.compile(model, backend=chosen)
+    result, told = listening(compiled, x)
+    assert "tokens come from outside" in told
+    assert [report.schedule for report in chosen.reports] == [(R, R)]
+    # The first graph merges and gives all tokens back; the second one runs as it is.
+    assert chosen.reports[0].unmerges[-1].op == "output"
+    assert result.shape == model(x).shape
+    assert not torch.equal(result, model(x))
+
+
+@torch.no_grad()
+def test_a_block_by_itself_is_left_as_it_is() -> None:
+    model, x, chosen = tiny(), images(), backend()
+    plain = model(x)
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.compile(backend=chosen)
+    result, told = listening(model, x)
+    assert torch.equal(result, plain)
+    assert told.count("protect=(front, back)") == 1
+    assert not chosen.reports
+
+
+@torch.no_grad()
+def test_protect_says_that_the_tokens_are_known() -> None:
+    model, x, chosen = tiny(), images(), backend(protect=1)
+    plain = model(x)
+    for block in model.blocks:  # type: ignore[union-attr]
+        block.compile(backend=chosen)
+    assert model(x).shape == plain.shape
+    assert chosen.reports
+    assert all(report.schedule == (R,) for report in chosen.reports)
+    assert all(report.protected[0].count == 1 for report in chosen.reports)
+
+
+@torch.no_grad()
+def test_a_graph_without_attention_is_left_as_it_is_and_said_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    compiled = torch.compile(model, backend=backend())
+    result, first = listening(compiled, images())
+    assert torch.equal(result, model(images()))
+    _, second = listening(compiled, images(3))
+    assert (first + second).count("No self-attention") == 1
+
+
+@torch.no_grad()
+def test_what_does_not_pay_is_left_out() -> None:
+    from tome_fx import pipeline
+
+    model, x = tiny(), images()
+    chosen = tome_fx.backend(R, inner_backend="eager", min_ratio=50.0)
+    compiled = torch.compile(model, backend=chosen)
+    if getattr(pipeline.is_worth_it, "__module__", "") == pipeline.__name__:
+        with pytest.warns(tome_fx.ToMeWarning, match="not applied"):
+            assert same(compiled(x), model(x))
+
+
+# -- the object ------------------------------------------------------------------------------
+
+
+def test_equal_settings_are_equal_backends() -> None:
+    first, second = tome_fx.backend([2, 1], mode="default"), tome_fx.backend([2, 1], mode="default")
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != tome_fx.backend([1, 2], mode="default")
+    assert first != tome_fx.backend([2, 1])
+    assert len({first, second}) == 1
+
+
+@torch.no_grad()
+def test_an_equal_backend_does_not_recompile() -> None:
+    model, x = tiny(), images()
+    first, second = backend(), backend()
+    torch.compile(model, backend=first)(x)
+    torch.compile(model, backend=second)(x)
+    assert len(first.reports) + len(second.reports) == 1
+    torch.compile(model, backend=backend(1))(x)
+    assert len(first.reports) + len(second.reports) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"rr": 3}, "Did you mean r"),
+        ({"r": -1}, "r=-1"),
+        ({"inner_backend": "inductr"}, "inner_backend='inductr'"),
+        ({"inner_backend": "tome_fx"}, "inner_backend='tome_fx'"),
+        ({"capture": "export"}, "not an option"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(tome_fx.ConfigError, match=text):
+        tome_fx.backend(**options)
+    compiled = torch.compile(tiny(), backend="tome_fx", options=options)
+    with pytest.raises(Exception, match=text):
+        compiled(images())
+
+
+@torch.no_grad()
+def test_a_mode_reaches_the_inner_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Wrapper:
+        def __init__(self, *args: Any) -> None:
+            seen.append(args)
+
+        def __call__(self, module: Any, inputs: Any) -> Any:
+            return module
+
+    monkeypatch.setattr(torch, "_TorchCompileInductorWrapper", Wrapper)
+    model, x = tiny(), images()
+    compiled = torch.compile(model, backend="tome_fx", mode="max-autotune")
+    compiled(x)
+    assert seen[-1][0] == "max-autotune"
+    options = {"mode": "reduce-overhead", "inner_options": {"epilogue_fusion": True}}
+    torch.compile(tiny(), backend="tome_fx", options=options)(x)
+    assert seen[-1][:2] == ("reduce-overhead", {"epilogue_fusion": True})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch14_reg4_dinov2",
+        "beit_base_patch16_224",
+    ],
+)
+def test_models_as_transform_has_them(name: str) -> None:
+    size = 56 if "14" in name else 64
+    options = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": size, "num_classes": 5}
+    model = timm.create_model(name, **options).eval()
+    from tests.architectures import randomise
+
+    randomise(model, 0)
+    x = images(3, size)
+    fast = tome_fx.transform(model, R, example_inputs=x, min_ratio=0)
+    for dynamic in (True, False):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend=backend(), dynamic=dynamic, fullgraph=True)
+        torch.testing.assert_close(compiled(x), fast(x), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,1 @@
+"""tome_fx as a backend of ``torch.compile``: Dynamo's graph through the same passes."""

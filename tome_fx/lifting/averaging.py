@@ -1,0 +1,95 @@
+"""Values that differ within a group and meet merged tokens: may they be averaged?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch.fx import Node
+
+from tome_fx.finding.masks import padding_masks
+from tome_fx.graph.axes import TensorType, is_merged, streams
+from tome_fx.graph.cones import Cones, cones_of, laid_out
+from tome_fx.options import Remerge
+from tome_fx.program import Findings, Program
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The operands of a call by path: captured nodes, and the types that they have and need."""
+
+    nodes: Mapping[str, Node]
+    have: Mapping[str, TensorType]
+    want: Mapping[str, TensorType]
+
+    def brought_down(self) -> list[str]:
+        """The paths of unmerged values that are needed merged."""
+        return [p for p in self.nodes if not is_merged(self.have[p]) and is_merged(self.want[p])]
+
+
+@dataclass
+class Averages:
+    """What decides about averages in one lift.
+
+    ``mixed`` are captured values that an op computed from unmerged tokens, and which tell the
+    members of a group apart.
+    """
+
+    program: Program
+    findings: Findings
+    remerge: Remerge
+    mixed: set[Node] = field(default_factory=set)
+
+    @cached_property
+    def cones(self) -> Cones:
+        """What each captured node depends on: asked for only where values were told apart."""
+        return cones_of(self.program.graph)
+
+    @cached_property
+    def of_images(self) -> frozenset[Node]:
+        """Captured values that differ from image to image, but for masks of padding."""
+        return self.program.of_images - padding_masks(self.findings)
+
+    def refused(self, user: Node, operands: Operands) -> str:
+        """Why ``user`` needs all tokens instead; "" if averages will do or none are needed.
+
+        They will where values come back to what they were made of (a residual add), and on the way
+        to a later merge. Elsewhere, in the branches of a dense head or in a loss, nothing would be
+        gained by them.
+        """
+        down = operands.brought_down()
+        if not down or self._leads_on(user):
+            return ""
+        again = [path for path in down if operands.nodes[path] in self.mixed]
+        merged = [
+            laid_out(n) for path, n in operands.nodes.items() if is_merged(operands.have[path])
+        ]
+        back = self.remerge == "mean" and all(
+            any(self.cones.depends(operands.nodes[path], source) for source in merged)
+            for path in again
+        )
+        if again and not back:
+            return "it meets values that an op told apart within a group"
+        if any(self._is_foreign(operands.nodes[path], operands.have[path]) for path in down):
+            return "it meets values that an image has for each position"
+        return ""
+
+    def made(self, operands: Operands) -> Iterator[tuple[Node, str]]:
+        """The operands that are averaged, and why they differ within a group."""
+        for path in operands.brought_down():
+            node = operands.nodes[path]
+            if node in self.mixed:
+                yield node, "values that an op told apart within a group are averaged again"
+            elif self._is_foreign(node, operands.have[path]):
+                yield node, "values that an image has for each position are averaged in each group"
+
+    def _leads_on(self, user: Node) -> bool:
+        """Is ``user`` on the way to a later merge, where averages are allowed at all?"""
+        if self.remerge == "never":
+            return False
+        return any(self.cones.depends(site.node, user) for site in self.findings.sites)
+
+    def _is_foreign(self, node: Node, have: TensorType) -> bool:
+        """Does an image have ``node`` for each position, without its being made of the tokens?"""
+        return node in self.of_images and node not in self.mixed and not any(streams(have))
