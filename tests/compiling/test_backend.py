@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,36 +11,11 @@ import torch._dynamo
 from torch import Tensor, nn
 
 import tome_fx
-import tome_fx.compiling.backend as compiling
+from tests.compiling.common import R, backend, expected, listening
 from tests.rules.common import TINY
 from tests.tiny import images, same, seeded, tiny
 
 pytestmark = TINY
-R = 2
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiling._TOLD.clear()
-    yield
-    torch._dynamo.reset()
-
-
-def backend(r: Any = R, inner: str = "aot_eager", **options: Any) -> tome_fx.Backend:
-    return tome_fx.backend(r, inner_backend=inner, min_ratio=0, **options)
-
-
-def expected(model: nn.Module, r: Any = R) -> Any:
-    return tome_fx.transform(model, r, min_ratio=0)
-
-
-def listening(model: Any, x: Tensor) -> tuple[Any, str]:
-    """The result, and what was warned about."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        result = model(x)
-    return result, "\n".join(str(w.message) for w in told if w.category is tome_fx.ToMeWarning)
 
 
 @torch.no_grad()
@@ -143,72 +116,6 @@ def test_under_no_grad_and_inference_mode(mode: Any) -> None:
     with mode():
         assert torch.equal(compiled(x), expected(model)(x))
     assert compiled(x).requires_grad
-
-
-# -- parts of a model ------------------------------------------------------------------------
-
-
-class Broken(nn.Module):
-    """A graph break between two blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = tiny(depth=4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        body: Any = self.body
-        x = body._pos_embed(body.patch_embed(x))
-        x = body.blocks[1](body.blocks[0](x))
-        torch._dynamo.graph_break()
-        x = body.blocks[3](body.blocks[2](x))
-        return body.forward_head(body.norm(x))  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def test_a_graph_break_leaks_no_shape() -> None:
-    model, x, chosen = Broken(), images(), backend()
-    compiled = torch.compile(model, backend=chosen)
-    result, told = listening(compiled, x)
-    assert "tokens come from outside" in told
-    assert [report.schedule for report in chosen.reports] == [(R, R)]
-    # The first graph merges and gives all tokens back; the second one runs as it is.
-    assert chosen.reports[0].unmerges[-1].op == "output"
-    assert result.shape == model(x).shape
-    assert not torch.equal(result, model(x))
-
-
-@torch.no_grad()
-def test_a_block_by_itself_is_left_as_it_is() -> None:
-    model, x, chosen = tiny(), images(), backend()
-    plain = model(x)
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.compile(backend=chosen)
-    result, told = listening(model, x)
-    assert torch.equal(result, plain)
-    assert told.count("protect=(front, back)") == 1
-    assert not chosen.reports
-
-
-@torch.no_grad()
-def test_protect_says_that_the_tokens_are_known() -> None:
-    model, x, chosen = tiny(), images(), backend(protect=1)
-    plain = model(x)
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.compile(backend=chosen)
-    assert model(x).shape == plain.shape
-    assert chosen.reports
-    assert all(report.schedule == (R,) for report in chosen.reports)
-    assert all(report.protected[0].count == 1 for report in chosen.reports)
-
-
-@torch.no_grad()
-def test_a_graph_without_attention_is_left_as_it_is_and_said_once() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
-    compiled = torch.compile(model, backend=backend())
-    result, first = listening(compiled, images())
-    assert torch.equal(result, model(images()))
-    _, second = listening(compiled, images(3))
-    assert (first + second).count("No self-attention") == 1
 
 
 @torch.no_grad()

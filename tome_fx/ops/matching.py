@@ -44,7 +44,7 @@ def similarity(metric: Tensor, parity: int = 0) -> Tensor:
 def _products(left: Tensor, right: Tensor) -> Tensor:
     """Rows of ``left`` by rows of ``right``, under autocast too in no fewer bits than they have."""
     kind = left.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return left @ right.transpose(1, 2)
     with torch.autocast(kind, enabled=False):
         return left @ right.transpose(1, 2)
