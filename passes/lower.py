@@ -16,11 +16,16 @@ from torch.fx import Graph, Node
 
 from tome_fx import ops
 
+# What places rows, by scatter or without.
+_PLACING = (ops.match, ops.merge, ops.merge_sum, ops.merged_size, ops.assignment, ops.padding_last)
 
-def lower(graph: Graph) -> Graph:
-    """Edit ``graph`` in place and return it."""
+
+def lower(graph: Graph, scatter: bool = True) -> Graph:
+    """Edit ``graph`` in place and return it; without ``scatter`` rows are placed by products."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
+        if not scatter and node.target in _PLACING:
+            node.kwargs = {**node.kwargs, "onehot": True}
         if node.target is torch.ops.aten.sym_size.int:
             node.target = ops.size_of  # the op has no batching rule, so no vmap
         if node.op != "call_function" or not _is_op(node):

@@ -14,6 +14,8 @@ from tome_fx.errors import ToMeError as ToMeError
 from tome_fx.errors import ToMeWarning as ToMeWarning
 from tome_fx.errors import VerificationError as VerificationError
 from tome_fx.module import ToMeModule as ToMeModule
+from tome_fx.recipe import apply_recipe as apply_recipe
+from tome_fx.recipe import save_recipe as save_recipe
 from tome_fx.report import Report as Report
 
 __version__ = "0.1.0"

@@ -46,6 +46,7 @@ def transform(
     protect: int | tuple[int, int] | None = None,
     remerge: Remerge = "mean",
     min_ratio: float = 1.02,
+    scatter: bool = True,
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
     **unknown: Any,
 ) -> ToMeModule:
@@ -77,6 +78,8 @@ def transform(
             the next merge, which is exact and slower.
         min_ratio: merging that saves less than this FLOP ratio is not applied, with a warning; 0
             always applies it.
+        scatter: False places merged tokens by gathers and one-hot products instead, for runtimes
+            whose scatter is missing or wrong: equal up to rounding, and slower.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
 
     Returns:
@@ -102,6 +105,7 @@ def transform(
             rule_table(rules),
             remerge,
             min_ratio,
+            scatter,
         )
     )
     model = _unwrapped(model)

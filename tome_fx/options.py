@@ -17,9 +17,9 @@ from tome_fx.schedule import Rounding, asked
 
 Remerge: TypeAlias = Literal["mean", "never"]
 OPTIONS = ("r", "example_inputs", "example_kwargs", "prop_attn", "capture", "rounding", "strict",
-           "protect", "rules", "remerge", "min_ratio")  # fmt: skip
+           "protect", "rules", "remerge", "min_ratio", "scatter")  # fmt: skip
 BACKEND_OPTIONS = ("r", "prop_attn", "rounding", "strict", "protect", "rules", "remerge",
-                   "min_ratio", "inner_backend", "mode", "inner_options")  # fmt: skip
+                   "min_ratio", "scatter", "inner_backend", "mode", "inner_options")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Settings:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     remerge: Remerge = "mean"
     min_ratio: float = 1.02
+    scatter: bool = True
 
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
@@ -49,7 +50,7 @@ def checked(settings: Settings) -> Settings:
         ConfigError: field, value and the allowed range.
     """
     check_r(settings.r, settings.rounding)
-    for name in ("prop_attn", "strict"):
+    for name in ("prop_attn", "strict", "scatter"):
         if not isinstance(getattr(settings, name), bool):
             raise ConfigError(f"{name}={getattr(settings, name)!r} is not True or False.")
     if settings.capture not in ("auto", "export", "symbolic_trace"):

@@ -126,7 +126,7 @@ def _rewritten(target: GraphModule, located: Located, settings: Settings, name: 
     program, findings = located.program, located.findings
     schedule = plan(findings, settings.r, settings.rounding, settings.strict)
     lifted = _lifted(located, settings, schedule)
-    graph = lower(lifted.graph)
+    graph = lower(lifted.graph, settings.scatter)
     graph.set_codegen(program.graph._codegen)
     target.graph = graph
     sizes = verify(target, program)
@@ -152,7 +152,7 @@ def maps_graph(located: Located, settings: Settings) -> Graph:
     program, findings = located.program, located.findings
     schedule = plan(findings, settings.r, settings.rounding, settings.strict)
     lifted = _lifted(located, settings, schedule, maps_only=True)
-    return _inputs_only(lower(lifted.graph), program.graph)
+    return _inputs_only(lower(lifted.graph, settings.scatter), program.graph)
 
 
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:

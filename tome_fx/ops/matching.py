@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import wide
 
@@ -77,7 +78,9 @@ def keep_apart(
     return torch.where(left & right, scores, padding)
 
 
-def padding_last(plan: MergePlan, visible: Tensor, front: int = 0, back: int = 0) -> MergePlan:
+def padding_last(
+    plan: MergePlan, visible: Tensor, front: int = 0, back: int = 0, onehot: bool = False
+) -> MergePlan:
     """The same groups with those of padding behind the others, which keep their order.
 
     So the tokens of an image stand, and fall into A and B, as they do without any padding.
@@ -86,11 +89,11 @@ def padding_last(plan: MergePlan, visible: Tensor, front: int = 0, back: int = 0
     hidden = 1 - shows
     first, last = shows.cumsum(1) - 1, hidden.cumsum(1) - 1
     place = torch.where(shows.bool(), first, shows.sum(1, keepdim=True) + last)
-    keep = torch.zeros_like(plan.keep).scatter(1, place, plan.keep)
+    keep = permuted(place, plan.keep, onehot)
     return MergePlan(keep, plan.src, place.gather(1, plan.dst))
 
 
-def match(scores: Tensor, r: int, parity: int = 0) -> MergePlan:
+def match(scores: Tensor, r: int, parity: int = 0, onehot: bool = False) -> MergePlan:
     """Bipartite soft matching (section 3.2) of a stream from its A to B similarities.
 
     Each A token points to its most similar B token; the ``r`` most similar pairs merge. Ties go to
@@ -99,6 +102,7 @@ def match(scores: Tensor, r: int, parity: int = 0) -> MergePlan:
     Args:
         scores: ``[B, |A|, |B|]``.
         r: how many tokens to remove, ``0 <= r <= |A|``, and 0 if there is no B.
+        onehot: without scatter, see ``ops.placing``.
     """
     batch, a, b = scores.shape
     if b == 0:
@@ -116,7 +120,7 @@ def match(scores: Tensor, r: int, parity: int = 0) -> MergePlan:
     before = merged.long().cumsum(-1) - merged.long()
     # A permutation of A: survivors in their order, then the merged ones in theirs.
     place = torch.where(merged, a - r + before, index - before)
-    order = torch.zeros_like(place).scatter(1, place, index.expand(batch, a))
+    order = permuted(place, index.expand(batch, a), onehot)
     source = order[:, a - r :]
     rest = torch.arange(b, device=scores.device).expand(batch, b)
     keep = torch.cat([2 * order[:, : a - r] + parity, 2 * rest + 1 - parity], dim=1)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import rows_of, tail, whole, wide
 
@@ -19,6 +20,7 @@ def merge(
     dim: int = 1,
     front: int = 0,
     back: int = 0,
+    onehot: bool = False,
 ) -> Tensor:
     """Replace each group by its size-weighted mean (section 3.1).
 
@@ -28,6 +30,7 @@ def merge(
         plan: of the stream on that axis.
         size: ``[B, n]`` group sizes before, or None for all ones.
         new_size: ``[B, n - r]`` group sizes after.
+        onehot: without scatter, see ``ops.placing``.
 
     Returns:
         ``[B, ..., N - r, ...]`` in the dtype of ``x``.
@@ -40,36 +43,43 @@ def merge(
         joined = joined * size.gather(1, plan.src)
     kept = inverse if size is None else inverse * size.gather(1, plan.keep)
     # Weights of at most 1 before the sum: x * size could leave the range of fp16.
-    return _combine(x, plan, kept, joined, dim, front, back)
+    return _combine(x, plan, (kept, joined), dim, front, back, onehot)
 
 
-def merge_sum(x: Tensor, plan: MergePlan, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:
+def merge_sum(
+    x: Tensor,
+    plan: MergePlan,
+    dim: int = 1,
+    front: int = 0,
+    back: int = 0,
+    onehot: bool = False,
+) -> Tensor:
     """Replace each group by its sum: the merge of a value that holds group totals."""
-    return _combine(x, plan, None, None, dim, front, back)
+    return _combine(x, plan, None, dim, front, back, onehot)
 
 
 def _combine(
     x: Tensor,
     plan: MergePlan,
-    kept: Tensor | None,
-    joined: Tensor | None,
+    weights: tuple[Tensor, Tensor] | None,
     dim: int,
     front: int,
     back: int,
+    onehot: bool,
 ) -> Tensor:
     tokens = x.movedim(dim, 1)
     slots = whole(plan.keep, front, back, tokens.shape[1])
     base = rows_of(tokens, slots)
-    added = rows_of(tokens, plan.src + front)
+    rows = rows_of(tokens, plan.src + front)
     dtype = wide(x.dtype)
-    base, added = base.to(dtype), added.to(dtype)
-    if kept is not None and joined is not None:
+    base, rows = base.to(dtype), rows.to(dtype)
+    if weights is not None:
+        kept, joined = weights
         ends = kept.new_ones(kept.shape[0], 1)
         weight = torch.cat([ends.expand(-1, front), kept, ends.expand(-1, back)], dim=1)
         base = base * tail(weight, base)
-        added = added * tail(joined, added)
-    target = tail(plan.dst + front, added).expand(added.shape)
-    return base.scatter_add(1, target, added).to(x.dtype).movedim(1, dim)
+        rows = rows * tail(joined, rows)
+    return added(base, plan.dst + front, rows, onehot).to(x.dtype).movedim(1, dim)
 
 
 def unmerge(x: Tensor, assignment: Tensor, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:

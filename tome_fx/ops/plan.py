@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tome_fx.ops.placing import permuted
+
 
 class MergePlan(NamedTuple):
     """Which tokens of a stream merge, as index maps.
@@ -27,12 +29,12 @@ def kept(plan: MergePlan) -> Tensor:
     return plan.keep
 
 
-def assignment(plan: MergePlan) -> Tensor:
+def assignment(plan: MergePlan, onehot: bool = False) -> Tensor:
     """The output slot of each token of the stream before the merge, ``[B, n]`` int64."""
     batch, left = plan.keep.shape
     slots = torch.arange(left, device=plan.keep.device).expand(batch, left)
     order = torch.cat([plan.keep, plan.src], dim=1)
-    return torch.zeros_like(order).scatter(1, order, torch.cat([slots, plan.dst], dim=1))
+    return permuted(order, torch.cat([slots, plan.dst], dim=1), onehot)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import wide
 
 
-def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor) -> Tensor:
+def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool = False) -> Tensor:
     """Group sizes after a merge, ``[B, n - r]``; ``size`` None means that all were 1.
 
     In float32, or in the dtype of ``like`` where that is wider: sizes above 256 are not whole
@@ -20,7 +21,7 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor) -> Tensor:
         kept, joined = ones.expand(plan.keep.shape), ones.expand(plan.src.shape)
     else:
         kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
-    return kept.scatter_add(1, plan.dst, joined)
+    return added(kept, plan.dst, joined, onehot)
 
 
 def along(

@@ -1,0 +1,96 @@
+"""A transform saved as JSON and made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tome_fx
+from tests.rules.common import TINY
+from tests.tiny import images, tiny
+
+pytestmark = TINY
+
+
+@pytest.mark.parametrize("r", [2, 0, (2, -1.0), [3, 1], 0.25])
+def test_a_recipe_makes_the_same_module(tmp_path: Path, r: Any) -> None:
+    model, x = tiny(), images()
+    options: dict[str, Any] = {"prop_attn": False, "rounding": "exact", "scatter": False}
+    fast = tome_fx.transform(model, r, **options)
+    path = tome_fx.save_recipe(fast, tmp_path / "fast.json")
+    again = tome_fx.apply_recipe(model, path)
+    assert again.settings == fast.settings
+    assert type(again.r) is type(r)
+    assert torch.equal(again(x), fast(x))
+
+
+def test_weights_travel_as_safetensors(tmp_path: Path) -> None:
+    model, other, x = tiny(), tiny(), images()
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(0.5)
+    kept = {name: value.clone() for name, value in other.state_dict().items()}
+    fast = tome_fx.transform(model, 2)
+    path = tome_fx.save_recipe(fast, tmp_path / "fast.json", weights=True)
+    assert (tmp_path / "fast.safetensors").is_file()
+    again = tome_fx.apply_recipe(other, path)
+    assert torch.equal(again(x), fast(x))
+    assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())
+
+
+def test_inputs_are_those_of_the_recipe(tmp_path: Path) -> None:
+    """A model that does not say its size is captured with the size in the file."""
+    model = torch.nn.Sequential(tiny(img_size=64))
+    model[0].pretrained_cfg = {}  # type: ignore[assignment]
+    fast = tome_fx.transform(model, 2, example_inputs=images(size=64))
+    path = tome_fx.save_recipe(fast, tmp_path / "fast.json")
+    assert json.loads(path.read_text())["inputs"] == [{"shape": [3, 64, 64], "dtype": "float32"}]
+    assert tome_fx.apply_recipe(model, path).schedule == (2, 2)
+
+
+def test_another_model_is_named(tmp_path: Path) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json")
+    with pytest.raises(tome_fx.InputError, match=r"merges \[2, 2\].*would merge \[2, 2, 2\]"):
+        tome_fx.apply_recipe(tiny(depth=3), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format": "other"}, "is no recipe"),
+        ({"version": 2}, "version 2"),
+        ({"settings": {"prop_atn": True}}, "Did you mean prop_attn"),
+        ({"setings": {}}, "Did you mean settings"),
+        ({"r": {"constant": -3}}, "r=-3"),
+        ({"r": 16}, "not one of constant"),
+        ({"settings": {"remerge": "now"}}, "remerge='now'"),
+        ({"inputs": [{"shape": [3, 48, 48], "dtype": "float31"}]}, "float31"),
+        ({"weights": "../elsewhere.safetensors"}, "beside it"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, change: dict[str, Any], text: str) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(tome_fx.ConfigError, match=text):
+        tome_fx.apply_recipe(tiny(), path)
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(tome_fx.ConfigError, match="cannot be read"):
+        tome_fx.apply_recipe(tiny(), tmp_path / "absent.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(tome_fx.ConfigError, match="is not JSON"):
+        tome_fx.apply_recipe(tiny(), tmp_path / "bad.json")
+    with pytest.raises(TypeError, match="result of transform"):
+        tome_fx.save_recipe(tiny(), tmp_path / "x.json")  # type: ignore[arg-type]
+
+
+def test_rules_are_code_and_not_saved(tmp_path: Path) -> None:
+    rule: Any = print
+    fast = tome_fx.transform(tiny(), 2, rules=[("mine.op", rule)])
+    with pytest.raises(tome_fx.ConfigError, match="Rules are code"):
+        tome_fx.save_recipe(fast, tmp_path / "x.json")

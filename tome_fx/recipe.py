@@ -1,0 +1,216 @@
+"""A transform as a file: settings in JSON, weights in safetensors, no code."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tome_fx.api import transform
+from tome_fx.errors import ConfigError, InputError
+from tome_fx.module import ToMeModule
+from tome_fx.rules.base import Rule
+
+FORMAT, VERSION = "tome_fx recipe", 1
+_SETTINGS = ("prop_attn", "capture", "rounding", "strict", "protect", "remerge", "min_ratio",
+             "scatter")  # fmt: skip
+_KEYS = ("format", "version", "tome_fx", "model", "r", "settings", "schedule", "inputs", "weights")
+
+
+def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) -> Path:
+    """Write how ``module`` was made, as JSON.
+
+    Args:
+        module: the result of a transform.
+        path: the file to write, ``something.json``.
+        weights: write its parameters and buffers too, as ``something.safetensors`` beside it
+            (needs the package safetensors).
+
+    Returns:
+        The path of the recipe.
+
+    Raises:
+        TypeError: ``module`` is no result of a transform.
+        ConfigError: it was made with rules of the user, which are code.
+    """
+    if not isinstance(module, ToMeModule):
+        raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
+    if module.settings.rules:
+        raise ConfigError(
+            f"This transform uses rules for {', '.join(module.settings.rules)}. Rules are code and "
+            "are not saved: give them to apply_recipe, and transform without them to save."
+        )
+    from tome_fx import __version__
+
+    path = Path(path)
+    recipe: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tome_fx": __version__,
+        "model": module.report.model,
+        "r": _written(module.r),
+        "settings": {name: getattr(module.settings, name) for name in _SETTINGS},
+        "schedule": list(module.schedule),
+        "inputs": _shapes(module),
+        "weights": path.with_suffix(".safetensors").name if weights else None,
+    }
+    if weights:
+        _safetensors().save_model(module, str(path.with_suffix(".safetensors")))
+    path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def apply_recipe(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
+) -> ToMeModule:
+    """Transform ``model`` as a recipe says.
+
+    Weights that the recipe names are loaded into the result, by name and strictly; ``model`` keeps
+    its own.
+
+    Args:
+        model: the model that the recipe was made for, or one like it.
+        path: a file of :func:`save_recipe`.
+        example_inputs, example_kwargs: as for :func:`tome_fx.transform`; by default zeros of the
+            shapes in the recipe.
+        rules: rules that the recipe cannot hold.
+
+    Raises:
+        ConfigError: the file is no recipe, of a later version, or holds what is no setting.
+        InputError: the result merges differently than the recipe says: this is another model.
+    """
+    path = Path(path)
+    recipe = _read(path)
+    if example_inputs is None and not example_kwargs:
+        example_inputs = _zeros(recipe["inputs"], model)
+    if recipe["weights"]:
+        model = _own(model)
+    result = transform(
+        model,
+        _parsed(recipe["r"], path),
+        example_inputs=example_inputs,
+        example_kwargs=example_kwargs,
+        rules=rules,
+        **{**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))},
+    )
+    if list(result.schedule) != recipe["schedule"]:
+        raise InputError(
+            f"{path} was saved for a model that merges {recipe['schedule']} tokens "
+            f"({recipe['model']}); this one would merge {list(result.schedule)}. Apply it to the "
+            "model that it was made for, or transform this one."
+        )
+    if recipe["weights"]:
+        _safetensors().load_model(result, str(path.parent / recipe["weights"]), strict=True)
+    return result
+
+
+def _written(r: Any) -> dict[str, Any]:
+    """``r`` by what it means: JSON has no tuples to tell a pair from a list."""
+    if isinstance(r, tuple) and len(r) == 2:
+        return {"linear": list(r)}
+    if isinstance(r, (list, tuple)):
+        return {"layers": list(r)}
+    return {"share": r} if isinstance(r, float) else {"constant": r}
+
+
+def _parsed(r: Any, path: Path) -> Any:
+    kind, value = next(iter(r.items())) if isinstance(r, dict) and len(r) == 1 else ("", None)
+    if kind == "linear" and isinstance(value, list) and len(value) == 2:
+        return tuple(value)
+    if kind == "layers" and isinstance(value, list):
+        return value
+    if kind in ("share", "constant"):
+        return value
+    raise ConfigError(f"{path}: r is {r!r}, not one of constant, share, linear and layers.")
+
+
+def _pair(protect: Any) -> Any:
+    return tuple(protect) if isinstance(protect, list) else protect
+
+
+def _shapes(module: ToMeModule) -> list[dict[str, Any]] | None:
+    """Shape without the batch, and dtype, of each input; None where one is no tensor by place."""
+    example = module._example
+    if example is None or example.kwargs:
+        return None
+    if not all(isinstance(x, torch.Tensor) and x.dim() for x in example.args):
+        return None
+    return [
+        {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
+        for x in example.args
+    ]
+
+
+def _zeros(inputs: Any, model: nn.Module) -> tuple[torch.Tensor, ...] | None:
+    if inputs is None:
+        return None
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        return tuple(
+            torch.zeros(2, *x["shape"], dtype=getattr(torch, x["dtype"]), device=device)
+            for x in inputs
+        )
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ConfigError(f"inputs of the recipe: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.") from None
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise ConfigError(f"{path} is no recipe of tome_fx: save one with tome_fx.save_recipe.")
+    if recipe.get("version") != VERSION:
+        raise ConfigError(
+            f"{path} has version {recipe.get('version')!r}, this tome_fx reads {VERSION}. It was "
+            f"saved by tome_fx {recipe.get('tome_fx')}."
+        )
+    _reject(recipe, _KEYS, path, "recipe")
+    missing = [key for key in _KEYS if key not in recipe]
+    if missing:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}.")
+    if not isinstance(recipe["settings"], dict) or not isinstance(recipe["schedule"], list):
+        raise ConfigError(f"{path}: settings is no object, or schedule is no list.")
+    _reject(recipe["settings"], _SETTINGS, path, "settings")
+    name = recipe["weights"]
+    if name is not None and (not isinstance(name, str) or Path(name).name != name):
+        raise ConfigError(f"{path}: weights is {name!r}, not the name of a file beside it.")
+    return recipe
+
+
+def _reject(found: Mapping[str, Any], known: tuple[str, ...], path: Path, where: str) -> None:
+    for key in found:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{path}: {key!r} is not known in its {where}.{hint}")
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """A copy, so that loading weights leaves the model as it is."""
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise ConfigError(
+            "Weights of a recipe need the package safetensors: pip install safetensors."
+        ) from None
+    return safetensors.torch
