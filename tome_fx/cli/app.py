@@ -15,6 +15,7 @@ import typer
 from tome_fx.cli.bench import bench
 from tome_fx.cli.demo import demo
 from tome_fx.cli.explain import explain
+from tome_fx.cli.export import export
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.vis import vis
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, explain, bench, vis):
+for command in (demo, explain, bench, export, vis):
     app.command()(command)
 
 

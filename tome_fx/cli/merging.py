@@ -21,6 +21,7 @@ class MergeOptions:
     capture: str = "auto"
     rounding: str = "truncate"
     strict: bool = False
+    scatter: bool = True
 
 
 def load_quietly(spec: ModelSpec) -> Loaded:

@@ -1,0 +1,94 @@
+"""The result leaves Python: exported, compiled ahead of time, as ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import tome_fx
+from tests.architectures import randomise
+from tests.rules.common import TINY
+from tests.tiny import images
+
+pytestmark = TINY
+
+MODELS = (
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch16_siglip_224",
+    "eva02_tiny_patch14_224",
+)
+DYNAMIC = ({0: torch.export.Dim("batch", min=2, max=1024)},)
+
+
+def made(name: str, **options: Any) -> tuple[Any, int]:
+    """A small merged model, and the side of its images."""
+    size = 70 if "14" in name else 80
+    shape = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": size, "num_classes": 7}
+    model = timm.create_model(name, **shape).eval()
+    randomise(model, 0)
+    return tome_fx.transform(model, 3, example_inputs=images(2, size), **options), size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
+    fast, size = made(name)
+    static: tuple[Any, Any] = ((3,), None)
+    for batches, shapes in ((3, 2, 5), DYNAMIC), static:
+        program = torch.export.export(fast, (images(3, size),), dynamic_shapes=shapes)
+        torch.export.save(program, tmp_path / "fast.pt2")
+        loaded: Any = torch.export.load(tmp_path / "fast.pt2").module()
+        for batch in batches:
+            x = images(batch, size, seed=batch)
+            assert torch.equal(loaded(x), fast(x))
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    fast, size = made(MODELS[0])
+    program = torch.export.export(fast, (images(3, size),), dynamic_shapes=DYNAMIC)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "a.pt2"))
+    loaded: Any = torch._inductor.aoti_load_package(path)
+    for batch in (3, 2, 6):
+        x = images(batch, size, seed=batch)
+        torch.testing.assert_close(loaded(x), fast(x), rtol=1e-4, atol=1e-4)
+
+
+def onnx_runner(module: nn.Module, x: Tensor, path: Path) -> Any:
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
+    assert program is not None
+    program.save(str(path))
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(
+        session.run(None, {session.get_inputs()[0].name: np.asarray(x)})[0]
+    )
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "scatter"), [*((name, True) for name in MODELS), (MODELS[0], False)]
+)
+def test_onnx(name: str, scatter: bool, tmp_path: Path) -> None:
+    fast, size = made(name, scatter=scatter)
+    path = tmp_path / "fast.onnx"
+    run = onnx_runner(fast, images(3, size), path)
+    for batch in (3, 2, 6):
+        x = images(batch, size, seed=batch)
+        torch.testing.assert_close(run(x), fast(x), rtol=1e-4, atol=1e-4)
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert any("Scatter" in kind for kind in kinds) == scatter

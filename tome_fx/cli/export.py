@@ -1,0 +1,105 @@
+"""`tome-fx export`: a merged model as a file to serve, checked after it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from tome_fx.cli import console, formats, merging
+from tome_fx.cli import options as o
+from tome_fx.cli.failure import CliError
+from tome_fx.cli.models import Loaded, ModelSpec
+
+# Kernels of another runtime, relative to the largest logit.
+PARITY = 1e-3
+Format = Annotated[str, typer.Option("--format", help="pt2, aoti or onnx.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The file to write; MODEL_rR.pt2 if left out.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Fix the batch; any batch of 2 or more if left out.", min=1)
+]
+Scatter = Annotated[
+    bool,
+    typer.Option(
+        "--scatter/--no-scatter",
+        help="--no-scatter for runtimes whose scatter is missing or wrong.",
+    ),
+]
+
+
+def export(
+    model_argument: o.ModelArgument = None,
+    model: o.ModelName = None,
+    r: o.R = "16",
+    kind: Format = "pt2",
+    output: Output = None,
+    batch_size: BatchSize = None,
+    scatter: Scatter = True,
+    prop_attn: o.Prop = True,
+    rounding: o.Rounding = "truncate",
+    strict: o.Strict = False,
+    pretrained: o.Pretrained = False,
+    checkpoint: o.Checkpoint = None,
+    img_size: o.ImgSize = None,
+    num_classes: o.NumClasses = None,
+    in_chans: o.InChans = None,
+    model_kwargs: o.ModelKwargs = None,
+    device: o.Device = "cpu",
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a merged model as an ExportedProgram, an AOTInductor package or ONNX, and check it."""
+    if kind not in formats.SUFFIX:
+        raise CliError(f"--format {kind}: not one of {', '.join(formats.SUFFIX)}")
+    name = o.model_name(model_argument, model)
+    spec = ModelSpec(
+        name, pretrained, checkpoint, img_size, num_classes, in_chans, model_kwargs or (), device
+    )
+    steps = o.parse_r(r)
+    path = output or Path(f"{name.replace('/', '_')}_r{o.show_r(steps)}{formats.SUFFIX[kind]}")
+    if not path.parent.is_dir():
+        raise CliError(f"--output {path}: no such folder")
+    if kind != "onnx" and path.suffix != ".pt2":
+        raise CliError(f"--output {path}: the name of a {kind} file ends in .pt2")
+    loaded = merging.load_quietly(spec)
+    options = merging.MergeOptions(prop_attn, "auto", rounding, strict, scatter)
+    fast = merging.transform(loaded, steps, options)
+    run = formats.write(fast, loaded.example(batch_size or 2), path, kind, batch_size is None)
+    gaps = parity(fast, run, loaded, [batch_size] if batch_size else [2, 3, 8])
+    worst = max(gaps.values())
+    if not worst <= PARITY:
+        raise CliError(
+            f"{path} does not compute what the model does: off by {worst:.1e} of the largest "
+            f"logit. Try --no-scatter, or another --format"
+        )
+    size = path.stat().st_size
+    if as_json:
+        console.print_json(
+            {"model_name": name, "format": kind, "output": str(path), "bytes": size, "r": r,
+             "schedule": list(fast.schedule), "flop_ratio": fast.report.flop_ratio,
+             "parity": {str(batch): gap for batch, gap in gaps.items()}}
+        )  # fmt: skip
+        return
+    batches = ", ".join(map(str, gaps))
+    print(f"saved: {path} ({size / 1e6:.1f} MB, {fast.report.flop_ratio:.2f}x fewer MACs)")
+    print(f"checked on batches of {batches}: off by at most {worst:.1e} of the largest logit")
+
+
+@torch.no_grad()
+def parity(
+    module: nn.Module, run: formats.Runner, loaded: Loaded, batches: list[int]
+) -> dict[int, float]:
+    """The largest difference for each batch size, relative to the largest logit."""
+    return {batch: _gap(module, run, loaded.example(batch)) for batch in batches}
+
+
+def _gap(module: nn.Module, run: formats.Runner, x: Tensor) -> float:
+    expected, found = module(x).cpu(), run(x).cpu()
+    if expected.shape != found.shape:
+        raise CliError(f"the file gives {tuple(found.shape)}, the model {tuple(expected.shape)}")
+    return float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
