@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -80,3 +81,31 @@ def test_symbolic_tracing_does_not_lose_a_region(function: Callable[..., Tensor]
     with pytest.raises(tome_fx.CaptureError, match="is not recorded by symbolic tracing") as caught:
         tome_fx.transform(model, 0, example_inputs=images(), capture="symbolic_trace")
     assert ".py:" in str(caught.value)
+
+
+class Cast(nn.Module):
+    """A model inside a region of autocast, or in one that switches it off."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.body, self.enabled = tiny(), enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            return self.body(x) * 2  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("around", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_inside_holds_against_autocast_around(inside: bool, around: bool) -> None:
+    model, x = Cast(inside), images()
+    plain = tome_fx.transform(model, 0, example_inputs=x)
+    fast = tome_fx.transform(model, 2, example_inputs=x)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around):
+        assert torch.equal(plain(x), model(x))
+        assert fast(x).dtype == model(x).dtype
+        assert torch.equal(compiled(x), fast(x))
+    loaded: Any = torch.export.export(fast, (x,)).module()
+    assert torch.equal(loaded(x), fast(x))

@@ -15,7 +15,7 @@ from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
-from tome_fx.graph.regions import has_regions, inline_gradient_regions
+from tome_fx.graph.regions import has_regions, inline_regions
 from tome_fx.program import Program
 
 
@@ -68,7 +68,7 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     module = exported.module()
     assert isinstance(module, GraphModule)
     if has_regions(module.graph):
-        inline_gradient_regions(module)
+        inline_regions(module)
     if has_regions(module.graph) or mutates(module.graph):
         module = exported.run_decompositions({}).module()
         assert isinstance(module, GraphModule)

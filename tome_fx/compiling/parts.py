@@ -14,13 +14,15 @@ from tome_fx.program import Findings, Program
 def from_outside(findings: Findings, program: Program) -> str:
     """The input whose tokens would merge though the graph did not make them; "" if none is.
 
-    Frames or samples count as made outside too: ``protect`` says that no token is special.
+    Rows of samples count as made outside too: ``protect`` says that no token is special. What the
+    graph itself cuts an image or a grid into is its own.
     """
+    given = {node.name for node in program.graph.nodes if node.op == "placeholder"}
     served = {site.stream for site in findings.sites}
     for stream in findings.streams:
-        kinds = [atom.origin for atom in stream.atoms if isinstance(atom, Atom)]
-        if stream.id in served and all(origin.kind == "input" for origin in kinds):
-            return f"{kinds[0].node} {_shape(findings, program, kinds[0].node)}"
+        born = [atom.origin.node for atom in stream.atoms if isinstance(atom, Atom)]
+        if stream.id in served and all(name in given for name in born):
+            return f"{born[0]} {_shape(findings, program, born[0])}"
     return ""
 
 

@@ -8,6 +8,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+_ENTER = torch.amp.autocast_mode._enter_autocast
+_EXIT = torch.amp.autocast_mode._exit_autocast
 _NAMES = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -16,15 +18,17 @@ def has_regions(graph: Graph) -> bool:
     return any(_name(node) in _NAMES for node in graph.nodes)
 
 
-def inline_gradient_regions(module: GraphModule) -> None:
-    """Put the nodes of each region of another gradient mode in its place.
+def inline_regions(module: GraphModule) -> None:
+    """Put the nodes of each region of another mode in its place.
 
-    What leaves a region without gradients is detached: nothing flows back into it.
+    What leaves a region without gradients is detached: nothing flows back into it. Autocast is
+    switched before a region and back behind it, since it is another one around the program that
+    decides what a switch changes.
     """
-    waiting = [node for node in module.graph.nodes if _name(node) == _NAMES[0]]
+    waiting = [node for node in module.graph.nodes if _name(node) in _NAMES]
     while waiting:  # a region may hold others
         _inline(module, waiting.pop())
-        waiting = waiting or [node for node in module.graph.nodes if _name(node) == _NAMES[0]]
+        waiting = waiting or [node for node in module.graph.nodes if _name(node) in _NAMES]
     module.graph.eliminate_dead_code()
     module.graph.lint()
 
@@ -54,13 +58,17 @@ def flatten_gradient_regions(graph: Graph) -> None:
 
 
 def _inline(module: GraphModule, node: Node) -> None:
-    enabled, target, *operands = node.args
+    gradients = _name(node) == _NAMES[0]
+    state, (target, *operands) = (
+        (node.args[:1], node.args[1:]) if gradients else (node.args[:4], node.args[4:])
+    )
     assert isinstance(target, Node)
     inner: Any = module.get_submodule(str(target.target))
     copies: dict[Node, Any] = {}
     inputs = iter(operands)
     results: Any = ()
     with module.graph.inserting_before(node):
+        switch = None if gradients else module.graph.call_function(_ENTER, state)
         for own in inner.graph.nodes:
             if own.op == "placeholder":
                 copies[own] = next(inputs)
@@ -72,7 +80,9 @@ def _inline(module: GraphModule, node: Node) -> None:
                 copies[own] = module.graph.get_attr(path)
             else:
                 copies[own] = module.graph.node_copy(own, lambda n: copies[n])
-        if not enabled:
+        if switch is not None:
+            module.graph.call_function(_EXIT, (switch,))
+        elif not state[0]:
             results = map_arg(results, lambda n: _detached(module.graph, n))
     row = results if isinstance(results, (list, tuple)) else (results,)
     for user in list(node.users):
