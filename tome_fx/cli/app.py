@@ -17,6 +17,8 @@ from tome_fx.cli.demo import demo
 from tome_fx.cli.explain import explain
 from tome_fx.cli.export import export
 from tome_fx.cli.failure import CliError, one_line
+from tome_fx.cli.options import with_backend
+from tome_fx.cli.validate import validate
 from tome_fx.cli.vis import vis
 
 NAME = "tome-fx"
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, explain, bench, export, vis):
+for command in (demo, explain, bench, validate, export, vis):
     app.command()(command)
 
 
@@ -50,7 +52,7 @@ def top(
 def call(args: Sequence[str]) -> int:
     """Run a command line. Usage errors become CliError, for one line instead of a box."""
     try:
-        code = app(list(args) or ["--help"], prog_name=NAME, standalone_mode=False)
+        code = app(with_backend(args) or ["--help"], prog_name=NAME, standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:

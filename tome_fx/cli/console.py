@@ -6,9 +6,9 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,12 +21,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from tome_fx.cli.processes import Processes
+
 SHORT = 2.0  # seconds: what is over sooner is not spoken of
 
 # A refusal is one line on stderr. Steps that may end in one stay silent for longer.
 PATIENT = 15.0
 
-Advance = Callable[[], None]
+
+class Advance(Protocol):
+    """Moves a step on by one; a note replaces the one shown next to the step's name."""
+
+    def __call__(self, note: str = "") -> None:
+        """Move on by one."""
 
 
 def out() -> Console:
@@ -59,11 +66,19 @@ def stage(text: str, total: int | None = None, after: float = SHORT) -> Iterator
     """Show a step while it runs: a bar or a spinner on a terminal, plain lines elsewhere.
 
     Yields a function that moves the bar on by one of `total`. Steps over in less than `after`
-    seconds leave no trace where stderr is not a terminal.
+    seconds leave no trace where stderr is not a terminal, and of several processes only the first
+    one shows its steps.
     """
     show = _bar if sys.stderr.isatty() else _lines
+    if not Processes.from_environment().first:
+        show = _nothing
     with show(text, total, after) as advance:
         yield advance
+
+
+@contextmanager
+def _nothing(text: str, total: int | None, after: float) -> Iterator[Advance]:
+    yield lambda note="": None
 
 
 @contextmanager
@@ -82,7 +97,12 @@ def _bar(text: str, total: int | None, after: float) -> Iterator[Advance]:
     ) as progress:
         task = progress.add_task(text, total=total)
         progress.refresh()
-        yield lambda: progress.update(task, advance=1, refresh=True)
+
+        def advance(note: str = "") -> None:
+            shown = f"{text}: {note}" if note else None
+            progress.update(task, advance=1, refresh=True, description=shown)
+
+        yield advance
     seconds = time.perf_counter() - start
     if seconds > SHORT:
         console.print(Text.assemble(("✓ ", "green"), text, (f" {seconds:.1f} s", "dim")))
@@ -91,17 +111,17 @@ def _bar(text: str, total: int | None, after: float) -> Iterator[Advance]:
 @contextmanager
 def _lines(text: str, total: int | None, after: float) -> Iterator[Advance]:
     start = last = time.perf_counter()
-    done = 0
+    done, said = 0, ""
     timer = threading.Timer(after, lambda: print(f"{text} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
 
-    def advance() -> None:
-        nonlocal done, last
-        done += 1
+    def advance(note: str = "") -> None:
+        nonlocal done, last, said
+        done, said = done + 1, f" ({note})" if note else said
         if total and time.perf_counter() - last > 10 and done < total:
             last = time.perf_counter()
-            print(f"{text}: {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{text}: {done}/{total}{said}", file=sys.stderr, flush=True)
 
     try:
         yield advance

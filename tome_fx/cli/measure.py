@@ -149,10 +149,6 @@ def _time(
     settings: Settings,
     device: torch.device,
 ) -> dict[tuple[str, str], Timing]:
-    def wait() -> None:
-        if device.type in ("cuda", "mps", "xpu"):
-            getattr(torch, device.type).synchronize()
-
     named = {"|".join(key): call for key, call in calls.items()}
     total = (settings.rounds + settings.warmup) * len(calls)
     with stage("timing, in turn", total) as advance:
@@ -160,11 +156,17 @@ def _time(
             named,
             settings.rounds,
             settings.warmup,
-            synchronize=wait,
+            synchronize=lambda: synchronize(device),
             min_sample=settings.min_sample,
             progress=advance,
         )
     return {key: timings["|".join(key)] for key in calls}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type in ("cuda", "mps", "xpu"):
+        getattr(torch, device.type).synchronize()
 
 
 def _peak(call: Callable[[], object], settings: Settings, device: torch.device) -> float | None:

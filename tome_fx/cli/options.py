@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,18 @@ def model_name(argument: str | None, option: str | None, default: str | None = N
     if not name:
         raise CliError("no model named: give a timm name, such as vit_base_patch16_224")
     return name
+
+
+def with_backend(args: Sequence[str]) -> list[str]:
+    """Return the arguments with inductor named after a --torchcompile that names no backend.
+
+    timm's flag may stand alone, which the parser of flags does not know.
+    """
+    following = [*args[1:], "-"]
+    return [
+        f"{arg}=inductor" if arg == "--torchcompile" and after.startswith("-") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def parse_r(text: str) -> Any:

@@ -56,9 +56,21 @@ def make_folder(path: Path, flag: str) -> None:
 
 def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
     """Return what the figures depend on: versions, device, threads, precision, method."""
+    return machine(loaded, settings.amp) | {
+        "rounds": settings.rounds,
+        "warmup": settings.warmup,
+        "compile": "torch.compile(model), defaults",
+        "grad": "inference_mode",
+        "memory": method(loaded.device),
+        "weights": loaded.weights,
+    }
+
+
+def machine(loaded: Loaded, amp: torch.dtype | None) -> dict[str, Any]:
+    """Return versions, device, threads and precision; `amp` is the dtype of autocast."""
     device = loaded.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    precision = f"amp {settings.amp}" if settings.amp else str(loaded.dtype)
+    precision = f"amp {amp}" if amp else str(loaded.dtype)
     return {
         "tome_fx": _version("tome_fx"),
         "torch": torch.__version__,
@@ -69,12 +81,6 @@ def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
         "precision": precision.replace("torch.", ""),
-        "rounds": settings.rounds,
-        "warmup": settings.warmup,
-        "compile": "torch.compile(model), defaults",
-        "grad": "inference_mode",
-        "memory": method(device),
-        "weights": loaded.weights,
     }
 
 
@@ -102,11 +108,18 @@ def document(rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
 
 def write(path: Path, kind: str, rows: Sequence[Row], settings: dict[str, Any]) -> None:
     """Write the results; in csv every line also holds the environment, as columns."""
+    write_records(path, kind, [dataclasses.asdict(row) for row in rows], settings)
+
+
+def write_records(
+    path: Path, kind: str, records: Sequence[dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    """Write lines that are dicts with the same keys, as `write` does."""
     if kind == "json":
-        text = json.dumps(document(rows, settings), indent=2) + "\n"
+        text = json.dumps({"environment": settings, "results": list(records)}, indent=2) + "\n"
         path.write_text(text, encoding="utf-8")
         return
-    lines = [dataclasses.asdict(row) | settings for row in rows]
+    lines = [record | settings for record in records]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()

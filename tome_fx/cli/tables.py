@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from rich import box
@@ -10,7 +11,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tome_fx.cli.measure import Row
+from tome_fx.cli.measure import ORIGINAL, Row
+from tome_fx.cli.scores import BASE, Score
 from tome_fx.report import Report
 
 GIGA = 1e9
@@ -87,7 +89,7 @@ def cells(row: Row) -> tuple[str, ...]:
     original = not row.r
     peak = "-" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.1f} MiB"
     return (
-        "original" if original else f"r={row.r}",
+        ORIGINAL if original else f"r={row.r}",
         row.mode,
         f"{row.median_ms:.1f}",
         f"{row.iqr_ms:.1f}",
@@ -105,19 +107,52 @@ def print_results(rows: Sequence[Row], console: Console) -> None:
     # Memory comes last; unmeasured, it is left out.
     count = len(COLUMNS) - all(row.peak_memory_mib is None for row in rows)
     lines = [line[:count] for line in (COLUMNS, *map(cells, rows))]
+    modes = [row.mode for row in rows]
+    sections = [i for i, (a, b) in enumerate(itertools.pairwise(modes), 1) if a != b]
+    print_lines(lines, console, sections)
+
+
+def print_lines(
+    lines: Sequence[Sequence[str]],
+    console: Console,
+    sections: Sequence[int] = (),
+    left: int = 2,
+) -> None:
+    """Print a heading and lines of cells, of which the first `left` are aligned to the left.
+
+    New sections begin at the lines `sections`, counted from 0 after the heading.
+    """
     table = _table()
     for index, name in enumerate(lines[0]):
-        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
-    mode = rows[0].mode
-    for row, line in zip(rows, lines[1:], strict=True):
-        if row.mode != mode:
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    for number, line in enumerate(lines[1:]):
+        if number in sections:
             table.add_section()
-            mode = row.mode
-        table.add_row(*line, style=None if row.r else "dim")
+        table.add_row(*line, style="dim" if line[0] == ORIGINAL else None)
     if console.is_terminal and _width(table, console) <= console.width:
         console.print(table)
     else:
-        _write(plain(lines), console)
+        _write(plain(lines, left), console)
+
+
+def print_scores(scores: Sequence[Score], console: Console) -> None:
+    """Print a line for each r; the columns of accuracy only where there are labels."""
+    names = ["model", "top-1", "top-5", "agreement", "distance", "im/s", "FLOP ratio"]
+    lines = [names] + [_score_cells(score) for score in scores]
+    if scores[0].top1 is None:
+        lines = [[line[0], *line[3:]] for line in lines]
+    print_lines(lines, console, left=1)
+
+
+def _score_cells(score: Score) -> list[str]:
+    return [
+        ORIGINAL if score.r == BASE else f"r={score.r}",
+        *("-" if share is None else f"{share:.2f}" for share in (score.top1, score.top5)),
+        f"{score.agreement:.2%}",
+        f"{score.logit_distance:.4f}",
+        f"{score.samples_per_sec:.1f}",
+        f"{score.ratio:.2f}",
+    ]
 
 
 def _write(text: str, console: Console) -> None:
@@ -141,12 +176,12 @@ def _table(title: str | None = None) -> Table:
     )
 
 
-def plain(lines: Sequence[Sequence[str]]) -> str:
-    """Return lines of cells as aligned text; the first two columns to the left."""
+def plain(lines: Sequence[Sequence[str]], left: int = 2) -> str:
+    """Return lines of cells as aligned text; the first `left` columns to the left."""
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     aligned = [
         "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
+            cell.ljust(width) if index < left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

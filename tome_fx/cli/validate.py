@@ -1,0 +1,297 @@
+"""`tome-fx validate`: what merging does to a model's answers, over a data set of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from tome_fx.cli import console, datasets, evaluate, merging, partial, results, tables
+from tome_fx.cli import options as o
+from tome_fx.cli.bench import File, Format, Rs, autocast_dtype
+from tome_fx.cli.failure import CliError
+from tome_fx.cli.measure import by_r
+from tome_fx.cli.models import Loaded, ModelSpec
+from tome_fx.cli.processes import Processes, joined
+from tome_fx.cli.scores import Score, Sums, score
+
+DATA = "Data"
+Root = Annotated[
+    Path | None,
+    typer.Argument(metavar="DATA_DIR", help="A folder of class folders, or what --dataset takes.",
+                   show_default=False),
+]  # fmt: skip
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="The same as DATA_DIR.", rich_help_panel=DATA)
+]
+Name = Annotated[
+    str, typer.Option("--dataset", help="timm's TYPE/NAME; a folder if left out.",
+                      show_default=False, rich_help_panel=DATA)
+]  # fmt: skip
+Split = Annotated[
+    str, typer.Option(help="Split; of a folder, the one below it.", rich_help_panel=DATA)
+]
+ClassMap = Annotated[
+    str, typer.Option(metavar="FILE", help="timm's map from class to index.", show_default=False,
+                      rich_help_panel=DATA)
+]  # fmt: skip
+Labels = Annotated[
+    str, typer.Option(help="data, or none: agreement and distance alone.", rich_help_panel=DATA)
+]
+CropPct = Annotated[
+    float | None, typer.Option(help="Share of the image to crop to.", rich_help_panel=DATA)
+]
+Interpolation = Annotated[
+    str, typer.Option(help="How images are resized.", show_default=False, rich_help_panel=DATA)
+]
+Workers = Annotated[
+    int, typer.Option("--workers", "-j", help="Processes that load data.", min=0,
+                      rich_help_panel=DATA)
+]  # fmt: skip
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", "-b", help="Images a batch, of each process.", min=1)
+]
+LogFreq = Annotated[
+    int, typer.Option(help="Batches until partial sums are shown and kept again.", min=1)
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        " /--fresh",
+        help="Go on from partial sums next to the results file.",
+    ),
+]
+TorchCompile = Annotated[
+    str | None,
+    typer.Option(metavar="[BACKEND]", help="Run under torch.compile; inductor if not named."),
+]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All that a run needs, checked."""
+
+    loaded: Loaded
+    found: list[evaluate.Contender]
+    course: evaluate.Course
+
+
+def validate(
+    data_argument: Root = None,
+    data_dir: DataDir = None,
+    dataset: Name = "",
+    split: Split = "validation",
+    class_map: ClassMap = "",
+    labels: Labels = "data",
+    model: o.ModelName = None,
+    r: Rs = "16",
+    batch_size: BatchSize = 64,
+    workers: Workers = 4,
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = "",
+    torchcompile: TorchCompile = None,
+    results_file: File = None,
+    results_format: Format = None,
+    log_freq: LogFreq = 10,
+    resume: Resume = True,
+    device: o.Device = "cpu",
+    threads: o.Threads = None,
+    precision: o.Precision = "float32",
+    amp: Annotated[bool, typer.Option("--amp", help="The same as --precision amp.")] = False,
+    amp_dtype: o.AmpDtype = "bfloat16",
+    prop_attn: o.Prop = True,
+    capture: o.Capture = "auto",
+    rounding: o.Rounding = "truncate",
+    strict: o.Strict = False,
+    pretrained: o.Pretrained = True,
+    checkpoint: o.Checkpoint = None,
+    img_size: o.ImgSize = None,
+    num_classes: o.NumClasses = None,
+    in_chans: o.InChans = None,
+    model_kwargs: o.ModelKwargs = None,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Accuracy with and without merging, and how often and how far the answers differ.
+
+    Under torchrun the images are shared out over its processes.
+    """
+    if labels not in datasets.LABELS:
+        raise CliError(f"--labels {labels}: not one of {', '.join(datasets.LABELS)}")
+    if data_argument and data_dir and data_argument != data_dir:
+        raise CliError(f"two folders named: {data_argument} and --data-dir {data_dir}")
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise CliError(f"--crop-pct {crop_pct:g}: not above 0 and up to 1")
+    # r=0 is the original, which is measured in any case.
+    rs = {text: value for text, value in by_r(o.parse_rs(r)).items() if value != 0}
+    kind = results.choose_format(results_file, results_format)
+    precision = "amp" if amp else precision
+    dtype = autocast_dtype(precision, amp_dtype)
+    spec = ModelSpec(
+        o.model_name(None, model),
+        pretrained,
+        checkpoint,
+        img_size,
+        num_classes,
+        in_chans,
+        model_kwargs or (),
+        device,
+        precision,
+    )
+    data = datasets.DataSpec(
+        data_argument or data_dir, dataset, split, class_map, labels=labels == "data"
+    )
+    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
+    if threads:
+        torch.set_num_threads(threads)
+    with joined() as processes, evaluate.many_programs(torchcompile):
+        spec = replace(spec, device=processes.device(device))
+        with processes.first_goes_first():
+            ready = prepare(spec, data, rs, options, crop_pct, interpolation, batch_size, workers)
+        course = replace(ready.course, amp=dtype, every=log_freq)
+        if course.total is None and processes.world > 1:
+            raise CliError(f"{data.name}: a stream cannot be shared out; run one process")
+        found = evaluate.compiled(ready.found, torchcompile)
+        ready = Ready(ready.loaded, found, course)
+        settings = settings_of(ready, data, options, torchcompile)
+        file = partial.path_of(results_file) if results_file else None
+        sums = run(ready, settings, file, resume, processes)
+    if not processes.first:
+        return
+    environment = results.machine(ready.loaded, dtype) | {
+        "processes": processes.world,
+        "compile": torchcompile or "",
+        "weights": ready.loaded.weights,
+    }
+    tell(scores_of(ready, data, sums), environment, data.name, results_file, kind, as_json)
+
+
+def tell(
+    scores: list[Score],
+    environment: dict[str, Any],
+    data: str,
+    file: Path | None,
+    kind: str,
+    as_json: bool,
+) -> None:
+    """Write the results to the file and print them."""
+    records = [row.record() for row in scores]
+    if file:
+        results.write_records(file, kind, records, environment)
+    if as_json:
+        console.print_json({"environment": environment, "results": records})
+        return
+    tables.print_scores(scores, console.out())
+    base = scores[0]
+    print(
+        f"{base.model}, weights {environment['weights']}; {base.images} images of {data},"
+        f" batch {base.batch_size}; {environment['device_name']}, {environment['precision']}"
+    )
+    if file:
+        print(f"saved: {file}")
+
+
+def prepare(
+    spec: ModelSpec,
+    data: datasets.DataSpec,
+    rs: Mapping[str, Any],
+    options: merging.MergeOptions,
+    crop_pct: float | None,
+    interpolation: str,
+    batch_size: int,
+    workers: int,
+) -> Ready:
+    """Return model, merged programs and data. Raises CliError or ToMeError for bad input."""
+    loaded = merging.load_quietly(spec)
+    config = replace(
+        loaded.config,
+        crop_pct=crop_pct or loaded.config.crop_pct,
+        interpolation=interpolation or loaded.config.interpolation,
+    )
+    loaded = replace(loaded, config=config)
+    classes = evaluate.call(loaded.model, loaded.example(2), None).shape[1]
+    opened = datasets.open_data(data, config.input_size[0], classes, batch_size)
+    total = None if datasets.is_stream(opened) else len(opened)
+    reading = datasets.Reading(config, batch_size, workers, loaded.device, loaded.dtype)
+    found = evaluate.contenders(loaded, rs, options)
+    return Ready(loaded, found, evaluate.Course(opened, total, data.labels, reading))
+
+
+def settings_of(
+    ready: Ready, data: datasets.DataSpec, options: merging.MergeOptions, backend: str | None
+) -> dict[str, Any]:
+    """Return all that partial sums depend on besides r: only those of equal settings add up."""
+    loaded, course = ready.loaded, ready.course
+    machine = results.machine(loaded, course.amp)
+    return {
+        "model": loaded.name,
+        "weights": partial.weights_of(loaded.model),
+        "data": str(data.root.resolve()) if data.root else "",
+        "dataset": data.dataset,
+        "split": data.split,
+        "labels": data.labels,
+        "files": None if course.total is None else datasets.fingerprint(course.data),
+        "batch_size": course.reading.batch_size,
+        "torchcompile": backend,
+        **asdict(loaded.config),
+        **asdict(options),
+        **{key: machine[key] for key in ("tome_fx", "torch", "device_name", "precision")},
+    }
+
+
+def run(
+    ready: Ready,
+    settings: dict[str, Any],
+    file: Path | None,
+    resume: bool,
+    processes: Processes,
+) -> evaluate.Progress:
+    """Return the sums of each r over all images; those in `file` are not computed again."""
+    course = ready.course
+    file = file if processes.first and course.total is not None else None
+    kept = partial.load(file, settings, course.total or 0) if file and resume else {}
+    names = [contender.r for contender in ready.found]
+    # The first process alone has read the file: it tells the others.
+    begun = [value for name in names for value in kept.get(name, Sums()).values()]
+    rows = processes.total(begun)
+    width = len(Sums().values())
+    progress = {
+        name: Sums.of(rows[index * width : (index + 1) * width]) for index, name in enumerate(names)
+    }
+    left = evaluate.segments(progress, course.total)
+    stride = course.reading.batch_size * processes.world
+    steps = [segment.steps(stride) for segment in left]
+    if not left:
+        return progress
+
+    def keep(now: evaluate.Progress) -> None:
+        if file:
+            # An r of an earlier run stays, for a later one that asks for it again.
+            partial.save(file, settings, {**kept, **now})
+
+    with console.stage("warming up", after=console.PATIENT):
+        evaluate.warm_up(ready.found, ready.loaded, course)
+    total = None if None in steps else sum(step or 0 for step in steps)
+    shown = console.stage(f"validating {ready.loaded.name}", total)
+    with shown if processes.first else nullcontext(lambda note="": None) as advance:
+        return evaluate.evaluate(ready.found, course, progress, processes, keep, advance)
+
+
+def scores_of(ready: Ready, data: datasets.DataSpec, sums: evaluate.Progress) -> list[Score]:
+    """Return a line of results for each r, the original first."""
+    config = ready.loaded.config
+    around = {
+        "model": ready.loaded.name,
+        "batch_size": ready.course.reading.batch_size,
+        "param_count": round(sum(p.numel() for p in ready.loaded.model.parameters()) / 1e6, 2),
+        "img_size": config.input_size[-1],
+        "crop_pct": config.crop_pct,
+        "interpolation": config.interpolation,
+    }
+    return [score(c.r, c.ratio, sums[c.r], data.labels, around) for c in ready.found]
