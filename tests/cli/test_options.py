@@ -124,3 +124,17 @@ def test_a_missing_extra_names_the_command_that_installs_it(name: str) -> None:
 
 def test_other_missing_modules_are_not_called_extras() -> None:
     assert missing_extra(ModuleNotFoundError("no", name="tome_fx.nothing")) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "found"),
+    [
+        ("", ""),
+        ("--torchcompile", "--torchcompile=inductor"),
+        ("--torchcompile --amp", "--torchcompile=inductor --amp"),
+        ("--torchcompile eager --amp", "--torchcompile eager --amp"),
+        ("a --torchcompile=eager", "a --torchcompile=eager"),
+    ],
+)
+def test_a_flag_of_timm_may_go_without_its_value(args: str, found: str) -> None:
+    assert o.with_backend(args.split()) == found.split()

@@ -48,14 +48,15 @@ def is_terminal() -> bool:
 
 def print_json(value: Any) -> None:
     """Print one JSON document. NaN and infinity, which JSON does not have, become null."""
-    print(json.dumps(_finite(value), indent=2))
+    print(json.dumps(finite(value), indent=2))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON-able value with null for NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None
     return value

@@ -144,7 +144,10 @@ class Shard(Dataset[tuple[Any, int]]):
             image, target = self.data[index][:2]
             return image, int(target) if self.labels else 0
         except Exception as error:
-            raise CliError(f"{_path(self.data, index)}: {one_line(error, 200)}") from None
+            text = one_line(error, 200)
+            if text.startswith("Failed to load"):  # timm keeps the reason to itself
+                text = "unreadable image"
+            raise CliError(f"{_path(self.data, index)}: {text}") from None
 
 
 def _path(data: Any, index: int) -> str:

@@ -43,11 +43,14 @@ class Course:
     reading: datasets.Reading
     amp: torch.dtype | None = None
     every: int = 10  # batches between two times that sums are put together and kept
+    world: int = 1
+    fill: bool = False  # give compiled programs batches of one size only
 
     @property
     def full(self) -> int:
         """The size of batches that are timed: that of all but perhaps the last."""
-        return min(self.reading.batch_size, self.total or self.reading.batch_size)
+        size = self.reading.batch_size
+        return size if self.total is None else min(size, math.ceil(self.total / self.world))
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ def _compare(
 ) -> dict[str, Sums]:
     """Return the sums of one batch for each r. The original runs always: it is what to equal."""
     x, targets = batch
+    given = filled(x, course.full) if course.fill else x
     original: Tensor | None = None
     result = {}
     for contender in found:
@@ -208,7 +212,7 @@ def _compare(
             continue
         synchronize(x.device)
         start = time.perf_counter()
-        logits = call(contender.module, x, course.amp)
+        logits = call(contender.module, given, course.amp)[: len(x)]
         synchronize(x.device)
         seconds = time.perf_counter() - start
         if original is None:
@@ -219,6 +223,15 @@ def _compare(
             timed = len(x) == course.full
             result[contender.r] = replace(sums, timed=len(x), seconds=seconds) if timed else sums
     return result
+
+
+def filled(x: Tensor, size: int) -> Tensor:
+    """Return the batch [B, C, H, W] with its last image repeated up to `size` images.
+
+    Images of a batch do not see each other, and another size would be compiled anew.
+    """
+    missing = max(0, size - len(x))
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
 def _check_targets(targets: Tensor, logits: Tensor, course: Course) -> None:

@@ -98,7 +98,7 @@ def with_backend(args: Sequence[str]) -> list[str]:
 
     timm's flag may stand alone, which the parser of flags does not know.
     """
-    following = [*args[1:], "-"]
+    following = [*args, "-"][1:]
     return [
         f"{arg}=inductor" if arg == "--torchcompile" and after.startswith("-") else arg
         for arg, after in zip(args, following, strict=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tome_fx.cli.console import finite
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.measure import Row, Settings
 from tome_fx.cli.memory import method
@@ -116,8 +117,8 @@ def write_records(
 ) -> None:
     """Write lines that are dicts with the same keys, as `write` does."""
     if kind == "json":
-        text = json.dumps({"environment": settings, "results": list(records)}, indent=2) + "\n"
-        path.write_text(text, encoding="utf-8")
+        whole = finite({"environment": settings, "results": list(records)})
+        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         return
     lines = [record | settings for record in records]
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -154,7 +154,13 @@ def validate(
         spec = replace(spec, device=processes.device(device))
         with processes.first_goes_first():
             ready = prepare(spec, data, rs, options, crop_pct, interpolation, batch_size, workers)
-        course = replace(ready.course, amp=dtype, every=log_freq)
+        course = replace(
+            ready.course,
+            amp=dtype,
+            every=log_freq,
+            world=processes.world,
+            fill=torchcompile is not None,
+        )
         if course.total is None and processes.world > 1:
             raise CliError(f"{data.name}: a stream cannot be shared out; run one process")
         found = evaluate.compiled(ready.found, torchcompile)

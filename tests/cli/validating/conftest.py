@@ -21,7 +21,7 @@ def _captured_once() -> Iterator[None]:
 
     def contenders(loaded: Loaded, rs: Mapping[str, Any], options: merging.MergeOptions) -> Any:
         weights = weights_of(loaded.model)
-        key = (weights, str(loaded.config), repr(rs), options)
+        key = (weights, loaded.config.input_size, repr(rs), options)
         if key not in kept:
             kept[key] = real(loaded, rs, options)
         return kept[key]

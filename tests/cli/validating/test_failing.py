@@ -71,5 +71,5 @@ def test_an_image_that_cannot_be_read_is_named(
     broken.write_bytes(broken.read_bytes()[:300])
     assert main.run(["validate", str(data), "--r", "8", *MODEL, "-j", str(workers)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"tome-fx: {broken}: ")
+    assert err.startswith(f"tome-fx: {broken}: unreadable image")
     assert err.count("\n") == 1

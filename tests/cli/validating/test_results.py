@@ -66,12 +66,12 @@ def test_programs_are_those_of_a_transform_each() -> None:
 
 def test_csv_has_the_names_of_timm(validate: Run, data: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    out = validate(data, "--r", "8,13", "-b", 4, "--results-file", path, "--crop-pct", 0.8)
+    out = validate(data, "--r", "8,20", "-b", 4, "--results-file", path, "--crop-pct", 0.8)
     assert f"saved: {path}" in out
     assert "agreement" in out
     with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert [line["r"] for line in lines] == ["0", "8", "13"]
+    assert [line["r"] for line in lines] == ["0", "8", "20"]
     shared = {"top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct"}
     assert {*shared, "interpolation", "model", "ratio", TIMED} <= lines[0].keys()
     assert (lines[0]["img_size"], lines[0]["crop_pct"]) == ("32", "0.8")
@@ -110,6 +110,12 @@ def test_a_stream_is_read_to_its_end(
     monkeypatch.setattr(timm.data, "create_dataset", lambda **_: Stream())
     args = ("--dataset", "wds/some", "--r", 8, "-b", 4, "--log-freq", 3, "--json")
     assert rows(validate(*args), but=(TIMED,)) == wanted
+
+
+def test_a_last_batch_is_filled_up_for_a_compiled_program() -> None:
+    x = torch.arange(3.0).reshape(3, 1, 1, 1)
+    assert evaluate.filled(x, 5).flatten().tolist() == [0, 1, 2, 2, 2]
+    assert evaluate.filled(x, 3) is x
 
 
 def test_torch_compile_may_go_without_a_backend(validate: Run, data: Path) -> None:
