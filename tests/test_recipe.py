@@ -48,8 +48,9 @@ def test_inputs_are_those_of_the_recipe(tmp_path: Path) -> None:
     model[0].pretrained_cfg = {}  # type: ignore[assignment]
     fast = tome_fx.transform(model, 2, example_inputs=images(size=64))
     path = tome_fx.save_recipe(fast, tmp_path / "fast.json")
-    assert json.loads(path.read_text())["inputs"] == [{"shape": [3, 64, 64], "dtype": "float32"}]
+    assert json.loads(path.read_text())["inputs"] == [{"shape": [2, 3, 64, 64], "dtype": "float32"}]
     assert tome_fx.apply_recipe(model, path).schedule == (2, 2)
+    assert tome_fx.apply_recipe(model.double(), path)(images(size=64).double()).shape == (2, 10)
 
 
 def test_another_model_is_named(tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_another_model_is_named(tmp_path: Path) -> None:
         ({"settings": {"remerge": "now"}}, "remerge='now'"),
         ({"inputs": [{"shape": [3, 48, 48], "dtype": "float31"}]}, "float31"),
         ({"weights": "../elsewhere.safetensors"}, "beside it"),
+        ({"weights": ".."}, "beside it"),
     ],
 )
 def test_bad_recipes(tmp_path: Path, change: dict[str, Any], text: str) -> None:

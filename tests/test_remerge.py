@@ -127,3 +127,30 @@ def test_never_on_a_grid(schedule: list[int]) -> None:
 def test_another_word() -> None:
     with pytest.raises(tome_fx.ConfigError, match="remerge='always' is not one of"):
         tome_fx.transform(xcit(), 2, remerge="always")
+
+
+class Detail(nn.Module):
+    """What a convolution made of the grid before any merge, added behind all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fine = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1)
+        self.qkv, self.mlp, self.head = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        grid = self.stem(image)
+        x, fine = (value.flatten(2).transpose(1, 2) for value in (grid, self.fine(grid)))
+        x = x + F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1))
+        x = x + self.mlp(x)
+        return self.head(x + fine)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("remerge", ["mean", "never"])
+def test_detail_from_before_the_merges_is_not_averaged_unseen(remerge: Any) -> None:
+    model, x = Detail(), images(LABELS, batch=2)
+    randomise(model)
+    model.double().eval()
+    fast = tome_fx.transform(model, 6, example_inputs=x, remerge=remerge)
+    assert sum(fast.schedule) == 6
+    assert distance(run(fast, x), run(model, x)) < 1e-9
+    assert "told apart within a group" in str(fast.report)

@@ -56,7 +56,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "r": _written(module.r),
         "settings": {name: getattr(module.settings, name) for name in _SETTINGS},
         "schedule": list(module.schedule),
-        "inputs": _shapes(module),
+        "inputs": _inputs(module),
         "weights": path.with_suffix(".safetensors").name if weights else None,
     }
     if weights:
@@ -92,7 +92,7 @@ def apply_recipe(
     path = Path(path)
     recipe = _read(path)
     if example_inputs is None and not example_kwargs:
-        example_inputs = _zeros(recipe["inputs"], model)
+        example_inputs = _zeros(recipe["inputs"], model, path)
     if recipe["weights"]:
         model = _own(model)
     result = transform(
@@ -138,30 +138,34 @@ def _pair(protect: Any) -> Any:
     return tuple(protect) if isinstance(protect, list) else protect
 
 
-def _shapes(module: ToMeModule) -> list[dict[str, Any]] | None:
-    """Shape without the batch, and dtype, of each input; None where one is no tensor by place."""
+def _inputs(module: ToMeModule) -> list[dict[str, Any]] | None:
+    """Shape and dtype of each input; None where one is no tensor by place."""
     example = module._example
     if example is None or example.kwargs:
         return None
-    if not all(isinstance(x, torch.Tensor) and x.dim() for x in example.args):
+    if module._located().program.batch == 1 and example.single is not None:
+        example = example.single
+    if not all(isinstance(x, torch.Tensor) for x in example.args):
         return None
     return [
-        {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
-        for x in example.args
+        {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in example.args
     ]
 
 
-def _zeros(inputs: Any, model: nn.Module) -> tuple[torch.Tensor, ...] | None:
+def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...] | None:
+    """Inputs as the recipe has them, on the device and in the floating dtype of ``model``."""
     if inputs is None:
         return None
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def zeros(shape: Any, dtype: str) -> torch.Tensor:
+        value = torch.zeros(shape, dtype=getattr(torch, dtype), device=like.device)
+        return value.to(like.dtype) if value.is_floating_point() else value
+
     try:
-        return tuple(
-            torch.zeros(2, *x["shape"], dtype=getattr(torch, x["dtype"]), device=device)
-            for x in inputs
-        )
+        return tuple(zeros(x["shape"], x["dtype"]) for x in inputs)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"inputs of the recipe: {error}") from None
+        raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({error}).") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -186,7 +190,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: settings is no object, or schedule is no list.")
     _reject(recipe["settings"], _SETTINGS, path, "settings")
     name = recipe["weights"]
-    if name is not None and (not isinstance(name, str) or Path(name).name != name):
+    beside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+    if name is not None and not beside:
         raise ConfigError(f"{path}: weights is {name!r}, not the name of a file beside it.")
     return recipe
 

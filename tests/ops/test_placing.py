@@ -40,6 +40,22 @@ def test_plans_are_the_same(a: int, b: int, r: int, seed: int) -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_a_mask_of_infinities_stays_one() -> None:
+    plan = ops.match(torch.randn(2, 3, 3), 2)
+    mask = torch.tensor([0.0, float("-inf")]).repeat(3).expand(2, 6).clone()
+    size = ops.merged_size(plan, None, mask)
+    args = mask, plan, None, size
+    assert torch.equal(ops.merge(*args, onehot=True), ops.merge(*args))
+
+
+def test_sizes_keep_their_bits_under_autocast() -> None:
+    plan = ops.match(torch.randn(1, 2, 2), 1)
+    size = torch.full((1, 4), 257.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.merged_size(plan, size, size, onehot=True)
+    assert torch.equal(found, ops.merged_size(plan, size, size))
+
+
 @torch.no_grad()
 def test_a_graph_without_scatter() -> None:
     model, x = tiny().double(), images().double()

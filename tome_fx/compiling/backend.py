@@ -76,12 +76,11 @@ class Backend:
                 program = program_of(module, inputs)
                 located = locate_captured(program, self.settings)
         except (CaptureError, NoAttentionFoundError) as error:
-            self._tell(type(error).__name__, f"A graph is compiled without merging: {error}")
+            self._tell(f"A graph is compiled without merging: {error}")
             return None
         outside = from_outside(located.findings, program)
         if outside and self.settings.protect is None:
             self._tell(
-                "outside",
                 f"A graph is compiled without merging, since its tokens come from outside: "
                 f"{outside}. It is a part of a model, behind a graph break or compiled by itself, "
                 "and nothing says which tokens are class tokens. Compile the whole model "
@@ -90,10 +89,17 @@ class Backend:
             )
             return None
         target = _root(inputs, program)
-        report = rewrite(target, located, self.settings, "a graph of torch.compile").report
+        try:
+            report = rewrite(target, located, self.settings, "a graph of torch.compile").report
+        except ConfigError as error:
+            self._tell(
+                f"A graph is compiled without merging: {error} A part of a model has its own "
+                "layers, and a schedule starts anew in each."
+            )
+            return None
         self.reports.append(report)
         if report.skipped:
-            self._tell("skipped", report.skipped)
+            self._tell(report.skipped)
             return None
         return _with_inputs(target, inputs)
 
@@ -119,7 +125,6 @@ class Backend:
             if all(float(args[place]) == number for place, number in numbers.items()):
                 return compiled(*args)
             self._tell(
-                "number",
                 "A number that the compiled graph holds has changed (a dropout rate, an epsilon), "
                 "so the model runs uncompiled and unmerged. Call torch._dynamo.reset().",
             )
@@ -127,14 +132,16 @@ class Backend:
 
         return call
 
-    def _tell(self, kind: str, text: str) -> None:
-        """Warn, once for each kind of thing and settings: a model may break into many graphs."""
-        if (kind, self._key()) not in _TOLD:
-            _TOLD.add((kind, self._key()))
+    def _tell(self, text: str) -> None:
+        """Warn, once for each text and settings: a model may break into many graphs alike."""
+        if (text, self._key()) not in _TOLD:
+            _TOLD.add((text, self._key()))
             warnings.warn(text, ToMeWarning, stacklevel=2)
 
     def _key(self) -> str:
-        return json.dumps(_plain(self), sort_keys=True, default=_identity)
+        # JSON has no tuples: (4, 0) is a schedule that falls, [4, 0] one of two layers.
+        plain = {**_plain(self), "r": repr(self.settings.r)}
+        return json.dumps(plain, sort_keys=True, default=_identity)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Backend) and self._key() == other._key()
@@ -158,14 +165,14 @@ def backend(
         inner_backend: what compiles the rewritten graph, by the name that ``torch.compile`` knows.
         mode: mode of the inner backend (``reduce-overhead``, ``max-autotune``).
         inner_options: its options.
-        options: ``prop_attn``, ``rounding``, ``strict``, ``protect``, ``remerge``, ``min_ratio``
-            and ``rules`` of :func:`tome_fx.transform`.
+        options: ``prop_attn``, ``rounding``, ``strict``, ``protect``, ``remerge``, ``min_ratio``,
+            ``scatter`` and ``rules`` of :func:`tome_fx.transform`.
 
     Raises:
         ConfigError: an option is unknown or outside its range.
     """
     given_options = {"r": r, "inner_backend": inner_backend, "mode": mode, **options}
-    return _made({**given_options, "inner_options": dict(inner_options or {})}, [])
+    return _made({**given_options, "inner_options": inner_options}, [])
 
 
 def dynamo_backend(module: GraphModule, example_inputs: Sequence[Any], **options: Any) -> Compiled:
@@ -177,12 +184,20 @@ def _made(options: Mapping[str, Any], reports: list[Report]) -> Backend:
     reject_unknown([name for name in options if name not in BACKEND_OPTIONS], BACKEND_OPTIONS)
     row = dict(options)
     inner = row.pop("inner_backend", "inductor")
-    mode, inner_options = row.pop("mode", None), row.pop("inner_options", None) or {}
+    mode, inner_options = row.pop("mode", None), row.pop("inner_options", None)
+    inner_options = {} if inner_options is None else inner_options
     row["rules"] = rule_table(row.get("rules", ()))
     if inner not in torch._dynamo.list_backends(exclude_tags=()) or inner == "tome_fx":
         known = ", ".join(torch._dynamo.list_backends())
         raise ConfigError(f"inner_backend={inner!r} is not a backend of torch.compile: {known}.")
-    return Backend(checked(Settings(**row)), inner, mode, inner_options, reports)
+    if not isinstance(inner_options, Mapping):
+        raise ConfigError(f"inner_options={inner_options!r} is no dict of options.")
+    modes = ("default", *torch._inductor.list_mode_options())
+    if mode is not None and (
+        not isinstance(mode, str) or (inner == "inductor" and mode not in modes)
+    ):
+        raise ConfigError(f"mode={mode!r} is not one of {', '.join(modes)}.")
+    return Backend(checked(Settings(**row)), inner, mode, dict(inner_options), reports)
 
 
 def _plain(backend: Backend) -> dict[str, Any]:

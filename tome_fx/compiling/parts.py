@@ -7,8 +7,12 @@ leaves a graph has all its tokens in any case.
 
 from __future__ import annotations
 
+from torch.fx import Node
+
 from tome_fx.graph.axes import Atom, TensorType
 from tome_fx.program import Findings, Program
+
+_MAKERS = ("conv", "reshape", "view", "unflatten", "unfold", "im2col", "pixel_unshuffle")
 
 
 def from_outside(findings: Findings, program: Program) -> str:
@@ -17,13 +21,18 @@ def from_outside(findings: Findings, program: Program) -> str:
     Rows of samples count as made outside too: ``protect`` says that no token is special. What the
     graph itself cuts an image or a grid into is its own.
     """
-    given = {node.name for node in program.graph.nodes if node.op == "placeholder"}
+    nodes = {node.name: node for node in program.graph.nodes}
     served = {site.stream for site in findings.sites}
     for stream in findings.streams:
         born = [atom.origin.node for atom in stream.atoms if isinstance(atom, Atom)]
-        if stream.id in served and all(name in given for name in born):
+        if stream.id in served and not any(map(_makes_tokens, map(nodes.get, born))):
             return f"{born[0]} {_shape(findings, program, born[0])}"
     return ""
+
+
+def _makes_tokens(node: Node | None) -> bool:
+    """Does an op cut an image, a clip or a grid into places? To sort or pick tokens makes none."""
+    return node is not None and any(part in str(node.target) for part in _MAKERS)
 
 
 def _shape(findings: Findings, program: Program, name: str) -> TensorType | str:

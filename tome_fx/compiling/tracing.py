@@ -27,6 +27,11 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
     Raises:
         CaptureError: it cannot be traced, or it has no data with a batch axis.
     """
+    if any("checkpoint" in str(node.target) for node in module.graph.nodes):
+        raise CaptureError(
+            "It holds gradient checkpointing, which the backend does not look into. Switch it off, "
+            "or use tome_fx.transform."
+        )
     mode = _mode()
     places = [*sorted(inputs.weights), *inputs.data]
     fakes = [_fake(mode, place, inputs) for place in places]
@@ -50,7 +55,15 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
     names = [inputs.nodes[place].name for place in places]
     weights = len(inputs.weights)
     graph = named_graph(traced.graph, names[:weights], names[weights:])
-    return replace(describe(graph, read_by(traced), "dynamo"), guarded=True)
+    # Tables of indices are read here, to protect the tokens that they name.
+    tables = {
+        inputs.nodes[place].name: inputs.values[place]
+        for place in inputs.weights
+        if not isinstance(inputs.values[place], FakeTensor)
+        and not inputs.values[place].is_floating_point()
+    }
+    constants = {**tables, **read_by(traced)}
+    return replace(describe(graph, constants, "dynamo"), guarded=True)
 
 
 def _mode() -> FakeTensorMode:

@@ -8,6 +8,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from tome_fx.errors import CaptureError
+
 _ENTER = torch.amp.autocast_mode._enter_autocast
 _EXIT = torch.amp.autocast_mode._exit_autocast
 _NAMES = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
@@ -34,10 +36,16 @@ def inline_regions(module: GraphModule) -> None:
 
 
 def flatten_gradient_regions(graph: Graph) -> None:
-    """The same for regions that are marked by calls that switch gradients off and on."""
+    """The same for regions that are marked by calls that switch gradients off and on.
+
+    Raises:
+        CaptureError: gradients are off around the graph, and a region of it switches them on.
+    """
     switches = [node for node in graph.nodes if node.target is torch._C._set_grad_enabled]
     if not switches:
         return
+    if not torch.is_grad_enabled() and any(node.args[0] for node in switches):
+        raise CaptureError("A region of it switches gradients on, inside of no_grad around it.")
     inside: set[Node] = set()
     enabled = True
     for node in graph.nodes:
@@ -48,13 +56,17 @@ def flatten_gradient_regions(graph: Graph) -> None:
     for node in inside:
         outside = [user for user in node.users if user not in inside]
         value = node.meta.get("val")
-        if outside and isinstance(value, torch.Tensor) and value.is_floating_point():
+        if outside and isinstance(value, torch.Tensor) and _may_require_grad(value):
             with graph.inserting_after(node):
                 free = _detached(graph, node)
             for user in outside:
                 user.replace_input_with(node, free)
     for node in switches:
         graph.erase_node(node)
+
+
+def _may_require_grad(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _inline(module: GraphModule, node: Node) -> None:

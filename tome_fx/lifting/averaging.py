@@ -51,6 +51,21 @@ class Averages:
         """Captured values that differ from image to image, but for masks of padding."""
         return self.program.of_images - padding_masks(self.findings)
 
+    @cached_property
+    def tokens(self) -> frozenset[Node]:
+        """What sites add to: the tokens themselves, whatever made them."""
+        return frozenset(
+            operand
+            for site in self.findings.sites
+            for operand in site.node.all_input_nodes
+            if not any(self.cones.depends(operand, core.node) for core in site.cores)
+        )
+
+    def tell_apart(self, node: Node) -> None:
+        """Note that ``node`` differs within a group, unless it is what groups are made of."""
+        if node not in self.tokens:
+            self.mixed.add(node)
+
     def refused(self, user: Node, operands: Operands) -> str:
         """Why ``user`` needs all tokens instead; "" if averages will do or none are needed.
 

@@ -75,7 +75,7 @@ class Lifter:
         if picked is not None:
             self.put(node, *picked)
             if node.args[0] in self.averages.mixed:
-                self.averages.mixed.add(node)
+                self.averages.tell_apart(node)
         elif isinstance(node.target, torch._ops.OpOverload):
             self._call(bind(node))
         else:
@@ -159,10 +159,10 @@ class Lifter:
         new = self._emit(call, answer, nodes)
         framed = one_image(self.program, call.node, answer.results)
         results = name_all(framed, self.findings.streams)
-        if not is_merged(results[0]) and any(
-            node in self.averages.mixed for node in paths.values()
-        ):
-            self.averages.mixed.add(call.node)
+        told = answer.tells_apart and any(streams(t) for t in results)
+        told = told or any(node in self.averages.mixed for node in paths.values())
+        if told and not is_merged(results[0]):
+            self.averages.tell_apart(call.node)
         self.put(call.node, new, results)
 
     def _emit(self, call: Call, answer: Lifted, nodes: Mapping[str, Node]) -> Node:
@@ -187,7 +187,7 @@ class Lifter:
         if any(
             n in self.averages.mixed or any(map(is_merged, self.values[n].types)) for n in operands
         ):
-            self.averages.mixed.add(node)
+            self.averages.tell_apart(node)
         self.put(node, self.copy(node, replaced), self.findings.types.get(node, ()))
 
     # -- levels -----------------------------------------------------------------------------

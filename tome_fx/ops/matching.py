@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import wide
+from tome_fx.ops.rows import product, wide
 
 
 def head_mean(keys: Tensor, front: int = 0, back: int = 0) -> Tensor:
@@ -38,17 +38,8 @@ def similarity(metric: Tensor, parity: int = 0) -> Tensor:
     """
     norm = metric.norm(dim=-1, keepdim=True)
     unit = torch.where(norm > 0, metric / norm, torch.zeros_like(metric))
-    scores = _products(unit[:, parity::2], unit[:, 1 - parity :: 2])
+    scores = product(unit[:, parity::2], unit[:, 1 - parity :: 2].transpose(1, 2))
     return torch.where(scores.isnan(), torch.full_like(scores, -2.0), scores)
-
-
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Rows of ``left`` by rows of ``right``, under autocast too in no fewer bits than they have."""
-    kind = left.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return left @ right.transpose(1, 2)
-    with torch.autocast(kind, enabled=False):
-        return left @ right.transpose(1, 2)
 
 
 def shown(mask: Tensor, hides: bool = False) -> Tensor:

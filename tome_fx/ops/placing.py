@@ -1,7 +1,8 @@
 """Values put in the places that an index says: by scatter, or by one-hot products without any.
 
 Some runtimes lack scatter, or have it wrong. ``onehot`` compares places instead and sums a product,
-with the same result up to the order of the additions, and at a cost.
+with the same result up to the order of the additions, and at a cost. A NaN among wide rows (the
+features of a token) then reaches all tokens of its image.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from tome_fx.ops.rows import tail
+from tome_fx.ops.rows import product, tail
+
+_NARROW = 32
 
 
 def permuted(place: Tensor, values: Tensor, onehot: bool = False) -> Tensor:
@@ -31,8 +34,13 @@ def added(base: Tensor, place: Tensor, rows: Tensor, onehot: bool = False) -> Te
     """
     if not onehot:
         return base.scatter_add(1, tail(place, rows).expand(rows.shape), rows)
-    hits = _hits(place, base.shape[1]).to(rows.dtype)
-    sums = hits @ rows.reshape(*rows.shape[:2], math.prod(rows.shape[2:]))
+    width = math.prod(rows.shape[2:])
+    hits, flat = _hits(place, base.shape[1]), rows.reshape(*rows.shape[:2], width)
+    if width <= _NARROW:
+        # A mask holds infinities, which a product with 0 would make NaN everywhere.
+        sums = torch.where(hits[..., None] > 0, flat[:, None], 0.0).sum(2)
+    else:
+        sums = product(hits.to(rows.dtype), flat)
     return base + sums.reshape(base.shape)
 
 

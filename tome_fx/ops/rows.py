@@ -31,6 +31,15 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right``, under autocast too in no fewer bits than they have."""
+    kind = left.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return left @ right
+    with torch.autocast(kind, enabled=False):
+        return left @ right
+
+
 def size_of(x: Tensor, dim: int) -> int:
     """The size of one axis of ``x``."""
     return x.shape[dim]

@@ -81,12 +81,14 @@ class Lifted:
         operands: types that operands must be brought to first, by path; absent means as they are.
         arguments: literals to change, by path.
         build: emits something else than the op itself; gets the operands by path.
+        tells_apart: what comes out differs from place to place though equal tokens go in.
     """
 
     results: tuple[TensorType, ...]
     operands: Mapping[str, TensorType] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     build: Build | None = None
+    tells_apart: bool = False
 
 
 @dataclass(frozen=True)

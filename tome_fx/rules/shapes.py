@@ -121,4 +121,6 @@ def grid(context: Context) -> Lifted | Refusal:
             axes.append(as_intensive(type_).axes[place])
         else:
             axes.append((Atom(size, Origin(kind, name, (place,))),) if size != 1 else ())
-    return Lifted(tuple(TensorType(tuple(axes)) for _ in context.shapes[:1]))
+    # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
+    stays = _stays(context.call, type_, context.shape)
+    return Lifted(tuple(TensorType(tuple(axes)) for _ in context.shapes[:1]), tells_apart=stays)

@@ -187,4 +187,4 @@ def cumulative(context: Context) -> Lifted | Refusal:
         return Refusal("it depends on the order of the tokens")
     if has_batch(type_.axes[dim]):
         return Refusal("it depends on the order of the images")
-    return one(type_, operands={"self": type_})
+    return one(type_, operands={"self": type_}, tells_apart=has_stream(type_.axes[dim]))
