@@ -4,6 +4,7 @@
     y = dropout(x, p, False)   -> x
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
+    y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
 
@@ -49,6 +50,8 @@ def normalize(graph: Graph) -> Graph:
             _read_copy(node)
         elif node.target is aten.einsum.default:
             _read_einsum(node)
+        elif node.target is aten._native_batch_norm_legit_functional.default:
+            _keep_statistics(node)
         else:
             _compute(node, known)
     graph.eliminate_dead_code()
@@ -86,6 +89,16 @@ def _read_copy(node: Node) -> None:
             source = node.graph.call_function(aten.to.dtype, (source, after.dtype))
             source.meta = {**node.meta, "val": before.to(after.dtype)}
     node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
+
+
+def _keep_statistics(node: Node) -> None:
+    """Backward reads the running statistics of a batch norm, which the program writes to before."""
+    for place in (3, 4):
+        held = node.args[place]
+        with node.graph.inserting_before(node):
+            own = node.graph.call_function(aten.clone.default, (held,))
+        own.meta = {**node.meta, "val": held.meta["val"]}  # type: ignore[union-attr]
+        node.update_arg(place, own)
 
 
 def _read_einsum(node: Node) -> None:

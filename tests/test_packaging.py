@@ -22,7 +22,18 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAX_LINES = 300
-OPTIONAL = ["timm", "torchvision", "transformers", "PIL", "skimage", "typer", "rich", "hypothesis"]
+OPTIONAL = [
+    "torchao",
+    "sklearn",
+    "timm",
+    "torchvision",
+    "transformers",
+    "PIL",
+    "skimage",
+    "typer",
+    "rich",
+    "hypothesis",
+]
 
 
 def modules() -> dict[str, Path]:

@@ -109,6 +109,55 @@ class ToMeModule(GraphModule):
                 raise
         return self
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As in timm: recompute blocks in backward instead of keeping what they made."""
+        self._set_checkpointing("set_grad_checkpointing", enable)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers. Checkpointing is by blocks and not reentrant, whatever is asked."""
+        self._set_checkpointing("activation_checkpointing_enable", *args, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """As in transformers."""
+        self._set_checkpointing("activation_checkpointing_disable")
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The same under its older name."""
+        self._set_checkpointing("gradient_checkpointing_enable", *args, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """As in transformers."""
+        self._set_checkpointing("gradient_checkpointing_disable")
+
+    def _set_checkpointing(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Ask the structure that captures are made of, as the user would ask the model."""
+        model = self._source.skeleton
+        method = getattr(model, name, None)
+        if not isinstance(model, nn.Module) or method is None:
+            raise AttributeError(
+                f"{self._source.name} has no {name}. Use torch.utils.checkpoint in the forward of "
+                "the model and transform it: the result checkpoints its blocks."
+            )
+        method(*args, **kwargs)
+        if "grad_checkpointing" in vars(self):  # a plain attribute that came from the model
+            self.grad_checkpointing = vars(model)["grad_checkpointing"]
+        self._programs.pop(True, None)
+        if self.training:
+            self._rewrite()
+
+    def recompile(self) -> Any:
+        """Put the graph's code on the class of its own that each graph module has.
+
+        FSDP derives a class from that one, and a call that finds code on both calls itself.
+        """
+        outer = type(self)
+        own = next(cls for cls in outer.__mro__ if ToMeModule in cls.__bases__)
+        self.__class__ = own
+        try:
+            return super().recompile()
+        finally:
+            self.__class__ = outer
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
         """Casts and moves, of the result alone: the original keeps its own.
 

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError, NoAttentionFoundError
+from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.lift import LiftedGraph, lift
@@ -54,7 +56,12 @@ def locate_program(
         NoAttentionFoundError: it holds no attention over tokens.
     """
     # What is made in inference mode cannot be traced for training later.
-    with LOCK, torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+    with (
+        LOCK,
+        torch.inference_mode(False),
+        torch.random.fork_rng(devices=[]),
+        checkpoints_noticed() as checkpoints,
+    ):
         door = cast(Door, settings.capture)
         program = capture(model, example, door)
         found = _findings(program, settings)
@@ -64,7 +71,8 @@ def locate_program(
                 again = capture(model, example, door, shared=True)
                 better = _findings(again, settings)
                 program, found = (again, better) if better.sites else (program, found)
-    return _checked(program, found)
+    asked = bool(checkpoints) or asks_for_checkpoints(model)
+    return _checked(replace(program, checkpointed=asked), found)
 
 
 def locate_captured(program: Program, settings: Settings) -> Located:
@@ -130,7 +138,20 @@ def _rewritten(target: GraphModule, located: Located, settings: Settings, name: 
     graph.set_codegen(program.graph._codegen)
     target.graph = graph
     sizes = verify(target, program)
-    return report_of(Done(program, findings, schedule, graph, sizes, lifted), name, settings.r)
+    done = Done(program, findings, schedule, graph, sizes, lifted)
+    report = report_of(done, name, settings.r)
+    return _checkpointed(target, report, done)
+
+
+def _checkpointed(target: GraphModule, report: Report, done: Done) -> Report:
+    """Gradient checkpointing by blocks, as the model asks for; evaluation keeps nothing anyway."""
+    forget_segments(target)
+    if not done.program.checkpointed or not target.training:
+        return report
+    cores = [step.site.cores[0].node for step in done.schedule.steps]
+    lifted = {old: new for new, old in done.lifted.origin.items() if new.op == "call_function"}
+    made = segment(target, [lifted[core] for core in cores])
+    return replace(report, notes=(*report.notes, f"gradients are checkpointed in {made} segments"))
 
 
 def _lifted(

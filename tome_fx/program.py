@@ -29,6 +29,7 @@ class Program:
         batched: placeholders whose first axis is the batch.
         static_batch: the model's own code fixed the batch size.
         guarded: whoever runs it checks the shapes of its inputs.
+        checkpointed: the model's own code checkpoints its gradients.
     """
 
     graph: Graph
@@ -39,6 +40,7 @@ class Program:
     batched: frozenset[str]
     static_batch: bool
     guarded: bool = False
+    checkpointed: bool = False
 
     @cached_property
     def of_images(self) -> frozenset[Node]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tome_fx.capturing.examples import Example
-from tome_fx.errors import CaptureError
-from tome_fx.graph.attributes import set_attribute
+from tome_fx.errors import CaptureError, ConfigError
+from tome_fx.graph.attributes import hold_linear, set_attribute
 from tome_fx.pipeline import Located
 
 
@@ -56,6 +56,10 @@ class Source:
         for path, tensor, persistent in _tensors(self.skeleton):
             set_attribute(target, path, tensor, persistent)
         if isinstance(self.skeleton, nn.Module):
+            for path, module in self.skeleton.named_modules(remove_duplicate=False):
+                # Not what derives from it, say weights that are computed from others.
+                if type(module) is nn.Linear and path:
+                    hold_linear(target, path, module)
             for name, value in vars(self.skeleton).items():
                 if _is_plain(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)
@@ -86,6 +90,14 @@ class Source:
             current = held._parameters.get(name, held._buffers.get(name))
             if current is tensor or current is None:
                 continue
+            if current.shape != tensor.shape or hasattr(current, "full_tensor"):
+                # FSDP 1 leaves rows of its share, FSDP 2 a DTensor.
+                raise ConfigError(
+                    "The parameters of this module are sharded, and this asks for a new capture, "
+                    "which needs them whole. Switch to each mode before you shard: call .eval() "
+                    "and .train() once before fully_shard(result), and set gradient checkpointing "
+                    "there too."
+                )
             if isinstance(current, nn.Parameter):
                 owner._parameters[leaf] = current
             else:

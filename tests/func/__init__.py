@@ -1,0 +1,1 @@
+"""`torch.func` and `make_fx` through a result."""

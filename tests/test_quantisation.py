@@ -1,0 +1,94 @@
+"""torchao's int8 weights, before a transform and after it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tome_fx
+from tests.laws.common import TINY
+from tests.tiny import images, tiny
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torchao looks for kernels that are not needed here
+    quantization = pytest.importorskip("torchao.quantization")
+
+pytestmark = [TINY, pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "weights": lambda: quantization.Int8WeightOnlyConfig(),
+    "activations": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
+}
+
+
+def quantised(module: nn.Module, name: str) -> nn.Module:
+    quantization.quantize_(module, CONFIGS[name]())
+    return module
+
+
+def int8(module: nn.Module) -> list[str]:
+    """The weights that are held in 8 bits."""
+    return [n for n, p in module.named_parameters() if type(p).__name__ == "Int8Tensor"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_quantised_model_is_transformed(name: str) -> None:
+    x, model = images(4), quantised(tiny(), name)
+    fast = tome_fx.transform(model, 0)
+    assert int8(fast) == int8(model)
+    assert len(int8(fast)) == 9  # four linears in each block, and the head
+    with torch.no_grad():
+        y, exact = model(x), tiny()(x)
+        torch.testing.assert_close(fast(x), y, rtol=1e-4, atol=1e-5)
+        assert 0 < float((y - exact).norm()) < 0.2 * float(exact.norm())
+        fast.r = 2
+        assert fast.schedule == (2, 2)
+        merged = fast(x)
+        expected = tome_fx.transform(tiny(), 2)(x)
+        assert not torch.equal(merged, y)
+        assert float((merged - expected).norm()) < 0.5 * float(expected.norm())
+        if name == "activations":
+            return  # the rest is the same for both
+        for other in (copy.copy(fast), copy.deepcopy(fast)):
+            assert int8(other) == int8(fast)
+            torch.testing.assert_close(other(x), merged, rtol=1e-4, atol=1e-5)
+        fast.train()
+        torch.testing.assert_close(fast.eval()(x), merged, rtol=1e-4, atol=1e-5)
+        again = tome_fx.transform(quantised(tiny(), name), 2)
+        again.load_state_dict(fast.state_dict(), assign=True)
+        torch.testing.assert_close(again(x), merged, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_result_is_not_quantised(name: str) -> None:
+    """It says so, and stays what it was; without a word it would have stayed so too."""
+    model, x = tiny(), images()
+    fast = tome_fx.transform(model, 2)
+    y = fast(x)
+    with pytest.raises(tome_fx.ConfigError, match="Quantise the model first, then transform it"):
+        quantised(fast, name)
+    assert int8(fast) == int8(model) == []
+    assert torch.equal(fast(x), y)
+
+
+@pytest.mark.compiler
+def test_it_compiles() -> None:
+    fast, x = tome_fx.transform(quantised(tiny(), "weights"), 2), images(4)
+    with torch.no_grad():
+        compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-5)

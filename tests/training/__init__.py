@@ -1,0 +1,1 @@
+"""Training through a result: gradients, random layers, mixed precision, checkpointing."""
