@@ -29,7 +29,7 @@ class Row:
     unmerges: int = 0
     averaged: int = 0
     ratio: float = 1.0
-    allowed: float = 1.0
+    allowed: float = 0.0
     identical: str = "-"
     law: str = "-"
     compiled: str = "-"
@@ -41,8 +41,8 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Of the ratio that the arithmetic allows."""
-        return self.ratio / self.allowed
+        """Of the ratio that the arithmetic allows; 0 where that was not counted."""
+        return self.ratio / self.allowed if self.allowed else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
