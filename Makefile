@@ -2,6 +2,7 @@
 #
 #   make demo PYTHON=python3.12       another interpreter (only read while .venv is made)
 #   make test ARGS="-k schedule -x"   arguments for pytest
+#   make test JOBS=8                  processes for pytest
 #   make demo PIP_FLAGS="--extra-index-url URL"
 #                                     flags for pip, say an index with builds of torch without CUDA
 
@@ -9,6 +10,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 ARGS ?=
 OUT ?= outputs
+JOBS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -22,8 +24,8 @@ help:  ## this list
 demo: $(STAMP)  ## a photograph through a ViT-B/16, with and without merging
 	$(BIN)/tome-fx demo $(ARGS)
 
-test: $(STAMP)  ## all tests (under 15 minutes on two cores)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests, in two processes (about 15 minutes on two cores)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)
