@@ -85,8 +85,9 @@ def page(rows: list[Row]) -> str:
 
 def _line(row: Row) -> str:
     share = f"{row.share:.0%}" if row.share else "-"
+    why = row.reason.replace("|", "+")
     cells = (
         row.name, row.captured, row.blocks, row.merged, row.unmerges, row.averaged,
-        f"{row.ratio:.2f}", share, row.identical, row.law, row.compiled, row.reason.replace("|", "+"),
+        f"{row.ratio:.2f}", share, row.identical, row.law, row.compiled, why,
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
