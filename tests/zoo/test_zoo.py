@@ -28,7 +28,6 @@ CHOSEN = (
     "hiera/hiera_tiny_224",
     "levit/levit_128s",
     "davit/davit_tiny",
-    "mvitv2/mvitv2_tiny",
     "torchvision/vit_b_16",
     "torch/nn.TransformerEncoder",
     "open_clip/CLIP",
