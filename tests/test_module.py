@@ -188,3 +188,10 @@ def test_a_list_as_r_is_a_copy() -> None:
     fast.r = mine
     mine[0] = -1
     assert fast.eval().schedule == (4, 1)
+
+
+def test_a_linear_without_bias_is_shown() -> None:
+    model = tiny("eva02_tiny_patch14_224", img_size=56)
+    fast = tome_fx.transform(model, 2, example_inputs=images(size=56))
+    assert "bias=False" in repr(fast)
+    assert fast.state_dict().keys() == model.state_dict().keys()

@@ -15,16 +15,19 @@ DATA, PAGE = DOCS / "zoo.json", DOCS / "zoo.md"
 
 HEAD = """# The zoo
 
-Every model below is built small (two layers or so, narrow, its own image size), filled with random
-weights, transformed with `r=0.1` (a tenth of the tokens at each block) and checked. `make zoo`
-makes this page and `docs/zoo.json` anew; the tests hold a fixed part to what is written here.
+Every model below is built small (two layers or so, narrow, its own image size; those under "full
+size" as they are), filled with random weights, transformed with `r=0.1` (a tenth of the tokens at
+each block) and checked. `make zoo` makes this page and `docs/zoo.json` anew; the tests hold a fixed
+part to what is written here.
 
+- **captured**: by `torch.export` or by symbolic tracing; `-` where a model is refused.
 - **blocks**: attention blocks behind which tokens merge; **merged**: tokens that they remove.
 - **unmerged**: ops that get all tokens back; **averaged**: places where what such an op told apart
   is averaged again in each group (`remerge="never"` avoids that, at a cost).
 - **ratio**: MACs of the original over those of the result. Models of two layers save little.
 - **share**: of the ratio that the arithmetic allows: every op on what merging leaves of its tokens,
   and nothing spent on matching. Convolutions over tokens and what is not on tokens count in full.
+  `-` where it was not counted.
 - **r=0**: is the result bit-identical to the model?
 - **law**: with an image of one colour, positions that are the same everywhere and padding that goes
   round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in

@@ -78,4 +78,6 @@ def hold_linear(root: nn.Module, path: str, like: nn.Linear) -> None:
     new.train(old.training)
     for table in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         setattr(new, table, getattr(old, table))
+    if "bias" not in new._buffers:
+        new._parameters.setdefault("bias", None)  # as a linear without one has it
     root._modules[leaf] = new
