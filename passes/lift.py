@@ -24,7 +24,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, holds, map_type, streams, streams_of_axis
+from tome_fx.graph.axes import TensorType, axis_of, map_type, streams, streams_of_axis
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.graph.grids import fused
 from tome_fx.lifting.lifter import Lifter, Value
@@ -85,7 +85,7 @@ def tokens_of(type_: TensorType, stream: int) -> int:
 
     Tokens of several frames on one axis, merged together, are counted once.
     """
-    axis = next(axis for axis in fused(type_).axes if holds(axis, stream))
+    axis = axis_of(fused(type_), stream)
     own = next(s for s in streams_of_axis(axis) if s.id == stream)
     return own.count + sum(ends_of(axis, place_of(axis, stream)))
 
@@ -160,8 +160,7 @@ class _Walk:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
         emit = self.lifter.coercer.emit
         for core in step.site.cores:
-            type_ = self._at(core.key, step.site.stream, level)
-            keys = next(axis for axis in type_.axes if holds(axis, step.site.stream))
+            keys = axis_of(self._at(core.key, step.site.stream, level), step.site.stream)
             row = visible(self.lifter.coercer, core, keys, self.lifter.values)
             if row is not None:
                 ends = ends_of(keys, place_of(keys, step.site.stream))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.tiny import Around, images, tiny
+from tests.tiny import Around, Cast, images, tiny
 
 pytestmark = TINY
 
@@ -81,18 +81,6 @@ def test_symbolic_tracing_does_not_lose_a_region(function: Callable[..., Tensor]
     with pytest.raises(tome_fx.CaptureError, match="is not recorded by symbolic tracing") as caught:
         tome_fx.transform(model, 0, example_inputs=images(), capture="symbolic_trace")
     assert ".py:" in str(caught.value)
-
-
-class Cast(nn.Module):
-    """A model inside a region of autocast, or in one that switches it off."""
-
-    def __init__(self, enabled: bool) -> None:
-        super().__init__()
-        self.body, self.enabled = tiny(), enabled
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
-            return self.body(x) * 2  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -46,6 +46,18 @@ class Around(nn.Module):
         return self.function(self.body, x)
 
 
+class Cast(nn.Module):
+    """A model inside a region of autocast, or in one that switches it off."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.body, self.enabled = tiny(), enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            return self.body(x) * 2  # type: ignore[no-any-return]
+
+
 class Stateful(nn.Module):
     """Every kind of state around a tiny model."""
 

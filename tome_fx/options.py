@@ -6,7 +6,7 @@ import copy
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,10 +16,6 @@ from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding, asked
 
 Remerge: TypeAlias = Literal["mean", "never"]
-OPTIONS = ("r", "example_inputs", "example_kwargs", "prop_attn", "capture", "rounding", "strict",
-           "protect", "rules", "remerge", "min_ratio", "scatter")  # fmt: skip
-BACKEND_OPTIONS = ("r", "prop_attn", "rounding", "strict", "protect", "rules", "remerge",
-                   "min_ratio", "scatter", "inner_backend", "mode", "inner_options")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,14 @@ class Settings:
         """The same settings with another, checked ``r``."""
         check_r(r, self.rounding)
         return replace(self, r=copy.copy(r))
+
+
+_OWN = tuple(option.name for option in fields(Settings))
+OPTIONS = (*_OWN, "example_inputs", "example_kwargs")
+BACKEND_OPTIONS = (*(name for name in _OWN if name != "capture"), "inner_backend", "mode",
+                   "inner_options")  # fmt: skip
+# Rules are code, and r says more than JSON can tell apart.
+SAVED_OPTIONS = tuple(name for name in _OWN if name not in ("r", "rules"))
 
 
 def checked(settings: Settings) -> Settings:

@@ -14,11 +14,10 @@ from torch import nn
 from tome_fx.api import transform
 from tome_fx.errors import ConfigError, InputError
 from tome_fx.module import ToMeModule
+from tome_fx.options import SAVED_OPTIONS
 from tome_fx.rules.base import Rule
 
 FORMAT, VERSION = "tome_fx recipe", 1
-_SETTINGS = ("prop_attn", "capture", "rounding", "strict", "protect", "remerge", "min_ratio",
-             "scatter")  # fmt: skip
 _KEYS = ("format", "version", "tome_fx", "model", "r", "settings", "schedule", "inputs", "weights")
 
 
@@ -54,7 +53,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "tome_fx": __version__,
         "model": module.report.model,
         "r": _written(module.r),
-        "settings": {name: getattr(module.settings, name) for name in _SETTINGS},
+        "settings": {name: getattr(module.settings, name) for name in SAVED_OPTIONS},
         "schedule": list(module.schedule),
         "inputs": _inputs(module),
         "weights": path.with_suffix(".safetensors").name if weights else None,
@@ -188,7 +187,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} lacks {', '.join(missing)}.")
     if not isinstance(recipe["settings"], dict) or not isinstance(recipe["schedule"], list):
         raise ConfigError(f"{path}: settings is no object, or schedule is no list.")
-    _reject(recipe["settings"], _SETTINGS, path, "settings")
+    _reject(recipe["settings"], SAVED_OPTIONS, path, "settings")
     name = recipe["weights"]
     beside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
     if name is not None and not beside:

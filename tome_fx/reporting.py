@@ -11,10 +11,10 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, padding_masks
 from tome_fx.graph.axes import (
+    axis_of,
     extent,
     has_batch,
     has_stream,
-    holds,
     is_uniform,
     pieces,
     token_factor,
@@ -144,7 +144,7 @@ def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bo
 
 def _tells_pairs_apart(core: Core, findings: Findings) -> bool:
     """Does a constant mask hide some tokens from some others, say each token from itself?"""
-    keys = extent(findings.types[core.key][0].axes[_key_axis(core, findings)])
+    keys = extent(axis_of(findings.types[core.key][0], core.stream))
     for node, _ in masks_of(core):
         types, value = findings.types.get(node, ()), node.meta.get("val")
         if not types or getattr(value, "dtype", None) is not torch.bool:
@@ -153,11 +153,6 @@ def _tells_pairs_apart(core: Core, findings: Findings) -> bool:
         if not any(map(has_batch, types[0].axes)) and sides == [keys, keys]:
             return True
     return False
-
-
-def _key_axis(core: Core, findings: Findings) -> int:
-    axes = findings.types[core.key][0].axes
-    return next(i for i, axis in enumerate(axes) if holds(axis, core.stream))
 
 
 def _notes(done: Done) -> Iterable[str]:

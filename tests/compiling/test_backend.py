@@ -8,12 +8,11 @@ import pytest
 import timm
 import torch
 import torch._dynamo
-from torch import Tensor, nn
 
 import tome_fx
 from tests.compiling.common import R, backend, expected, listening
 from tests.rules.common import TINY
-from tests.tiny import images, same, seeded, tiny
+from tests.tiny import Cast, images, same, seeded, tiny
 
 pytestmark = TINY
 
@@ -81,18 +80,6 @@ def test_gradients_are_those_of_transform() -> None:
     wanted = torch.autograd.grad(expected(model)(x).square().sum(), list(model.parameters()))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-
-
-class Cast(nn.Module):
-    """A region of autocast, or one without it, in a model."""
-
-    def __init__(self, enabled: bool) -> None:
-        super().__init__()
-        self.body, self.enabled = tiny(), enabled
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
-            return self.body(x) * 2  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from torch import Tensor, nn
 
 import tome_fx
 from tests.architectures import randomise
 from tests.rules.common import TINY
 from tests.tiny import images
+from tome_fx.cli import formats
 
 pytestmark = TINY
 
@@ -64,18 +63,6 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(x), fast(x), rtol=1e-4, atol=1e-4)
 
 
-def onnx_runner(module: nn.Module, x: Tensor, path: Path) -> Any:
-    ort = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    program = torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=DYNAMIC, verbose=False)
-    assert program is not None
-    program.save(str(path))
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(
-        session.run(None, {session.get_inputs()[0].name: np.asarray(x)})[0]
-    )
-
-
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
@@ -84,7 +71,7 @@ def onnx_runner(module: nn.Module, x: Tensor, path: Path) -> Any:
 def test_onnx(name: str, scatter: bool, tmp_path: Path) -> None:
     fast, size = made(name, scatter=scatter)
     path = tmp_path / "fast.onnx"
-    run = onnx_runner(fast, images(3, size), path)
+    run = formats.write(fast, images(3, size), path, "onnx", dynamic=True)
     for batch in (3, 2, 6):
         x = images(batch, size, seed=batch)
         torch.testing.assert_close(run(x), fast(x), rtol=1e-4, atol=1e-4)

@@ -8,10 +8,10 @@ from torch.fx import Node
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
+    axis_of,
     extent,
     has_batch,
     has_stream,
-    holds,
     is_uniform,
 )
 from tome_fx.graph.calls import bind, tensor_operands
@@ -52,8 +52,7 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
     found = set()
     for site in findings.sites:
         for core in site.cores:
-            key = findings.types[core.key][0]
-            keys = next(axis for axis in key.axes if holds(axis, site.stream))
+            keys = axis_of(findings.types[core.key][0], site.stream)
             for node, _ in masks_of(core):
                 types = findings.types.get(node, ())
                 if types and row_of_images(types[0], keys) is not None:

@@ -78,20 +78,20 @@ def _other_join(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[N
     copies of the stream, an attention that adds to its values.
     """
     for node in graph.nodes:
-        if not cones.depends(node, core.node) or not _is_join(node, core.stream, types):
+        if not cones.depends(node, core.node):
             continue
-        held = [n for n in node.all_input_nodes if _holds(n, core.stream, types)]
+        held = _joined(node, core.stream, types)
         before = [n for n in held if not cones.depends(n, core.node)]
         if before and len(held) > len(before):
             return node, before[0]
     return None
 
 
-def _is_join(node: Node, stream: int, types: Types) -> bool:
-    """Does ``node`` weigh two values of the stream together?"""
+def _joined(node: Node, stream: int, types: Types) -> list[Node]:
+    """The values of the stream that ``node`` weighs together; none if it does not."""
     named = isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _JOINS
     held = [n for n in node.all_input_nodes if _holds(n, stream, types)] if named else []
-    return len(held) > 1 and _holds(node, stream, types)
+    return held if len(held) > 1 and _holds(node, stream, types) else []
 
 
 def _holds(node: Node, stream: int, types: Types) -> bool:
@@ -105,10 +105,11 @@ def _scaled(node: Node, stream: int, types: Types) -> Node:
         plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
         if plain and len(streamed) == 1 and stream in _ids(types[streamed[0]][0]):
             node = streamed[0]
-        elif uncut(node, types) is not node:
-            node = uncut(node, types)
         else:
-            break
+            source = uncut(node, types)
+            if source is node:
+                break
+            node = source
     return node
 
 
@@ -131,9 +132,7 @@ def _joins(node: Node, core: Core, types: Types) -> bool:
 
     What comes back from an attention inside windows may be told apart by place: averaged there.
     """
-    if core.kind != "inner":
-        return _is_add(node, core.stream, types)
-    return _is_add(node, core.stream, types, told_apart=True)
+    return _is_add(node, core.stream, types, told_apart=core.kind == "inner")
 
 
 def _is_add(node: Node, stream: int, types: Types, told_apart: bool = False) -> bool:
@@ -165,7 +164,7 @@ def _mlp(
     for node in graph.nodes:
         if not cones.order[site] < cones.order[node] < last:
             continue
-        if _is_join(node, cores[0].stream, types) and cones.depends(node, site):
+        if _joined(node, cores[0].stream, types) and cones.depends(node, site):
             found = _linears(graph, site, node, later, cones)
             if len(found) >= 2:
                 return Mlp(tuple(found), node, common_path(found))

@@ -224,6 +224,11 @@ def holds(axis: Axis, stream: int) -> bool:
     return any(found.id == stream for found in streams_of_axis(axis))
 
 
+def axis_of(type_: TensorType, stream: int) -> Axis:
+    """The first axis that holds the stream with this id."""
+    return next(axis for axis in type_.axes if holds(axis, stream))
+
+
 def is_merged_axis(axis: Axis) -> bool:
     """Does ``axis`` hold fewer tokens than the captured program has there?"""
     return any(stream.level for stream in streams_of_axis(axis))

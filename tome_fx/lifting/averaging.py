@@ -74,9 +74,10 @@ class Averages:
         gained by them.
         """
         down = operands.brought_down()
-        if not down or self._leads_on(user):
-            return ""
         again = [path for path in down if operands.nodes[path] in self.mixed]
+        foreign = any(self._is_foreign(operands.nodes[p], operands.have[p]) for p in down)
+        if (not again and not foreign) or self._leads_on(user):
+            return ""
         merged = [
             laid_out(n) for path, n in operands.nodes.items() if is_merged(operands.have[path])
         ]
@@ -86,9 +87,7 @@ class Averages:
         )
         if again and not back:
             return "it meets values that an op told apart within a group"
-        if any(self._is_foreign(operands.nodes[path], operands.have[path]) for path in down):
-            return "it meets values that an image has for each position"
-        return ""
+        return "it meets values that an image has for each position" if foreign else ""
 
     def made(self, operands: Operands) -> Iterator[tuple[Node, str]]:
         """The operands that are averaged, and why they differ within a group."""

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Batch, Factor, TensorType, factor_count, holds
+from tome_fx.graph.axes import Batch, Factor, TensorType, axis_of, factor_count, holds
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.lifting.coerce import Coercer
 
@@ -24,7 +24,7 @@ def emit_scores(
 
     Parallel cores that share a site share one match: their similarities are averaged.
     """
-    axis = next(a for a in site.axes if holds(a, stream))
+    axis = axis_of(site, stream)
     parity = ends_of(axis, place_of(axis, stream))[0] % 2
     parts = []
     for (node, type_), channel in zip(keys, channels, strict=True):
