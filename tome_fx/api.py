@@ -47,6 +47,7 @@ def transform(
     remerge: Remerge = "mean",
     min_ratio: float = 1.02,
     scatter: bool = True,
+    attention: str = "auto",
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
     **unknown: Any,
 ) -> ToMeModule:
@@ -80,6 +81,11 @@ def transform(
             always applies it.
         scatter: False places merged tokens by gathers and one-hot products instead, for runtimes
             whose scatter is missing or wrong: equal up to rounding, and slower.
+        attention: how attention over merged keys is computed: ``auto`` takes fused attention and,
+            except on a CPU, the form of ``log size`` that is measured to be fastest, once for each
+            device, dtype and shape; ``measure`` does so on a CPU too; ``mask``, ``channel``,
+            ``values``, ``flex`` or ``plain`` (see ``tome_fx.ops``) name the form; ``written`` keeps
+            the model's own ops.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
 
     Returns:
@@ -106,6 +112,7 @@ def transform(
             remerge,
             min_ratio,
             scatter,
+            attention,
         )
     )
     model = _unwrapped(model)

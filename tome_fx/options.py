@@ -12,10 +12,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from tome_fx.errors import ConfigError
+from tome_fx.ops import FORMS
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding, asked
 
 Remerge: TypeAlias = Literal["mean", "never"]
+# How attention with sizes is computed: chosen, measured, by form, or as the model writes it.
+ATTENTION = ("auto", "measure", "written", *FORMS)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Settings:
     remerge: Remerge = "mean"
     min_ratio: float = 1.02
     scatter: bool = True
+    attention: str = "auto"
 
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
@@ -63,6 +67,8 @@ def checked(settings: Settings) -> Settings:
         )
     if settings.remerge not in ("mean", "never"):
         raise ConfigError(f"remerge={settings.remerge!r} is not one of 'mean', 'never'.")
+    if settings.attention not in ATTENTION:
+        raise ConfigError(f"attention={settings.attention!r} is not one of {', '.join(ATTENTION)}.")
     _check_ratio(settings.min_ratio)
     return replace(settings, protect=_protect(settings.protect)).with_r(settings.r)
 

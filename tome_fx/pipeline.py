@@ -13,10 +13,13 @@ from torch.fx import Graph, GraphModule
 
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
+from tome_fx.choosing import chooser
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
+from tome_fx.passes.attend import attend
 from tome_fx.passes.capture import Door, capture
+from tome_fx.passes.fuse import fuse
 from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.locate import locate
 from tome_fx.passes.lower import lower
@@ -140,7 +143,23 @@ def _rewritten(target: GraphModule, located: Located, settings: Settings, name: 
     sizes = verify(target, program)
     done = Done(program, findings, schedule, graph, sizes, lifted)
     report = report_of(done, name, settings.r)
+    report = _attended(target, report, done, settings.attention)
     return _checkpointed(target, report, done)
+
+
+def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Report:
+    """Attention with sizes by fused kernels, in the form that is fastest."""
+    if form == "written":
+        return report
+    fused = fuse(done.graph)
+    forms = attend(done.graph, chooser(form))
+    if fused or set(forms) - {"mask"}:
+        target.recompile()
+        verify(target, done.program)
+    notes = [f"attention with sizes: {n} by {form}" for form, n in forms.items() if form != "mask"]
+    if fused:
+        notes.append(f"written attention became fused attention where sizes joined it: {fused}")
+    return replace(report, notes=(*report.notes, *notes))
 
 
 def _checkpointed(target: GraphModule, report: Report, done: Done) -> Report:

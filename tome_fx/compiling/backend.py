@@ -166,7 +166,7 @@ def backend(
         mode: mode of the inner backend (``reduce-overhead``, ``max-autotune``).
         inner_options: its options.
         options: ``prop_attn``, ``rounding``, ``strict``, ``protect``, ``remerge``, ``min_ratio``,
-            ``scatter`` and ``rules`` of :func:`tome_fx.transform`.
+            ``scatter``, ``attention`` and ``rules`` of :func:`tome_fx.transform`.
 
     Raises:
         ConfigError: an option is unknown or outside its range.

@@ -8,6 +8,12 @@ No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them 
 ``torch.compile``, ``torch.export``, autograd and ``torch.func``, and give the same bits each time.
 """
 
+from tome_fx.ops.attention import FORMS as FORMS
+from tome_fx.ops.attention import channel_attention as channel_attention
+from tome_fx.ops.attention import flex_attention as flex_attention
+from tome_fx.ops.attention import mask_attention as mask_attention
+from tome_fx.ops.attention import plain_attention as plain_attention
+from tome_fx.ops.attention import value_attention as value_attention
 from tome_fx.ops.check import check_constant as check_constant
 from tome_fx.ops.check import check_input as check_input
 from tome_fx.ops.matching import head_mean as head_mean

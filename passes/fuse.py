@@ -1,0 +1,178 @@
+"""Fuse: attention that a model writes out becomes fused attention where sizes join it.
+
+    logits = matmul(mul(q, 0.5), kt)         k = transpose(kt, -2, -1)
+    logits = add(logits, mask)               bias = key_bias(mul(q, 0.5), size, mask)
+    logits = add_log_size(logits, size) ->   y = scaled_dot_product_attention(
+    p = softmax(logits, -1)                      mul(q, 0.5), k, v, bias, scale=1.0)
+    y = matmul(p, v)
+
+Compilers know the attention that models write and call a fused kernel for it; with ``log size``
+inside they no longer do, and what was merged would run slower than what was not. Attention without
+sizes, before the first merge, is left as it is written: a compiler sees it as before. Left alone
+too is what somebody else reads (maps of attention), dropout on the weights, and a factor that is
+no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+from torch.fx.node import Argument
+
+from tome_fx import ops
+from tome_fx.graph.calls import bind
+from tome_fx.graph.extents import tensor_value
+
+aten = torch.ops.aten
+_PRODUCTS = ("aten.matmul", "aten.bmm")
+_FACTORS = ("aten.mul", "aten.div")
+
+
+@dataclass(frozen=True)
+class Written:
+    """``softmax(scale query keys^T + mask + log size) value``, as nodes."""
+
+    query: Node
+    keys: Node
+    value: Node
+    size: Node
+    mask: Node | None
+    scale: float
+
+
+def fuse(graph: Graph) -> int:
+    """Edit ``graph``, whose nodes have their values, in place; how many attentions were fused."""
+    found = [(node, written) for node in graph.nodes if (written := _written(node)) is not None]
+    for node, written in found:
+        _replace(graph, node, written)
+    if found:
+        graph.eliminate_dead_code()
+    return len(found)
+
+
+def _written(node: Node) -> Written | None:
+    """The attention whose last product ``node`` is, or None."""
+    if not _calls(node, _PRODUCTS):
+        return None
+    weights, value = node.all_input_nodes[0], node.all_input_nodes[-1]
+    softmax = _behind_casts(weights)
+    if softmax is None or not _over_last(softmax):
+        return None
+    sized = softmax.all_input_nodes[0]
+    if sized.target is not ops.add_log_size or len(sized.users) != 1:
+        return None
+    logits, size = sized.all_input_nodes[:2]
+    return _product(logits, size, value)
+
+
+def _product(logits: Node, size: Node, value: Node) -> Written | None:
+    """Read ``scale * (query @ keys) + mask`` backwards."""
+    mask, scale, node = None, 1.0, logits
+    while len(node.users) == 1 and not _calls(node, _PRODUCTS):
+        if _calls(node, _FACTORS) and _number(node) is not None:
+            scale *= _number(node) or 0.0
+            node = node.all_input_nodes[0]
+            continue
+        if not _calls(node, ("aten.add",)) or mask is not None or scale != 1.0:
+            return None
+        sides = node.all_input_nodes
+        if len(sides) != 2 or bind(node).get("alpha", 1) != 1:
+            return None
+        inner = [side for side in sides if _leads_to_product(side)]
+        if len(inner) != 1:
+            return None
+        (mask,) = (side for side in sides if side is not inner[0])
+        node = inner[0]
+    if len(node.users) != 1 or len(node.all_input_nodes) != 2 or scale == 0.0:
+        return None
+    query, keys = node.all_input_nodes
+    found = Written(query, keys, value, size, mask, scale)
+    return found if _fits(found, node) else None
+
+
+def _leads_to_product(node: Node) -> bool:
+    while _calls(node, _FACTORS) and _number(node) is not None:
+        node = node.all_input_nodes[0]
+    return _calls(node, _PRODUCTS)
+
+
+def _fits(found: Written, product: Node) -> bool:
+    """Does fused attention take these shapes and dtypes?"""
+    named = (found.query, found.keys, found.value, found.size, product)
+    values = [tensor_value(node) for node in named]
+    query, keys, value, size, logits = values
+    if query is None or keys is None or value is None or size is None or logits is None:
+        return False
+    mask = tensor_value(found.mask) if found.mask is not None else query
+    same = {x.dtype for x in (query, keys, value, mask) if x is not None}
+    rank = query.dim()
+    return (
+        mask is not None
+        and len(same) == 1
+        and query.is_floating_point()
+        and rank in (3, 4)
+        and rank == keys.dim() == value.dim() == size.dim()
+        and size.shape[-2] == 1
+        and query.shape[:-2] == keys.shape[:-2] == value.shape[:-2]
+        and (found.mask is None or _broadcasts(mask.shape, logits.shape))
+    )
+
+
+def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """May a mask of ``shape`` be added to logits of ``whole`` without making them larger?"""
+    pairs = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(own in (1, size) for own, size in pairs)
+
+
+def _replace(graph: Graph, node: Node, written: Written) -> None:
+    lift = tensor_value(written.query).dim() == 3  # type: ignore[union-attr]
+    with graph.inserting_before(node):
+        key = graph.call_function(aten.transpose.int, (written.keys, -2, -1))
+        operands = [written.query, key, written.value, written.size]
+        if lift:  # fused kernels want heads: images and heads on one axis serve as heads
+            operands = [graph.call_function(aten.unsqueeze.default, (x, 0)) for x in operands]
+        query, key, value, size = operands
+        mask = () if written.mask is None else (written.mask,)
+        bias = graph.call_function(ops.key_bias, (query, size, *mask))
+        arguments: tuple[Node, ...] = (query, key, value, bias)
+        scale: dict[str, Argument] = {"scale": written.scale}
+        attend = aten.scaled_dot_product_attention.default
+        if not lift:
+            node.target, node.args, node.kwargs = attend, arguments, scale
+            return
+        fused = graph.call_function(attend, arguments, scale)
+        node.target, node.args, node.kwargs = aten.squeeze.dim, (fused, 0), {}
+
+
+def _behind_casts(node: Node) -> Node | None:
+    """The softmax that ``node`` is, or is a cast of."""
+    while len(node.users) == 1:
+        if _calls(node, ("aten.softmax", "aten.special_softmax")):
+            return node
+        if not _calls(node, ("aten.to", "aten._to_copy", "aten.type_as", "aten.clone")):
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _over_last(softmax: Node) -> bool:
+    value = tensor_value(softmax)
+    return value is not None and bind(softmax)["dim"] in (-1, value.dim() - 1)
+
+
+def _number(node: Node) -> float | None:
+    """The number that a node multiplies by."""
+    call = bind(node)
+    other = call["other"]
+    if not isinstance(other, (int, float)) or len(node.all_input_nodes) != 1:
+        return None
+    if call.get("rounding_mode") is not None or (call.name == "aten.div" and other == 0):
+        return None
+    return 1.0 / other if call.name == "aten.div" else float(other)
+
+
+def _calls(node: Node, names: tuple[str, ...]) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bind(node).name in names
