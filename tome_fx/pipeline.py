@@ -19,12 +19,12 @@ from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
 from tome_fx.passes.capture import Door, capture
-from tome_fx.passes.fuse import fuse
 from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.locate import locate
 from tome_fx.passes.lower import lower
 from tome_fx.passes.normalize import normalize
 from tome_fx.passes.plan import plan
+from tome_fx.passes.recognize import recognize
 from tome_fx.passes.verify import verify
 from tome_fx.program import Findings, MergeSchedule, Program
 from tome_fx.report import Report, giga
@@ -151,7 +151,7 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     """Attention with sizes by fused kernels, in the form that is fastest."""
     if form == "written":
         return report
-    fused = fuse(done.graph)
+    fused = recognize(done.graph)
     forms = attend(done.graph, chooser(form))
     if fused or set(forms) - {"mask"}:
         target.recompile()

@@ -1,4 +1,4 @@
-"""Fuse: attention that a model writes out becomes fused attention where sizes join it.
+"""Recognize: attention that a model writes out becomes fused attention where sizes join it.
 
     logits = matmul(mul(q, 0.5), kt)         k = transpose(kt, -2, -1)
     logits = add(logits, mask)               bias = key_bias(mul(q, 0.5), size, mask)
@@ -43,7 +43,7 @@ class Written:
     scale: float
 
 
-def fuse(graph: Graph) -> int:
+def recognize(graph: Graph) -> int:
     """Edit ``graph``, whose nodes have their values, in place; how many attentions were fused."""
     found = [(node, written) for node in graph.nodes if (written := _written(node)) is not None]
     for node, written in found:
