@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.ops import loops
 from tests.profiles import examples
 from tome_fx import ops
+from tome_fx.ops import matching
 
 parities = pytest.mark.parametrize("parity", [0, 1])
 
@@ -177,3 +178,33 @@ def test_a_stream_of_one_token_has_nothing_to_merge(parity: int) -> None:
     plan = ops.match(scores, 0, parity)
     assert plan.keep.tolist() == [[0], [0]]
     assert plan.src.shape == plan.dst.shape == (2, 0)
+
+
+@examples(80)
+@given(matchings())
+def test_many_pairs_are_chosen_as_few_are(drawn: tuple[Tensor, int, int]) -> None:
+    """The best of many pairs by the r-th best value: the same, ties included."""
+    scores, r, parity = drawn
+    expected = ops.match(scores, r, parity)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_FEW", 0)
+        found = ops.match(scores, r, parity)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 30, 10_000])
+@pytest.mark.parametrize("n", [2, 3, 9, 14])
+@pytest.mark.parametrize("parity", [0, 1])
+def test_scores_a_few_rows_at_a_time(
+    limit: int, n: int, parity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matching, "_SCORES", limit)
+    metric = torch.randn(3, n, 5, dtype=torch.float64)
+    metric[0, 1], metric[1, 0] = 0.0, float("nan")
+    metric[2] = metric[2, :1]  # ties
+    scores = ops.similarity(metric, parity)
+    expected = ops.match(scores, 1, parity)
+    found = ops.match_metric(metric, 1, parity)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -19,6 +19,7 @@ from tome_fx.ops.check import check_input as check_input
 from tome_fx.ops.matching import head_mean as head_mean
 from tome_fx.ops.matching import keep_apart as keep_apart
 from tome_fx.ops.matching import match as match
+from tome_fx.ops.matching import match_metric as match_metric
 from tome_fx.ops.matching import padding_last as padding_last
 from tome_fx.ops.matching import shown as shown
 from tome_fx.ops.matching import similarity as similarity

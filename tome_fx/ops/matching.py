@@ -9,6 +9,11 @@ from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import product, wide
 
+# Up to this many pairs each is compared with each, in one kernel where a compiler fuses it.
+_FEW = 1024
+# So many scores of an image are in memory at a time, 16 MiB in float32.
+_SCORES = 1 << 22
+
 
 def head_mean(keys: Tensor, front: int = 0, back: int = 0) -> Tensor:
     """The matching metric of a stream: the mean over heads of K, without the protected tokens.
@@ -36,9 +41,18 @@ def similarity(metric: Tensor, parity: int = 0) -> Tensor:
     Returns:
         ``[B, |A|, |B|]``.
     """
+    return _scores(*_parts(metric, parity))
+
+
+def _parts(metric: Tensor, parity: int) -> tuple[Tensor, Tensor]:
+    """A and B of unit length."""
     norm = metric.norm(dim=-1, keepdim=True)
     unit = torch.where(norm > 0, metric / norm, torch.zeros_like(metric))
-    scores = product(unit[:, parity::2], unit[:, 1 - parity :: 2].transpose(1, 2))
+    return unit[:, parity::2], unit[:, 1 - parity :: 2]
+
+
+def _scores(rows: Tensor, others: Tensor) -> Tensor:
+    scores = product(rows, others.transpose(1, 2))
     return torch.where(scores.isnan(), torch.full_like(scores, -2.0), scores)
 
 
@@ -98,24 +112,70 @@ def match(scores: Tensor, r: int, parity: int = 0, onehot: bool = False) -> Merg
     batch, a, b = scores.shape
     if b == 0:
         # A row of one token: give it a partner that it never joins, since r is 0.
-        scores, best = scores.new_zeros(batch, a, 1), scores.new_zeros(batch, a)
+        best, partner = scores.new_zeros(batch, a), scores.new_zeros(batch, a, dtype=torch.int64)
     else:
         best = scores.amax(-1)
-    partner = _first_at(scores, best)
-    index = torch.arange(a, device=scores.device)
-    # The rank of each pair without a sort: how many pairs are better, or as good and earlier.
-    ahead = best[:, None, :] > best[:, :, None]
-    tied = (best[:, None, :] == best[:, :, None]) & (index[None, :] < index[:, None])
-    rank = (ahead | tied).sum(-1)
-    merged = rank < r
+        partner = _first_at(scores, best)
+    return plan_of(best, partner, b, r, parity, onehot)
+
+
+def match_metric(metric: Tensor, r: int, parity: int = 0) -> MergePlan:
+    """:func:`match` of the :func:`similarity` of a metric ``[B, n, C]``, a few rows at a time.
+
+    For streams so long that their scores would need more memory than the model itself.
+    """
+    best, partner = _nearest_of(metric, parity)
+    return plan_of(best, partner, metric.shape[1] - best.shape[1], r, parity)
+
+
+def _nearest_of(metric: Tensor, parity: int) -> tuple[Tensor, Tensor]:
+    """Each A token's best similarity and the first B token that has it, both ``[B, |A|]``."""
+    rows, others = _parts(metric, parity)
+    count = max(1, _SCORES // max(1, others.shape[1]))
+    found = [_nearest(part, others) for part in torch.split(rows, count, dim=1)]
+    return torch.cat([best for best, _ in found], 1), torch.cat([index for _, index in found], 1)
+
+
+def _nearest(rows: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    scores = _scores(rows, others)
+    best = scores.amax(-1)
+    return best, _first_at(scores, best)
+
+
+def plan_of(
+    best: Tensor, partner: Tensor, b: int, r: int, parity: int = 0, onehot: bool = False
+) -> MergePlan:
+    """The plan that merges the ``r`` best pairs.
+
+    Args:
+        best: ``[B, |A|]``, each A token's similarity to its partner.
+        partner: ``[B, |A|]`` int64, one of ``b`` B tokens.
+    """
+    batch, a = best.shape
+    index = torch.arange(a, device=best.device)
+    merged = _best_pairs(best, index, r)
     before = merged.long().cumsum(-1) - merged.long()
     # A permutation of A: survivors in their order, then the merged ones in theirs.
     place = torch.where(merged, a - r + before, index - before)
     order = permuted(place, index.expand(batch, a), onehot)
     source = order[:, a - r :]
-    rest = torch.arange(b, device=scores.device).expand(batch, b)
+    rest = torch.arange(b, device=best.device).expand(batch, b)
     keep = torch.cat([2 * order[:, : a - r] + parity, 2 * rest + 1 - parity], dim=1)
     return MergePlan(keep, 2 * source + parity, partner.gather(1, source) + (a - r))
+
+
+def _best_pairs(best: Tensor, index: Tensor, r: int) -> Tensor:
+    """``[B, |A|]`` boolean: the ``r`` best, of equals the first."""
+    if best.shape[1] <= _FEW or r == 0:
+        # The rank of each pair without a sort: how many are better, or as good and earlier.
+        ahead = best[:, None, :] > best[:, :, None]
+        tied = (best[:, None, :] == best[:, :, None]) & (index[None, :] < index[:, None])
+        return (ahead | tied).sum(-1) < r
+    # The r-th best value alone: which of several equal ones topk takes is not promised.
+    least = best.topk(r).values[:, -1:]
+    above, level = best > least, best == least
+    room = r - above.sum(-1, keepdim=True)
+    return above | (level & (level.long().cumsum(-1) <= room))
 
 
 def _first_at(scores: Tensor, best: Tensor) -> Tensor:
