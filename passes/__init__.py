@@ -1,6 +1,7 @@
 """The passes of tome_fx, one file each, imported as `tome_fx.passes`.
 
-The pipeline is capture -> normalize -> locate -> plan -> lift -> lower -> verify. Passes exchange
+The pipeline is capture -> normalize -> locate -> plan -> lift -> lower -> verify,
+and fuse where a device has kernels for it. Passes exchange
 frozen dataclasses and never import each other; `tome_fx.pipeline` puts them in order.
 """
 

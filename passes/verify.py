@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
+from tome_fx import kernels
 from tome_fx.errors import VerificationError
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents, tensor_value
@@ -63,7 +64,8 @@ class _Checker(Interpreter):
 
     def check(self, captured: Graph) -> Any:
         inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
-        with self.mode, torch.no_grad():
+        # The plain steps: what is fused later does them too.
+        with self.mode, torch.no_grad(), kernels.using("portable"):
             return self.run(*map(self._fake, inputs), enable_io_processing=False)
 
     def _fake(self, value: Any) -> Any:

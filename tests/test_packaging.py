@@ -24,6 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAX_LINES = 300
 OPTIONAL = [
     "torchao",
+    "triton",
     "sklearn",
     "timm",
     "torchvision",
@@ -135,9 +136,14 @@ def graph_may(_: str, target: str) -> bool:
     return within(target, "tome_fx.graph", "tome_fx.errors")
 
 
+def kernels_may(_: str, target: str) -> bool:
+    """Kernels know tensors alone, not even what their portable form is."""
+    return within(target, "tome_fx.kernels", "tome_fx.errors")
+
+
 def ops_may(_: str, target: str) -> bool:
     """Pure tensor functions know no FX, and so no graph."""
-    return within(target, "tome_fx.ops", "tome_fx.errors")
+    return within(target, "tome_fx.ops", "tome_fx.kernels", "tome_fx.errors")
 
 
 def rules_may(_: str, target: str) -> bool:
@@ -161,6 +167,7 @@ def library_may(_: str, target: str) -> bool:
 
 RULES = {
     "tome_fx.graph": graph_may,
+    "tome_fx.kernels": kernels_may,
     "tome_fx.ops": ops_may,
     "tome_fx.rules": rules_may,
     "tome_fx.passes": passes_may,

@@ -1,4 +1,4 @@
-"""The passes in their order: capture, normalize, locate, plan, lift, lower, verify."""
+"""The passes in their order: capture, normalize, locate, plan, lift, lower, verify, fuse."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from tome_fx import kernels
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.choosing import chooser
@@ -19,6 +20,7 @@ from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
 from tome_fx.passes.capture import Door, capture
+from tome_fx.passes.fuse import fuse
 from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.locate import locate
 from tome_fx.passes.lower import lower
@@ -105,7 +107,7 @@ def _checked(program: Program, findings: Findings) -> Located:
 
 
 def rewrite(target: GraphModule, located: Located, settings: Settings, name: str) -> Rewritten:
-    """Plan, lift, lower and verify; ``target`` gets the new graph.
+    """Plan, lift, lower, verify and fuse; ``target`` gets the new graph.
 
     Merging that does not reach ``settings.min_ratio`` is left out, and the report says so.
     """
@@ -144,6 +146,7 @@ def _rewritten(target: GraphModule, located: Located, settings: Settings, name: 
     done = Done(program, findings, schedule, graph, sizes, lifted)
     report = report_of(done, name, settings.r)
     report = _attended(target, report, done, settings.attention)
+    target.graph = fuse(graph, _has_kernels(program))
     return _checkpointed(target, report, done)
 
 
@@ -192,7 +195,15 @@ def maps_graph(located: Located, settings: Settings) -> Graph:
     program, findings = located.program, located.findings
     schedule = plan(findings, settings.r, settings.rounding, settings.strict)
     lifted = _lifted(located, settings, schedule, maps_only=True)
-    return _inputs_only(lower(lifted.graph, settings.scatter), program.graph)
+    graph = lower(lifted.graph, settings.scatter)
+    return _inputs_only(fuse(graph, _has_kernels(program)), program.graph)
+
+
+def _has_kernels(program: Program) -> bool:
+    """Are there kernels for the device of the images?"""
+    values = (n.meta.get("val") for n in program.graph.nodes if n.name in program.batched)
+    device = next((value.device for value in values if isinstance(value, torch.Tensor)), None)
+    return device is not None and kernels.chosen(device.type, device.index)
 
 
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:

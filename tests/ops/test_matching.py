@@ -199,7 +199,7 @@ def test_many_pairs_are_chosen_as_few_are(drawn: tuple[Tensor, int, int]) -> Non
 def test_scores_a_few_rows_at_a_time(
     limit: int, n: int, parity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matching, "_SCORES", limit)
+    monkeypatch.setattr(matching, "SCORES", limit)
     metric = torch.randn(3, n, 5, dtype=torch.float64)
     metric[0, 1], metric[1, 0] = 0.0, float("nan")
     metric[2] = metric[2, :1]  # ties

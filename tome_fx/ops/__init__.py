@@ -16,6 +16,9 @@ from tome_fx.ops.attention import plain_attention as plain_attention
 from tome_fx.ops.attention import value_attention as value_attention
 from tome_fx.ops.check import check_constant as check_constant
 from tome_fx.ops.check import check_input as check_input
+from tome_fx.ops.fused import match_keys as match_keys
+from tome_fx.ops.fused import merge_norm as merge_norm
+from tome_fx.ops.matching import SCORES as SCORES
 from tome_fx.ops.matching import head_mean as head_mean
 from tome_fx.ops.matching import keep_apart as keep_apart
 from tome_fx.ops.matching import match as match

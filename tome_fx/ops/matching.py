@@ -12,7 +12,7 @@ from tome_fx.ops.rows import product, wide
 # Up to this many pairs each is compared with each, in one kernel where a compiler fuses it.
 _FEW = 1024
 # So many scores of an image are in memory at a time, 16 MiB in float32.
-_SCORES = 1 << 22
+SCORES = 1 << 22
 
 
 def head_mean(keys: Tensor, front: int = 0, back: int = 0) -> Tensor:
@@ -131,7 +131,7 @@ def match_metric(metric: Tensor, r: int, parity: int = 0) -> MergePlan:
 def _nearest_of(metric: Tensor, parity: int) -> tuple[Tensor, Tensor]:
     """Each A token's best similarity and the first B token that has it, both ``[B, |A|]``."""
     rows, others = _parts(metric, parity)
-    count = max(1, _SCORES // max(1, others.shape[1]))
+    count = max(1, SCORES // max(1, others.shape[1]))
     found = [_nearest(part, others) for part in torch.split(rows, count, dim=1)]
     return torch.cat([best for best, _ in found], 1), torch.cat([index for _, index in found], 1)
 

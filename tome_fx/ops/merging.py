@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from tome_fx import kernels
 from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import rows_of, tail, whole, wide
@@ -29,7 +30,7 @@ def merge(
             no mean: it takes the row of the group's representative.
         plan: of the stream on that axis.
         size: ``[B, n]`` group sizes before, or None for all ones.
-        new_size: ``[B, n - r]`` group sizes after.
+        new_size: ``[B, n - r]`` group sizes after; a kernel sums them itself.
         onehot: without scatter, see ``ops.placing``.
 
     Returns:
@@ -37,6 +38,9 @@ def merge(
     """
     if not x.is_floating_point():
         return take(x, plan.keep, dim, front, back)
+    if not onehot and kernels.can_merge(x, size, dim):
+        merged: Tensor = torch.ops.tome_fx.merge(x, *plan, size, front, back)[0]
+        return merged
     inverse = new_size.reciprocal()
     joined = inverse.gather(1, plan.dst)
     if size is not None:

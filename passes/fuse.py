@@ -1,0 +1,123 @@
+"""Fuse: put steps that one kernel does into one call.
+
+    metric = head_mean(k, 1, 0)
+    scores = similarity(metric, 1)
+    plan = match(scores, 16, 1)                plan = match_keys(k, 16, 1, 1, 0)
+    size = merged_size(plan, None, k)    ->    x1, y, size = merge_norm(x, plan, None, k, [C], w, b)
+    x1 = merge(x, plan, None, size, 1)
+    y = layer_norm(x1, [C], w, b)
+
+For devices that have such kernels. Elsewhere the graph is better left as it is, since compilers
+fuse plain steps as they like, but for streams so long that the scores would need more memory than
+the model: ``match_metric`` has a few rows of them at a time. A fused call without its kernel does the same steps. Left alone are
+scores that something else reads (masks of padding, parallel attentions), merges on other axes, and
+what merges without scatter.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+from tome_fx.graph.calls import bind
+from tome_fx.graph.extents import tensor_value
+
+aten = torch.ops.aten
+
+
+def fuse(graph: Graph, kernels: bool) -> Graph:
+    """Edit ``graph`` in place and return it; what the new calls replace is gone.
+
+    Without ``kernels`` only scores that would fill the memory are fused with their match.
+    """
+    for node in list(graph.nodes):
+        if node.target is ops.match:
+            _fuse_match(graph, node, kernels)
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(order) if kernels else ():
+        if node.target is aten.layer_norm.default:
+            _fuse_norm(graph, node, order)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return graph
+
+
+def _fuse_match(graph: Graph, node: Node, kernels: bool) -> None:
+    """``node`` is a match; its scores must be its own, and of one attention."""
+    scores, r, parity = cast("tuple[Any, ...]", node.args)
+    if node.kwargs or not _is(scores, ops.similarity) or len(scores.users) > 1:
+        return
+    metric, odd = scores.args
+    if not _is(metric, ops.head_mean) or odd != parity:
+        return
+    if not kernels and not _is_long(scores):
+        return
+    with graph.inserting_before(node):
+        if kernels:
+            keys, front, back = metric.args
+            fused = graph.call_function(ops.match_keys, (keys, r, parity, front, back))
+        else:
+            fused = graph.call_function(ops.match_metric, (metric, r, parity))
+    _replace(node, fused)
+
+
+def _is_long(scores: Node) -> bool:
+    """Are an image's scores more than should be in memory at a time?"""
+    value = tensor_value(scores)
+    return value is not None and value.shape[1] * value.shape[2] > ops.SCORES
+
+
+def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
+    """``node`` is a norm; its operand must be a merge of tokens on axis 1."""
+    norm = bind(node)
+    merge = norm["input"]
+    if not _is(merge, ops.merge) or merge.kwargs.get("onehot") or merge.args[4:] != (1,):
+        return
+    x, plan, size, new_size = merge.args[:4]
+    if not _is(new_size, ops.merged_size) or tuple(new_size.args[:2]) != (plan, size):
+        return
+    scale = [norm["weight"], norm["bias"]]
+    if not all(_moved(operand, merge, order) for operand in scale if operand is not None):
+        return
+    args = (x, plan, size, new_size.args[2], norm["normalized_shape"], *scale, norm["eps"])
+    ends = {name: merge.kwargs[name] for name in ("front", "back") if name in merge.kwargs}
+    with graph.inserting_before(merge):
+        fused = graph.call_function(ops.merge_norm, args, ends)
+        parts = [graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
+    _provenance(merge, fused)
+    fused.meta["val"] = tuple(old.meta.get("val") for old in (merge, node, new_size))
+    _replace(merge, parts[0])
+    _replace(node, parts[1])
+    if all(order.get(user, -1) > order[merge] for user in new_size.users):
+        _replace(new_size, parts[2])
+
+
+def _is(value: Any, target: Any) -> bool:
+    return isinstance(value, Node) and value.target is target
+
+
+def _moved(operand: Node, before: Node, order: Mapping[Node, int]) -> bool:
+    """Is the operand there before ``before``? A weight that is read later is read earlier."""
+    if order[operand] < order[before]:
+        return True
+    if operand.op == "get_attr":
+        before.prepend(operand)
+    return operand.op == "get_attr"
+
+
+def _replace(old: Node, new: Node) -> None:
+    """``new`` in all places of ``old``, with all that is known about it."""
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def _provenance(old: Node, new: Node) -> None:
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in old.meta:
+            new.meta[key] = old.meta[key]

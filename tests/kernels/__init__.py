@@ -1,0 +1,1 @@
+"""Tests of the Triton kernels; those that run them are in ``interpreted``."""

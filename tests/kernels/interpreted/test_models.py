@@ -1,0 +1,32 @@
+"""Whole models with fused graphs that run kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tome_fx
+from tests.kernels.interpreted.common import DEVICE
+from tests.tiny import images, tiny
+from tome_fx import kernels, ops
+
+
+@pytest.mark.parametrize("r", [1, 3, (2, -1.0)])
+def test_a_model_with_kernels_is_the_model_without(r: object) -> None:
+    model, x = tiny().to(DEVICE), images(3).to(DEVICE)
+    with kernels.using("portable"):
+        plain = tome_fx.transform(model, r, example_inputs=x)
+        expected, maps = plain(x), plain.token_map(x)
+        wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    fast = tome_fx.transform(model, r, example_inputs=x)
+    targets = [node.target for node in fast.graph.nodes]
+    merges = sum(map(bool, fast.schedule))
+    assert targets.count(ops.match_keys) == targets.count(ops.merge_norm) == merges > 0
+    found = fast(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(fast(x), found)
+    assert all(torch.equal(a, b) for a, b in zip(fast.token_map(x), maps, strict=True))
+    ours = torch.autograd.grad(found.square().sum(), list(model.parameters()))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-7)
+    assert str(fast.report) == str(plain.report)

@@ -1,0 +1,137 @@
+"""The pass that puts steps into one call; what it makes computes the same without kernels too."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+import tome_fx
+from tests.tiny import images, tiny
+from tome_fx import ops, pipeline
+from tome_fx.passes.fuse import fuse
+
+aten = torch.ops.aten
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device with kernels, of which the ops themselves find none."""
+    monkeypatch.setattr(pipeline, "_has_kernels", lambda program: True)
+
+
+def targets(module: GraphModule) -> list[object]:
+    return [node.target for node in module.graph.nodes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_the_same_bits_and_gradients(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = tiny(name).to(dtype), images(3).to(dtype)
+    plain = tome_fx.transform(model, [3, 1], example_inputs=x)
+    monkeypatch.setattr(pipeline, "_has_kernels", lambda program: True)
+    fast = tome_fx.transform(model, [3, 1], example_inputs=x)
+    found, unfused = targets(fast), targets(plain)
+    assert found.count(ops.match_keys) == found.count(ops.merge_norm) == 2
+    gone = (ops.head_mean, ops.similarity, ops.match, ops.merge, ops.merged_size)
+    assert all(unfused.count(target) == 2 for target in gone)
+    assert not set(gone) & set(found)
+    assert torch.equal(fast(x), plain(x))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fast.token_map(x), plain.token_map(x), strict=True)
+    )
+    assert str(fast.report) == str(plain.report)
+    first, second = (
+        torch.autograd.grad(module(x).square().sum(), list(model.parameters()))
+        for module in (fast, plain)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.usefixtures("fused")
+def test_what_is_known_of_a_node_goes_with_it() -> None:
+    fast = tome_fx.transform(tiny(), 2, example_inputs=images())
+    made = [n for n in fast.graph.nodes if n.target in (ops.match_keys, ops.merge_norm)]
+    assert all(node.meta["nn_module_stack"] and node.meta["stack_trace"] for node in made)
+    last = made[-1]
+    assert [tuple(value.shape[1:]) for value in last.meta["val"]] == [(6, 32), (6, 32), (5,)]
+    parts = [n for n in fast.graph.nodes if n.args[:1] == (last,)]
+    assert [n.target for n in parts] == [operator.getitem] * 2  # nobody asks for the last size
+    assert [tuple(n.meta["val"].shape[1:]) for n in parts] == [(6, 32)] * 2
+
+
+@pytest.mark.usefixtures("fused")
+def test_without_scatter_nothing_is_fused() -> None:
+    fast = tome_fx.transform(tiny(), 2, example_inputs=images(), scatter=False)
+    assert not {ops.match_keys, ops.merge_norm} & set(targets(fast))
+
+
+@pytest.mark.usefixtures("fused")
+def test_checkpointed_training_runs() -> None:
+    model, x = tiny(), images()
+    model.set_grad_checkpointing(True)
+    fast = tome_fx.transform(model.train(), 2, example_inputs=x)
+    fast(x).sum().backward()
+    assert model.blocks[0].norm2.weight.grad is not None
+
+
+def by_hand(weight_first: bool = True, early: bool = False, shared: bool = False) -> GraphModule:
+    """match -> merged_size -> merge -> layer_norm, written node by node."""
+    root = nn.Module()
+    root.weight = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    graph = Graph()
+    k, x = graph.placeholder("k"), graph.placeholder("x")
+    weight = graph.get_attr("weight") if weight_first else None
+    metric = graph.call_function(ops.head_mean, (k, 0, 0))
+    scores = graph.call_function(ops.similarity, (metric, 0))
+    plan = graph.call_function(ops.match, (scores, 2, 0))
+    size = graph.call_function(ops.merged_size, (plan, None, k))
+    read = graph.call_function(aten.neg.default, (size,)) if early else size
+    merge = graph.call_function(ops.merge, (x, plan, None, size, 1))
+    other = graph.call_function(aten.neg.default, (merge,))
+    weight = weight or graph.get_attr("weight")
+    norm = graph.call_function(aten.layer_norm.default, (merge, [4], weight))
+    graph.output((norm, other, read, scores if shared else metric))
+    return GraphModule(root, graph)
+
+
+def agree(module: GraphModule) -> GraphModule:
+    k, x = torch.randn(2, 3, 8, 5).double(), torch.randn(2, 8, 4).double()
+    module.recompile()
+    expected: tuple[Tensor, ...] = module(k, x)
+    fuse(module.graph, kernels=True)
+    module.recompile()
+    assert all(torch.equal(a, b) for a, b in zip(module(k, x), expected, strict=True))
+    return module
+
+
+@pytest.mark.parametrize("weight_first", [True, False])
+def test_other_readers_and_late_weights(weight_first: bool) -> None:
+    found = targets(agree(by_hand(weight_first)))
+    assert {ops.match_keys, ops.merge_norm, ops.head_mean} <= set(found)
+    assert not {ops.match, ops.merge, ops.merged_size, aten.layer_norm.default} & set(found)
+
+
+def test_sizes_that_are_read_before_stay() -> None:
+    found = targets(agree(by_hand(early=True)))
+    assert ops.merge_norm in found
+    assert ops.merged_size in found
+
+
+def test_scores_that_others_read_are_not_fused() -> None:
+    found = targets(agree(by_hand(shared=True)))
+    assert ops.match in found
+    assert ops.match_keys not in found
+    assert ops.merge_norm in found
+
+
+def test_a_norm_of_something_else_stays() -> None:
+    module = by_hand()
+    norm = next(n for n in module.graph.nodes if n.target is aten.layer_norm.default)
+    norm.args = (norm.args[0].args[0], *norm.args[1:])
+    assert aten.layer_norm.default in targets(agree(module))
