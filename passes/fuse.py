@@ -9,9 +9,9 @@
 
 For devices that have such kernels. Elsewhere the graph is better left as it is, since compilers
 fuse plain steps as they like, but for streams so long that the scores would need more memory than
-the model: ``match_metric`` has a few rows of them at a time. A fused call without its kernel does the same steps. Left alone are
-scores that something else reads (masks of padding, parallel attentions), merges on other axes, and
-what merges without scatter.
+the model: ``match_metric`` has a few rows of them at a time. A fused call without its kernel does
+the same steps. Left alone are scores that something else reads (masks of padding, parallel
+attentions), merges on other axes, and what merges without scatter.
 """
 
 from __future__ import annotations
