@@ -18,6 +18,7 @@ from tome_fx.graph.extents import Extents
 # Products have a kernel each; these too, since a compiler fuses nothing into them.
 _ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
 _PRODUCTS = ("bmm", "mm")
+_CONSTANT = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class _Recorder(Interpreter):
         self, node: Node, op: torch._ops.OpOverload, given: Any, result: Any, macs: int
     ) -> None:
         reads, writes = self._values(given), self._values(result)
+        reads = () if _name(op) in _CONSTANT else reads
         if not writes:
             return
         kind: Literal["view", "fused", "alone"] = "fused"
