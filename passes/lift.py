@@ -24,9 +24,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, axis_of, map_type, streams, streams_of_axis
-from tome_fx.graph.ends import ends_of, place_of
-from tome_fx.graph.grids import fused
+from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
+from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
 from tome_fx.lifting.padding import visible
@@ -78,16 +77,6 @@ def lift(
         walk.visit(node, maps_only)
     lifter = walk.lifter
     return LiftedGraph(lifter.graph, lifter.origin, tuple(lifter.coerced), tuple(walk.tokens))
-
-
-def tokens_of(type_: TensorType, stream: int) -> int:
-    """How many tokens, protected ones included, the axis of a stream holds.
-
-    Tokens of several frames on one axis, merged together, are counted once.
-    """
-    axis = axis_of(fused(type_), stream)
-    own = next(s for s in streams_of_axis(axis) if s.id == stream)
-    return own.count + sum(ends_of(axis, place_of(axis, stream)))
 
 
 @dataclass

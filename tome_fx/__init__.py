@@ -4,6 +4,7 @@ from tome_fx.api import explain as explain
 from tome_fx.api import transform as transform
 from tome_fx.compiling.backend import Backend as Backend
 from tome_fx.compiling.backend import backend as backend
+from tome_fx.costs.hardware import DeviceModel as DeviceModel
 from tome_fx.errors import AlreadyTransformedError as AlreadyTransformedError
 from tome_fx.errors import CaptureError as CaptureError
 from tome_fx.errors import ConfigError as ConfigError

@@ -19,6 +19,7 @@ from tome_fx.capturing.examples import (
     rejection,
 )
 from tome_fx.capturing.source import Source, source_of
+from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import (
     AlreadyTransformedError,
     CaptureError,
@@ -26,6 +27,7 @@ from tome_fx.errors import (
     InputError,
     ToMeWarning,
 )
+from tome_fx.grouping import Align
 from tome_fx.module import ToMeModule
 from tome_fx.options import Remerge, Settings, checked, reject_unknown, rule_table
 from tome_fx.report import Report
@@ -48,6 +50,11 @@ def transform(
     min_ratio: float = 1.02,
     scatter: bool = True,
     attention: str = "auto",
+    every: int = 1,
+    align: Align = 1,
+    batch: int | None = None,
+    hardware: DeviceModel | str | None = None,
+    min_speedup: float = 1.0,
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
     **unknown: Any,
 ) -> ToMeModule:
@@ -69,7 +76,8 @@ def transform(
         capture: ``export``, ``symbolic_trace`` or ``auto`` (export, then symbolic tracing).
         rounding: how ``(r, inflect)`` becomes whole numbers: ``truncate`` as the paper does, or
             ``exact``, whose sum is ``r`` times the number of layers.
-        strict: an ``r`` that must be clamped is an error.
+        strict: an ``r`` that must be clamped is an error, and so is a list of it that ``every`` or
+            ``align`` would change.
         protect: tokens of the image itself that never merge: a number at the front, or
             ``(front, back)``; by default those that the model reads by index. Class, distillation
             and register tokens are always protected.
@@ -86,6 +94,15 @@ def transform(
             device, dtype and shape; ``measure`` does so on a CPU too; ``mask``, ``channel``,
             ``values``, ``flex`` or ``plain`` (see ``tome_fx.ops``) name the form; ``written`` keeps
             the model's own ops.
+        every: merge at one of each ``every`` layers only, all tokens of these at once.
+        align: bring the tokens behind each merge, protected ones included, to a multiple of this;
+            ``auto`` chooses it by the device and dtype.
+        batch: images in a call. Merging that does not pay at this batch, by an estimate, is not
+            applied; nor is a single merge that costs more than it saves.
+        hardware: where that is estimated: ``cpu`` (one core), ``a100``, ``h100``, ``h200``, the
+            latter three also with ``-graphs`` (CUDA graphs), or a ``DeviceModel``; by default the
+            device of the model.
+        min_speedup: what the estimate has to reach; 0 always applies merging.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
 
     Returns:
@@ -113,6 +130,11 @@ def transform(
             min_ratio,
             scatter,
             attention,
+            every,
+            align,
+            batch,
+            hardware,
+            min_speedup,
         )
     )
     model = _unwrapped(model)

@@ -91,7 +91,7 @@ class ToMeModule(GraphModule):
         """
         key = (self.training, self._rewritten)
         if self._maps is None or self._maps[0] != key:
-            graph = maps_graph(self._located(), self._settings)
+            graph = maps_graph(self._located(), self._settings, self._rewritten.schedule)
             self._maps = key, GraphModule(self, graph)
         return torch.stack(tuple(self._maps[1](*args, **kwargs)))
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from tome_fx.costs.hardware import DeviceModel, device_model
 from tome_fx.errors import ConfigError
+from tome_fx.grouping import Align
 from tome_fx.ops import FORMS
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding, asked
@@ -36,6 +38,11 @@ class Settings:
     min_ratio: float = 1.02
     scatter: bool = True
     attention: str = "auto"
+    every: int = 1
+    align: Align = 1
+    batch: int | None = None
+    hardware: DeviceModel | str | None = None
+    min_speedup: float = 1.0
 
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
@@ -69,8 +76,12 @@ def checked(settings: Settings) -> Settings:
         raise ConfigError(f"remerge={settings.remerge!r} is not one of 'mean', 'never'.")
     if settings.attention not in ATTENTION:
         raise ConfigError(f"attention={settings.attention!r} is not one of {', '.join(ATTENTION)}.")
-    _check_ratio(settings.min_ratio)
-    return replace(settings, protect=_protect(settings.protect)).with_r(settings.r)
+    _check_ratio("min_ratio", settings.min_ratio, "FLOP ratio")
+    _check_planning(settings)
+    hardware: Any = settings.hardware
+    hardware = device_model(hardware) if isinstance(hardware, Mapping) else hardware
+    protect = _protect(settings.protect)
+    return replace(settings, protect=protect, hardware=hardware).with_r(settings.r)
 
 
 def check_r(r: Any, rounding: Rounding) -> None:
@@ -79,12 +90,30 @@ def check_r(r: Any, rounding: Rounding) -> None:
     asked(r, len(r) if row else 1, rounding)
 
 
-def _check_ratio(value: Any) -> None:
+def _check_planning(settings: Settings) -> None:
+    _check_count("every", settings.every, "a number of layers")
+    if settings.align != "auto":
+        _check_count("align", settings.align, "'auto' or a number of tokens")
+    if settings.batch is not None:
+        _check_count("batch", settings.batch, "None or a number of images")
+    _check_ratio("min_speedup", settings.min_speedup, "speed-up")
+    device_model(settings.hardware)
+    if settings.hardware is not None and settings.batch is None:
+        raise ConfigError(
+            f"hardware={settings.hardware!r} is for the estimate, which needs the number of images "
+            "of a call too: pass batch=."
+        )
+
+
+def _check_count(name: str, value: Any, what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r} is not {what} from 1 upwards.")
+
+
+def _check_ratio(name: str, value: Any, what: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0.0 <= value < math.inf:
-        raise ConfigError(
-            f"min_ratio={value!r} is not a FLOP ratio from 0.0 (always apply) upwards."
-        )
+        raise ConfigError(f"{name}={value!r} is not a {what} from 0.0 (always apply) upwards.")
 
 
 def _protect(value: Any) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from tome_fx import kernels
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.choosing import chooser
+from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
@@ -46,9 +48,10 @@ class Located:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A finished rewrite."""
+    """A finished rewrite: the account of it, and the merges that were applied."""
 
     report: Report
+    schedule: MergeSchedule
 
 
 def locate_program(
@@ -109,14 +112,37 @@ def _checked(program: Program, findings: Findings) -> Located:
 def rewrite(target: GraphModule, located: Located, settings: Settings, name: str) -> Rewritten:
     """Plan, lift, lower, verify and fuse; ``target`` gets the new graph.
 
-    Merging that does not reach ``settings.min_ratio`` is left out, and the report says so.
+    Merging that does not reach ``settings.min_ratio``, or by the estimate for ``settings.batch``
+    not ``settings.min_speedup``, is left out, and the report says so.
     """
+    work = _Work(target, located, settings, name)
     with LOCK:
-        report = _rewritten(target, located, settings, name)
-        if is_worth_it(report, settings):
-            return Rewritten(report)
-        plain = _rewritten(target, located, settings.with_r(0), name)
-        return Rewritten(replace(plain, r=settings.r, skipped=_too_dear(report, settings)))
+        report, done = work.rewritten(_planned(located, settings))
+        if not is_worth_it(report, settings):
+            return work.unmerged(skipped=_too_dear(report, settings))
+        if settings.batch is None or not any(report.schedule):
+            return Rewritten(report, done.schedule)
+        return _weighed(work, report, done)
+
+
+def _weighed(work: _Work, report: Report, done: Done) -> Rewritten:
+    """The rewrite, without the merges that cost more than they save, or without any."""
+    settings = work.settings
+    told = costs_of(work.target, done, settings)
+    first, best = done.schedule, told.estimate
+    notes: tuple[str, ...] = ()
+    dear = {} if settings.strict or not settings.min_speedup else dear_merges(told)
+    if dear:
+        less, done = work.rewritten(_planned(work.located, settings, dear))
+        rest = costs_of(work.target, done, settings).estimate
+        if any(less.schedule) and rest.speedup > best.speedup:
+            report, best, notes = less, replace(rest, left_out=tuple(dear)), left_out_notes(dear)
+        elif best.speedup >= settings.min_speedup:
+            report, done = work.rewritten(first)
+    if best.speedup < settings.min_speedup:
+        return work.unmerged(skipped=declined(best, settings), estimate=best)
+    report = replace(report, estimate=best, notes=(*report.notes, *notes))
+    return Rewritten(report, done.schedule)
 
 
 def is_worth_it(report: Report, settings: Settings) -> bool:
@@ -135,19 +161,45 @@ def _too_dear(report: Report, settings: Settings) -> str:
     )
 
 
-def _rewritten(target: GraphModule, located: Located, settings: Settings, name: str) -> Report:
-    program, findings = located.program, located.findings
-    schedule = plan(findings, settings.r, settings.rounding, settings.strict)
-    lifted = _lifted(located, settings, schedule)
-    graph = lower(lifted.graph, settings.scatter)
-    graph.set_codegen(program.graph._codegen)
-    target.graph = graph
-    sizes = verify(target, program)
-    done = Done(program, findings, schedule, graph, sizes, lifted)
-    report = report_of(done, name, settings.r)
-    report = _attended(target, report, done, settings.attention)
-    target.graph = fuse(graph, _has_kernels(program))
-    return _checkpointed(target, report, done)
+def _planned(located: Located, settings: Settings, left_out: Container[int] = ()) -> MergeSchedule:
+    return plan(
+        located.findings,
+        settings.r,
+        settings.rounding,
+        settings.strict,
+        settings.every,
+        settings.align,
+        left_out,
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One rewrite: what is rewritten, how, and into which module."""
+
+    target: GraphModule
+    located: Located
+    settings: Settings
+    name: str
+
+    def rewritten(self, schedule: MergeSchedule) -> tuple[Report, Done]:
+        """Lift, lower and verify by a schedule."""
+        program, findings = self.located.program, self.located.findings
+        lifted = _lifted(self.located, self.settings, schedule)
+        graph = lower(lifted.graph, self.settings.scatter)
+        graph.set_codegen(program.graph._codegen)
+        self.target.graph = graph
+        sizes = verify(self.target, program)
+        done = Done(program, findings, schedule, graph, sizes, lifted)
+        report = report_of(done, self.name, self.settings)
+        report = _attended(self.target, report, done, self.settings.attention)
+        self.target.graph = fuse(graph, _has_kernels(program))
+        return _checkpointed(self.target, report, done), done
+
+    def unmerged(self, **told: Any) -> Rewritten:
+        """The program without merges, and a report that says why."""
+        plain, done = self.rewritten(_planned(self.located, self.settings.with_r(0)))
+        return Rewritten(replace(plain, r=self.settings.r, **told), done.schedule)
 
 
 def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Report:
@@ -190,13 +242,11 @@ def _lifted(
     )
 
 
-def maps_graph(located: Located, settings: Settings) -> Graph:
+def maps_graph(located: Located, settings: Settings, schedule: MergeSchedule) -> Graph:
     """A graph that returns the index map of each step in place of the model's outputs."""
-    program, findings = located.program, located.findings
-    schedule = plan(findings, settings.r, settings.rounding, settings.strict)
     lifted = _lifted(located, settings, schedule, maps_only=True)
     graph = lower(lifted.graph, settings.scatter)
-    return _inputs_only(fuse(graph, _has_kernels(program)), program.graph)
+    return _inputs_only(fuse(graph, _has_kernels(located.program)), located.program.graph)
 
 
 def _has_kernels(program: Program) -> bool:

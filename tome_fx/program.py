@@ -163,9 +163,13 @@ class Step:
 
 @dataclass(frozen=True)
 class MergeSchedule:
-    """The plan: a step for each site, in program order."""
+    """The plan: a step for each site, in program order.
+
+    ``align``: what the tokens behind each merge are a multiple of, where one is in reach.
+    """
 
     steps: tuple[Step, ...]
+    align: int = 1
 
     def __str__(self) -> str:
         return "\n".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from tome_fx.api import transform
+from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import ConfigError, InputError
 from tome_fx.module import ToMeModule
 from tome_fx.options import SAVED_OPTIONS
@@ -53,7 +55,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "tome_fx": __version__,
         "model": module.report.model,
         "r": _written(module.r),
-        "settings": {name: getattr(module.settings, name) for name in SAVED_OPTIONS},
+        "settings": _settings(module),
         "schedule": list(module.schedule),
         "inputs": _inputs(module),
         "weights": path.with_suffix(".safetensors").name if weights else None,
@@ -111,6 +113,17 @@ def apply_recipe(
     if recipe["weights"]:
         _safetensors().load_model(result, str(path.parent / recipe["weights"]), strict=True)
     return result
+
+
+def _settings(module: ToMeModule) -> dict[str, Any]:
+    """As they were, but with what went by the device as it came out: another one may read this."""
+    found = {name: getattr(module.settings, name) for name in SAVED_OPTIONS}
+    told, hardware = module.report.estimate, found["hardware"]
+    if isinstance(hardware, DeviceModel):
+        found["hardware"] = asdict(hardware)
+    elif told is not None:
+        found["hardware"] = told.hardware
+    return {**found, "align": module.report.aligned}
 
 
 def _written(r: Any) -> dict[str, Any]:

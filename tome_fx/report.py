@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tome_fx.costs.estimate import Estimate
+
 
 @dataclass(frozen=True)
 class Block:
@@ -63,6 +65,8 @@ class Report:
 
     MACs are multiply-accumulates per image. ``macs_matching`` is the part of ``macs_after`` that
     the matching itself costs. ``skipped`` says why merging was not applied, if it was not.
+    ``every`` and ``align`` are what was asked for, ``aligned`` the multiple that ``align`` stands
+    for here; ``estimate`` is there if ``batch`` was given, also where it speaks against merging.
     """
 
     model: str
@@ -78,6 +82,10 @@ class Report:
     near_misses: tuple[NearMiss, ...]
     notes: tuple[str, ...]
     skipped: str = ""
+    every: int = 1
+    align: int | str = 1
+    aligned: int = 1
+    estimate: Estimate | None = None
 
     @property
     def flop_ratio(self) -> float:
@@ -101,14 +109,41 @@ def giga(macs: int) -> str:
     return f"{macs / 1e6:.1f} M" if macs >= 1e5 else f"{macs / 1e3:.1f} k"
 
 
+def span(seconds: float) -> str:
+    """``12.3 ms``, ``840 us``: a time at a readable scale."""
+    if seconds >= 1.0:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def planning(report: Report) -> str:
+    """How merges were grouped and tokens aligned, where anything was asked of that."""
+    every = f", every={report.every}" if report.every > 1 else ""
+    if report.align == 1:
+        return every
+    stands = f" (here {report.aligned})" if report.align == "auto" else ""
+    return f"{every}, align={report.align!r}{stands}"
+
+
+def estimated(told: Estimate) -> str:
+    """What the estimate says of merging, in a line."""
+    share = told.seconds_merging / told.seconds_after if told.seconds_after else 0.0
+    return (
+        f"for batch {told.batch} on {told.hardware}: {span(told.seconds_before)} -> "
+        f"{span(told.seconds_after)} ({told.speedup:.2f}x, merging costs {share:.0%} of it)"
+    )
+
+
 def _head(report: Report) -> str:
     lines = [
-        f"{report.model}, captured by {report.capture}, r={report.r!r}",
+        f"{report.model}, captured by {report.capture}, r={report.r!r}{planning(report)}",
         f"MACs per image {giga(report.macs_before)} -> {giga(report.macs_after)} "
         f"(ratio {report.flop_ratio:.2f}, matching {giga(report.macs_matching)} of it)",
     ]
     if report.skipped:
         lines.append(f"not applied: {report.skipped}")
+    elif report.estimate:
+        lines.append(f"estimated {estimated(report.estimate)}")
     for item in report.protected:
         lines.append(f"protected: {item.count} at the {item.where}, {item.reason}")
     return "\n".join(lines)

@@ -23,9 +23,10 @@ from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
+from tome_fx.options import Settings
 from tome_fx.passes.lift import LiftedGraph
 from tome_fx.passes.verify import BATCH
-from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program
+from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Step
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -41,7 +42,7 @@ class Done:
     lifted: LiftedGraph
 
 
-def report_of(done: Done, model: str, r: object) -> Report:
+def report_of(done: Done, model: str, settings: Settings) -> Report:
     """The report of a transform."""
     batch = done.program.batch if done.program.static_batch else BATCH
     before = macs_of(done.program.graph, done.sizes, batch)
@@ -50,7 +51,7 @@ def report_of(done: Done, model: str, r: object) -> Report:
     return Report(
         model=model,
         capture=done.program.how,
-        r=r,
+        r=settings.r,
         schedule=tuple(step.removed for step in done.schedule.steps),
         blocks=tuple(_blocks(done, before, after)),
         protected=tuple(_protected(done.findings)),
@@ -59,7 +60,10 @@ def report_of(done: Done, model: str, r: object) -> Report:
         macs_matching=matching,
         unmerges=tuple(_unmerge(item) for item in done.lifted.coerced),
         near_misses=tuple(_misses(done.findings)),
-        notes=tuple(_notes(done)),
+        notes=tuple(_notes(done, settings)),
+        every=settings.every,
+        align=settings.align,
+        aligned=done.schedule.align,
     )
 
 
@@ -155,11 +159,17 @@ def _tells_pairs_apart(core: Core, findings: Findings) -> bool:
     return False
 
 
-def _notes(done: Done) -> Iterable[str]:
+def _asked(step: Step, settings: Settings) -> str:
+    """What a layer was to remove: by ``r``, or with what other layers left to it."""
+    own = settings.every == 1 and settings.align == 1
+    return f"r={step.asked}" if own else f"{step.asked} tokens asked for,"
+
+
+def _notes(done: Done, settings: Settings) -> Iterable[str]:
     for index, step in enumerate(done.schedule.steps):
-        if step.removed < step.asked:
+        if step.asked > step.before // 2:
             yield (
-                f"layer {index}: r={step.asked} clamped to {step.removed}, "
+                f"layer {index}: {_asked(step, settings)} clamped to {step.before // 2}, "
                 f"half of the {step.before} tokens that may merge there"
             )
     padding = padding_masks(done.findings)

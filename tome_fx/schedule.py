@@ -6,9 +6,10 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 from tome_fx.errors import ConfigError
+from tome_fx.grouping import plain
 
 Rounding: TypeAlias = Literal["truncate", "exact"]
 _FORMS = (
@@ -24,18 +25,8 @@ def resolve(
 
     See :func:`asked` for the forms of ``r`` and the errors.
     """
-    part = share(r)
-    removed = []
-    for want in asked(r, layers, rounding):
-        now = clamp(want if part is None else int(part * tokens), tokens)
-        removed.append(now)
-        tokens -= now
-    return tuple(removed)
-
-
-def clamp(want: int, tokens: int) -> int:
-    """At most half of the unprotected tokens merge at one layer: A has no more (section 3.2)."""
-    return min(want, tokens // 2)
+    wanted = asked(r, layers, rounding)
+    return tuple(merge.removed for merge in plain(wanted, tokens, share(r)))
 
 
 def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int, ...]:
@@ -62,7 +53,7 @@ def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int,
         return (0,) * layers
     if isinstance(r, tuple) and len(r) == 2:
         return _linear(_count(r[0], r), _inflect(r[1], r), layers, rounding)
-    if isinstance(r, Sequence) and not isinstance(r, (str, bytes)):
+    if is_list(r):
         row = tuple(_count(value, r) for value in r)
         if len(row) > layers:
             raise ConfigError(
@@ -71,6 +62,12 @@ def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int,
             )
         return row + (0,) * (layers - len(row))
     return (_count(r, r),) * layers
+
+
+def is_list(r: object) -> TypeGuard[Sequence[object]]:
+    """Does ``r`` name each layer's number by itself?"""
+    pair = isinstance(r, tuple) and len(r) == 2
+    return isinstance(r, Sequence) and not isinstance(r, (str, bytes)) and not pair
 
 
 def share(r: object) -> float | None:

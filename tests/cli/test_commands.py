@@ -74,6 +74,15 @@ def test_explain_takes_the_options_of_the_model_and_of_the_pass(command: Run) ->
     assert report["blocks"][0]["tokens_in"] == 37
 
 
+def test_explain_plans_for_the_hardware(command: Run) -> None:
+    planned = ("--r", 8, "--every", 3, "--align", "auto", "--batch", 1, "--hardware", "h200")
+    report = json.loads(command("explain", TINY, *planned, "--json"))
+    assert (report["every"], report["align"], report["aligned"]) == (3, "auto", 1)
+    assert (report["estimate"]["hardware"], report["estimate"]["batch"]) == ("h200", 1)
+    assert not any(report["schedule"])
+    assert "does not pay" in report["skipped"]
+
+
 def test_bench_writes_rows_for_every_r_and_mode(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     out = command(

@@ -138,3 +138,10 @@ def test_other_missing_modules_are_not_called_extras() -> None:
 )
 def test_a_flag_of_timm_may_go_without_its_value(args: str, found: str) -> None:
     assert o.with_backend(args.split()) == found.split()
+
+
+def test_align_is_read() -> None:
+    assert o.parse_align("8") == 8
+    assert o.parse_align("auto") == "auto"
+    with pytest.raises(CliError, match="--align many: a whole number, or auto"):
+        o.parse_align("many")

@@ -54,6 +54,8 @@ def bench(
     capture: o.Capture = "auto",
     rounding: o.Rounding = "truncate",
     strict: o.Strict = False,
+    every: o.Every = 1,
+    align: o.Align = "1",
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -92,7 +94,9 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
+    options = merging.MergeOptions(
+        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+    )
     fast = {text: merging.transform(loaded, one, options) for text, one in by_r(rs).items()}
     rows = measure(loaded, subjects(loaded, fast), settings)
     around = results.environment(loaded, settings)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from tome_fx.cli import console, merging, tables
 from tome_fx.cli import options as o
 from tome_fx.cli.models import ModelSpec
@@ -15,6 +19,14 @@ def explain(
     capture: o.Capture = "auto",
     rounding: o.Rounding = "truncate",
     strict: o.Strict = False,
+    every: o.Every = 1,
+    align: o.Align = "1",
+    batch: Annotated[
+        int | None, typer.Option(help="Estimate for calls on so many images whether merging pays.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Where: h200, h200-graphs, h100, a100, ..., or cpu.")
+    ] = None,
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -37,8 +49,12 @@ def explain(
         device,
     )
     steps = o.parse_r(r)
-    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
-    report = merging.explain(merging.load_quietly(spec), steps, options)
+    options = merging.MergeOptions(
+        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+    )
+    report = merging.explain(
+        merging.load_quietly(spec), steps, options, batch=batch, hardware=hardware
+    )
     if as_json:
         console.print_json(report.to_dict() | {"model_name": spec.name})
     else:

@@ -43,6 +43,8 @@ def export(
     prop_attn: o.Prop = True,
     rounding: o.Rounding = "truncate",
     strict: o.Strict = False,
+    every: o.Every = 1,
+    align: o.Align = "1",
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -69,7 +71,9 @@ def export(
     if kind == "onnx" and not device.startswith("cpu"):
         raise CliError(f"--device {device}: ONNX is exported on the CPU, and runs anywhere")
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(prop_attn, "auto", rounding, strict, scatter)
+    options = merging.MergeOptions(
+        prop_attn, "auto", rounding, strict, scatter, every, o.parse_align(align)
+    )
     fast = merging.transform(loaded, steps, options)
     run = formats.write(fast, loaded.example(batch_size or 2), path, kind, batch_size is None)
     gaps = parity(fast, run, loaded, [batch_size] if batch_size else [2, 3, 8])

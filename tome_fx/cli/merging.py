@@ -22,6 +22,8 @@ class MergeOptions:
     rounding: str = "truncate"
     strict: bool = False
     scatter: bool = True
+    every: int = 1
+    align: int | str = 1
 
 
 def load_quietly(spec: ModelSpec) -> Loaded:
@@ -39,11 +41,13 @@ def transform(loaded: Loaded, r: Any, options: MergeOptions) -> Any:
         )
 
 
-def explain(loaded: Loaded, r: Any, options: MergeOptions) -> Report:
-    """Return what `transform` would do."""
+def explain(loaded: Loaded, r: Any, options: MergeOptions, **planning: Any) -> Report:
+    """Return what `transform` would do; ``planning`` are options that explain alone has."""
     with stage(f"reading {loaded.name}, r={show_r(r)}", after=PATIENT):
         example = (loaded.example(2),)
         with warnings.catch_warnings():
             # The report says so as well.
             warnings.filterwarnings("ignore", "Merging .* is not applied", tome_fx.ToMeWarning)
-            return tome_fx.explain(loaded.model, r, example_inputs=example, **asdict(options))
+            return tome_fx.explain(
+                loaded.model, r, example_inputs=example, **asdict(options), **planning
+            )

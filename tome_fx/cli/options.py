@@ -70,6 +70,13 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse an r that a layer cannot take.",
                        rich_help_panel=MERGING)
 ]  # fmt: skip
+Every = Annotated[
+    int, typer.Option(help="Merge at one of each so many layers, all their tokens at once.",
+                      rich_help_panel=MERGING)
+]  # fmt: skip
+Align = Annotated[
+    str, typer.Option(help="Bring token counts to a multiple: 8, or auto.", rich_help_panel=MERGING)
+]
 R = Annotated[
     str,
     typer.Option(
@@ -145,6 +152,16 @@ def _number(text: str, whole: str) -> int | float:
     if math.isfinite(value) and value.is_integer() and "." not in text:
         return int(value)
     return value
+
+
+def parse_align(text: str) -> int | str:
+    """Return what `transform` takes as align; which numbers it may be is for `transform` to say."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise CliError(f"--align {text}: a whole number, or auto") from None
 
 
 def show_r(r: Any) -> str:

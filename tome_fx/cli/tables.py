@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tome_fx.cli.measure import ORIGINAL, Row
 from tome_fx.cli.scores import BASE, Score
-from tome_fx.report import Report
+from tome_fx.report import Report, estimated, planning
 
 GIGA = 1e9
 
@@ -57,8 +57,12 @@ def summary_lines(report: Report) -> Iterable[RenderableType]:
         "GMACs per image",
         f"{before:.2f} → {after:.2f} (ratio {report.flop_ratio:.2f}); matching {matching:.3f}",
     )
+    if asked := planning(report).removeprefix(", "):
+        yield _line("planned with", asked)
     if report.skipped:
         yield _line("not applied", report.skipped)
+    elif report.estimate:
+        yield _line("estimated", estimated(report.estimate))
     for item in report.protected:
         yield _line("protected", f"{item.count} at the {item.where}, {item.reason}")
     for unmerge in report.unmerges:

@@ -99,6 +99,8 @@ def validate(
     capture: o.Capture = "auto",
     rounding: o.Rounding = "truncate",
     strict: o.Strict = False,
+    every: o.Every = 1,
+    align: o.Align = "1",
     pretrained: o.Pretrained = True,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -137,7 +139,9 @@ def validate(
     data = datasets.DataSpec(
         data_argument or data_dir, dataset, split, class_map, labels=labels == "data"
     )
-    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
+    options = merging.MergeOptions(
+        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+    )
     if threads:
         torch.set_num_threads(threads)
     with joined() as processes, evaluate.many_programs(torchcompile):

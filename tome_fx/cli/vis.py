@@ -38,6 +38,8 @@ def vis(
     capture: o.Capture = "auto",
     rounding: o.Rounding = "truncate",
     strict: o.Strict = False,
+    every: o.Every = 1,
+    align: o.Align = "1",
     pretrained: o.Pretrained = None,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -63,7 +65,9 @@ def vis(
         device,
     )
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
+    options = merging.MergeOptions(
+        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+    )
     fast = merging.transform(loaded, steps, options)
     shown = o.choose_layers(wanted, len(fast.schedule))
     maps = tiles.token_maps(fast, loaded, photographs, batch_size)

@@ -141,6 +141,7 @@ class Backend:
     def _key(self) -> str:
         # JSON has no tuples: (4, 0) is a schedule that falls, [4, 0] one of two layers.
         plain = {**_plain(self), "r": repr(self.settings.r)}
+        plain["hardware"] = repr(self.settings.hardware)
         return json.dumps(plain, sort_keys=True, default=_identity)
 
     def __eq__(self, other: object) -> bool:
@@ -166,7 +167,8 @@ def backend(
         mode: mode of the inner backend (``reduce-overhead``, ``max-autotune``).
         inner_options: its options.
         options: ``prop_attn``, ``rounding``, ``strict``, ``protect``, ``remerge``, ``min_ratio``,
-            ``scatter``, ``attention`` and ``rules`` of :func:`tome_fx.transform`.
+            ``scatter``, ``attention``, ``every``, ``align``, ``batch``, ``hardware``,
+            ``min_speedup`` and ``rules`` of :func:`tome_fx.transform`.
 
     Raises:
         ConfigError: an option is unknown or outside its range.

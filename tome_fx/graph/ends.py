@@ -7,12 +7,14 @@ from tome_fx.graph.axes import (
     Axis,
     Origin,
     TensorType,
+    axis_of,
     count,
     extent,
     has_stream,
     pieces,
     streams_of_axis,
 )
+from tome_fx.graph.grids import fused
 
 
 def ends_of(axis: Axis, which: int = 0) -> tuple[int, int]:
@@ -30,6 +32,16 @@ def ends_of(axis: Axis, which: int = 0) -> tuple[int, int]:
 def place_of(axis: Axis, stream: int) -> int:
     """Which of the streams of an axis is the first with this id."""
     return [s.id for s in streams_of_axis(axis)].index(stream)
+
+
+def tokens_of(type_: TensorType, stream: int) -> int:
+    """How many tokens, protected ones included, the axis of a stream holds.
+
+    Tokens of several frames on one axis, merged together, are counted once.
+    """
+    axis = axis_of(fused(type_), stream)
+    own = next(s for s in streams_of_axis(axis) if s.id == stream)
+    return own.count + sum(ends_of(axis, place_of(axis, stream)))
 
 
 def forget_streams(type_: TensorType) -> TensorType:

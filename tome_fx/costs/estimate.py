@@ -1,0 +1,144 @@
+"""What merging costs and saves on a device, by estimate: of a whole program and of each merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx import ops
+from tome_fx.costs.hardware import DeviceModel
+from tome_fx.costs.kernels import Kernel, kernels_of
+from tome_fx.costs.work import work_of
+from tome_fx.graph.extents import Extents
+from tome_fx.macs import macs_of
+
+# What a single merge consists of. All else that is inserted (weights of keys, unmerges) is shared.
+_MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.match, ops.padding_last,
+          ops.merged_size, ops.merge, ops.merge_sum)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and kernels for one call on ``batch`` images: without merging, and with it.
+
+    ``seconds_merging`` is the part of ``seconds_after`` that matching, merging, unmerging and
+    weighting take. ``left_out`` are layers whose merge would cost more than it saves.
+    """
+
+    hardware: str
+    batch: int
+    seconds_before: float
+    seconds_after: float
+    seconds_merging: float
+    kernels_before: int
+    kernels_after: int
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster the merged program is."""
+        return self.seconds_before / self.seconds_after if self.seconds_after else 1.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """An estimate, and what each merge costs and saves in seconds, by layer."""
+
+    estimate: Estimate
+    merges: Mapping[int, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program to be timed: its graph, and the sizes and batch that its values were made with."""
+
+    module: torch.nn.Module
+    graph: Graph
+    sizes: Extents
+    made_at: int
+
+
+@dataclass(frozen=True)
+class Merging:
+    """One merge of the plan: its layer, the captured node that it stands behind, its tokens."""
+
+    layer: int
+    node: Node
+    removed: int
+
+
+def estimate(
+    before: Side,
+    after: Side,
+    origin: Mapping[Node, Node],
+    merges: Sequence[Merging],
+    batch: int,
+    device: DeviceModel,
+) -> Costs:
+    """Time both programs by estimate.
+
+    Args:
+        before, after: the captured and the rewritten program.
+        origin: the captured node of each rewritten one.
+        merges: in program order.
+    """
+
+    def inserted(node: Node) -> bool:
+        return node.graph is after.graph and (node not in origin or node.target in _MERGE)
+
+    old, new = (_kernels(side, batch, before.graph, inserted) for side in (before, after))
+    stages = _stages(before.graph, after.graph, origin, merges)
+    spent = [[0.0] * (len(merges) + 1) for _ in range(2)]  # the model's own, old and new, by stage
+    costs, merging = [0.0] * len(merges), 0.0
+    for kernel in old:
+        spent[0][stages[kernel.node]] += kernel.seconds(device)
+    for kernel in new:
+        stage, took = stages[kernel.node], kernel.seconds(device)
+        if not inserted(kernel.node):
+            spent[1][stage] += took
+            continue
+        merging += took
+        if stage and kernel.node.target in _MERGE:
+            costs[stage - 1] += took
+    saved = _saved(spent, merges)
+    told = Estimate(
+        device.name, batch, sum(spent[0]), sum(spent[1]) + merging, merging, len(old), len(new)
+    )
+    rows = zip(merges, costs, saved, strict=True)
+    return Costs(told, {merge.layer: (cost, gain) for merge, cost, gain in rows})
+
+
+def _kernels(
+    side: Side, batch: int, inputs: Graph, inserted: Callable[[Node], bool]
+) -> list[Kernel]:
+    macs = macs_of(side.graph, side.sizes, side.made_at)
+    return kernels_of(work_of(side.module, side.graph, batch, macs, inputs), inserted)
+
+
+def _stages(
+    before: Graph, after: Graph, origin: Mapping[Node, Node], merges: Sequence[Merging]
+) -> dict[Node, int]:
+    """How many merges stand before each node."""
+    stages: dict[Node, int] = {}
+    for graph in (before, after):
+        ends, stage = {merge.node for merge in merges}, 0
+        for node in graph.nodes:
+            stages[node] = stage
+            captured = origin.get(node, node)
+            stage += captured in ends
+            ends.discard(captured)
+    return stages
+
+
+def _saved(spent: Sequence[Sequence[float]], merges: Sequence[Merging]) -> list[float]:
+    """Seconds that each merge saves: what a stage saves, shared by tokens among those before it."""
+    saved, gone = [0.0] * len(merges), 0
+    for stage, merge in enumerate(merges, 1):
+        gone += merge.removed
+        gain = spent[0][stage] - spent[1][stage]
+        for i in range(stage):
+            saved[i] += gain * merges[i].removed / gone
+    return saved

@@ -1,0 +1,141 @@
+"""A graph as a list of tensor ops with sizes: what each reads, writes and computes at one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, Interpreter, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tome_fx.graph.extents import Extents
+
+# Products have a kernel each; these too, since a compiler fuses nothing into them.
+_ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
+_PRODUCTS = ("bmm", "mm")
+_CONSTANT = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: which one, how many bytes and elements it has."""
+
+    key: int
+    size: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of a program, or of a function that a rewrite inserted.
+
+    Attributes:
+        node: where in the graph.
+        kind: ``view`` computes nothing; ``fused`` runs in one kernel with what it is next to
+            (pointwise, reductions); ``alone`` has a kernel of its own.
+        macs: of a product, for the whole batch.
+        half: is that product in half precision?
+    """
+
+    node: Node
+    kind: Literal["view", "fused", "alone"]
+    reads: tuple[Value, ...]
+    writes: tuple[Value, ...]
+    macs: int = 0
+    half: bool = False
+
+
+def work_of(
+    module: torch.nn.Module, graph: Graph, batch: int, macs: Mapping[Node, int], inputs: Graph
+) -> list[Op]:
+    """The ops of ``graph``, in order, at ``batch`` images.
+
+    Ops of the program are taken as they stand; functions that a rewrite inserted are looked into.
+
+    Args:
+        module: what the graph reads its parameters from.
+        macs: of its own nodes, per image, as from :func:`tome_fx.macs.macs_of`.
+        inputs: the captured graph; its inputs have sizes that depend on the batch.
+    """
+    runner = _Recorder(module, graph, batch, macs)
+    values = [node.meta.get("val") for node in inputs.nodes if node.op == "placeholder"]
+    with runner.mode, torch.no_grad():
+        runner.run(*map(runner.fake, values), enable_io_processing=False)
+    return runner.ops
+
+
+class _Recorder(Interpreter):
+    """Runs a graph on fake tensors of the batch and writes down each op."""
+
+    def __init__(
+        self, module: torch.nn.Module, graph: Graph, batch: int, macs: Mapping[Node, int]
+    ) -> None:
+        super().__init__(module, garbage_collect_values=False, graph=graph)
+        self.batch, self.macs = batch, macs
+        self.sizes = Extents(batch)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.ops: list[Op] = []
+        self.held: list[Any] = []  # an id is one tensor's as long as that lives
+
+    def fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=value.device)
+
+    def run_node(self, n: Node) -> Any:
+        if n.op in ("placeholder", "get_attr", "output"):
+            held = n.meta.get("val") if n.op == "get_attr" else None
+            return super().run_node(n) if held is None else self.fake(held)
+        if not isinstance(n.target, torch._ops.OpOverload):
+            with _Inside(self, n):
+                return super().run_node(n)
+        result = super().run_node(n)
+        given = self.fetch_args_kwargs_from_env(n)
+        self.note(n, n.target, given, result, self.macs.get(n, 0) * self.batch)
+        return result
+
+    def note(
+        self, node: Node, op: torch._ops.OpOverload, given: Any, result: Any, macs: int
+    ) -> None:
+        reads, writes = self._values(given), self._values(result)
+        reads = () if _name(op) in _CONSTANT else reads
+        if not writes:
+            return
+        kind: Literal["view", "fused", "alone"] = "fused"
+        if macs or _name(op) in _ALONE:
+            kind = "alone"
+        elif op.is_view or not reads:
+            kind = "view"  # what is made of nothing is made where it is used
+        first = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        half = first.dtype in (torch.float16, torch.bfloat16)
+        self.ops.append(Op(node, kind, reads, writes, macs, half))
+
+    def _values(self, tree: Any) -> tuple[Value, ...]:
+        found = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        self.held.extend(found)
+        return tuple(Value(id(t), t.numel() * t.element_size(), t.numel()) for t in found)
+
+
+class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down what a function computes, op by op."""
+
+    def __init__(self, recorder: _Recorder, node: Node) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder, self.node = recorder, node
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        macs = result.numel() * args[0].shape[-1] if _name(func) in _PRODUCTS else 0
+        self.recorder.note(self.node, func, (args, kwargs), result, macs)
+        return result
+
+
+def _name(op: torch._ops.OpOverload) -> str:
+    return op._schema.name.partition("::")[2].rstrip("_")
