@@ -18,5 +18,8 @@ from tome_fx.module import ToMeModule as ToMeModule
 from tome_fx.recipe import apply_recipe as apply_recipe
 from tome_fx.recipe import save_recipe as save_recipe
 from tome_fx.report import Report as Report
+from tome_fx.tuning.tune import tune as tune
+from tome_fx.tuning.tuned import Point as Point
+from tome_fx.tuning.tuned import Tuned as Tuned
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tome_fx.cli.timing import Timing, calls_needed, interleaved, paired_speedup, speedup
+from tome_fx.measuring.timing import Timing, calls_needed, interleaved, paired_speedup, speedup
 
 
 class Machine:

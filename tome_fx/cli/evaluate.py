@@ -16,10 +16,10 @@ from torch.fx import GraphModule
 from tome_fx.cli import datasets, merging
 from tome_fx.cli.console import Advance
 from tome_fx.cli.failure import CliError, one_line
-from tome_fx.cli.measure import synchronize
 from tome_fx.cli.models import Loaded
 from tome_fx.cli.processes import Processes
 from tome_fx.cli.scores import BASE, Sums, count
+from tome_fx.measuring.machine import synchronize
 
 Progress = Mapping[str, Sums]
 

@@ -16,7 +16,8 @@ from tome_fx.cli.console import stage
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.models import Loaded
 from tome_fx.cli.options import show_r
-from tome_fx.cli.timing import Timing, interleaved, paired_speedup, speedup
+from tome_fx.measuring.machine import synchronize
+from tome_fx.measuring.timing import Timing, interleaved, paired_speedup, speedup
 
 ORIGINAL = "original"
 GIGA = 1e9
@@ -161,12 +162,6 @@ def _time(
             progress=advance,
         )
     return {key: timings["|".join(key)] for key in calls}
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).synchronize()
 
 
 def _peak(call: Callable[[], object], settings: Settings, device: torch.device) -> float | None:

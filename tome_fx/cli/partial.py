@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.scores import Sums
+from tome_fx.measuring.kept import difference, write_json
 
 KIND = "tome-fx validate, partial sums 1"
 FRESH = "--fresh starts anew"
@@ -32,10 +28,8 @@ def save(path: Path, settings: Mapping[str, Any], sums: Mapping[str, Sums]) -> N
     the disk takes neither.
     """
     content = {"kind": KIND, "settings": settings, "r": {r: asdict(s) for r, s in sums.items()}}
-    fresh = path.with_name(path.name + ".new")
     try:
-        fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        write_json(path, content)
     except OSError as error:
         raise CliError(f"{path}: cannot be written: {one_line(error, 200)}") from None
 
@@ -56,12 +50,8 @@ def load(path: Path, settings: Mapping[str, Any], total: int) -> dict[str, Sums]
         sums = {str(r): _sums(entry, total) for r, entry in content["r"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CliError(f"{path}: not the partial sums of a validation ({FRESH})") from None
-    ours = json.loads(json.dumps(settings))
-    for key in {**ours, **theirs}:
-        if ours.get(key) != theirs.get(key):
-            raise CliError(
-                f"{path}: of a run with {key} {theirs.get(key)}, not {ours.get(key)} ({FRESH})"
-            )
+    if told := difference(settings, theirs):
+        raise CliError(f"{path}: of a run with {told} ({FRESH})")
     return sums
 
 
@@ -76,13 +66,3 @@ def _sums(entry: Any, total: int) -> Sums:
     if max(sums.images, sums.top1, sums.top5, sums.agree, sums.timed) > min(sums.images, total):
         raise ValueError("more hits than images")
     return sums
-
-
-def weights_of(model: nn.Module) -> str:
-    """Return a short hash of a model's parameters and buffers, by name, dtype and value."""
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        data = value.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(data.view(torch.uint8).numpy().tobytes() if data.numel() else b"")
-    return found.hexdigest()[:16]

@@ -19,6 +19,7 @@ from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.measure import Row, Settings
 from tome_fx.cli.memory import method
 from tome_fx.cli.models import Loaded
+from tome_fx.measuring.machine import device_name
 
 FORMATS = ("csv", "json")
 
@@ -70,7 +71,6 @@ def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
 def machine(loaded: Loaded, amp: torch.dtype | None) -> dict[str, Any]:
     """Return versions, device, threads and precision; `amp` is the dtype of autocast."""
     device = loaded.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     precision = f"amp {amp}" if amp else str(loaded.dtype)
     return {
         "tome_fx": _version("tome_fx"),
@@ -79,20 +79,10 @@ def machine(loaded: Loaded, amp: torch.dtype | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
         "precision": precision.replace("torch.", ""),
     }
-
-
-def cpu_name() -> str:
-    """Return the name of the processor as the system tells it, or its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

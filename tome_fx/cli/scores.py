@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from tome_fx.measuring.distance import relative_distance
 
 BASE = "0"  # the base row is the original under r=0
 
@@ -86,8 +87,7 @@ def count(logits: Tensor, original: Tensor, targets: Tensor | None) -> Sums:
     first = original.argmax(1)
     # argmax on both sides, so that equal logits agree also where two classes tie.
     agree = int((logits.argmax(1) == first).sum())
-    norms = original.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    distance = float(((logits - original).norm(dim=1) / norms).double().sum())
+    distance = float(relative_distance(logits, original).sum())
     top1 = top5 = 0
     if targets is not None:
         hits = found == targets[:, None]

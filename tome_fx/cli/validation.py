@@ -12,6 +12,7 @@ from tome_fx.cli import console, datasets, evaluate, merging, partial, results
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.processes import Processes
 from tome_fx.cli.scores import Score, Sums, score
+from tome_fx.measuring.kept import weights_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def settings_of(
     machine = results.machine(loaded, course.amp)
     return {
         "model": loaded.name,
-        "weights": partial.weights_of(loaded.model),
+        "weights": weights_of(loaded.model),
         "data": str(data.root.resolve()) if data.root else "",
         "dataset": data.dataset,
         "split": data.split,

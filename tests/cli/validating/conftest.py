@@ -12,7 +12,7 @@ import torch
 from tests.cli.validating.common import COUNTS, MODEL, Run, paint
 from tome_fx.cli import evaluate, main, merging
 from tome_fx.cli.models import Loaded
-from tome_fx.cli.partial import weights_of
+from tome_fx.measuring.kept import weights_of
 
 
 @pytest.fixture(scope="package", autouse=True)
