@@ -42,7 +42,12 @@ def unfit(program: GraphModule) -> list[str]:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and value.device.type != "cuda":
             found.append(f"{node.name} is on {value.device}")
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        # An index of whole numbers has its own shape; only one of booleans waits.
+        fixed = node.target is torch.ops.aten.index.Tensor and all(
+            index is None or index.meta["val"].dtype != torch.bool for index in node.args[1]
+        )
+        waits = torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+        if waits and not fixed:
             found.append(f"{node.name} depends on values")
     return found
 
