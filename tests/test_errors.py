@@ -234,6 +234,12 @@ def test_inputs_without_an_image(name: str) -> None:
     assert "example_inputs=(" in text
 
 
+@pytest.mark.parametrize("kwargs", [[1], images(), "x"], ids=["list", "tensor", "text"])
+def test_keyword_inputs_without_names(kwargs: Any) -> None:
+    text = failure(tiny(), tome_fx.InputError, example_kwargs=kwargs)
+    assert "no dict of inputs by name" in text
+
+
 def test_no_inputs_and_none_to_infer() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()

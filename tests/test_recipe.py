@@ -91,6 +91,44 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         tome_fx.save_recipe(tiny(), tmp_path / "x.json")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_place_that_takes_no_file(tmp_path: Path, weights: bool) -> None:
+    fast = tome_fx.transform(tiny(), 2)
+    for path in (tmp_path / "none" / "x.json", tmp_path):
+        with pytest.raises(tome_fx.ConfigError, match="cannot be written"):
+            tome_fx.save_recipe(fast, path, weights=weights)
+    with pytest.raises(tome_fx.ConfigError, match="the name of its weights"):
+        tome_fx.save_recipe(fast, tmp_path / "x.safetensors", weights=True)
+    with pytest.raises(TypeError, match="a path"):
+        tome_fx.save_recipe(fast, None)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json", weights=True)
+    other = tiny(embed_dim=64)
+    with pytest.raises(tome_fx.InputError, match="do not fit"):
+        tome_fx.apply_recipe(other, path)
+    weights = tmp_path / "fast.safetensors"
+    weights.write_bytes(weights.read_bytes()[:300])
+    with pytest.raises(tome_fx.ConfigError, match=r"fast.safetensors cannot be read"):
+        tome_fx.apply_recipe(tiny(), path)
+    weights.unlink()
+    with pytest.raises(tome_fx.ConfigError, match=r"fast.safetensors cannot be read"):
+        tome_fx.apply_recipe(tiny(), path)
+
+
+def test_a_recipe_is_for_a_model(tmp_path: Path) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json")
+    with pytest.raises(TypeError, match="not NoneType"):
+        tome_fx.apply_recipe(None, path)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a path"):
+        tome_fx.apply_recipe(tiny(), 5)  # type: ignore[arg-type]
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(tome_fx.ConfigError, match="is not JSON"):
+        tome_fx.apply_recipe(tiny(), tmp_path / "deep.json")
+
+
 def test_rules_are_code_and_not_saved(tmp_path: Path) -> None:
     rule: Any = print
     fast = tome_fx.transform(tiny(), 2, rules=[("mine.op", rule)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,6 +73,33 @@ def test_a_sharded_model() -> None:
     with pytest.raises(tome_fx.ConfigError, match="FSDP") as caught:
         tome_fx.transform(model, 2)
     assert "shard the result" in str(caught.value)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_result_sharded_by_the_first_fsdp_is_refused() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against it
+        wrapped = FullyShardedDataParallel(tiny(), device_id=torch.device("cpu"))
+    with pytest.raises(tome_fx.ConfigError, match="Transform the model first, then shard"):
+        tome_fx.transform(wrapped, 2)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_no_whole_weights_stay_behind_a_sharded_result() -> None:
+    """Sharding is for want of memory: the structure that captures are made of holds none."""
+    from torch.distributed.fsdp import fully_shard
+
+    fast = tome_fx.transform(tiny().train(), 2)
+    fast.eval().train()
+    whole = [weakref.ref(parameter) for parameter in fast.parameters()]
+    x = images()
+    y = fast(x).detach()
+    fully_shard(fast, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
+    gc.collect()
+    assert sum(reference() is not None for reference in whole) == 0
+    torch.testing.assert_close(fast(x).detach(), y)
 
 
 def test_a_script_module() -> None:

@@ -16,7 +16,7 @@ from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
 from tome_fx.errors import ToMeWarning
 from tome_fx.options import Settings
-from tome_fx.pipeline import Located, Rewritten, locate_program, maps_graph, rewrite
+from tome_fx.pipeline import LOCK, Located, Rewritten, locate_program, maps_graph, rewrite
 from tome_fx.report import Report
 
 
@@ -174,10 +174,11 @@ class ToMeModule(GraphModule):
 
     def _located(self) -> Located:
         if self.training not in self._programs:
-            model = self._source.like(self)
-            example = self._source.example_like(self._example, self)
-            located = locate_program(model, example, self._settings)
-            self._programs[self.training] = self._source.adopt(self, located)
+            with LOCK:
+                model = self._source.like(self)
+                example = self._source.example_like(self._example, self)
+                located = locate_program(model, example, self._settings)
+                self._programs[self.training] = self._source.adopt(self, located)
         return self._programs[self.training]
 
     def _rewrite(self) -> None:
@@ -185,6 +186,8 @@ class ToMeModule(GraphModule):
         done = rewrite(self, located, self._settings, self._source.name)
         self._rewritten = done
         self._maps = None
+        with LOCK:
+            self._source.release(self)
 
     # -- copies ------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from tome_fx.options import SAVED_OPTIONS
 from tome_fx.rules.base import Rule
 
 FORMAT, VERSION = "tome_fx recipe", 1
+_WEIGHTS = ".safetensors"
 _KEYS = ("format", "version", "tome_fx", "model", "r", "settings", "schedule", "inputs", "weights")
 
 
@@ -36,11 +38,12 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         The path of the recipe.
 
     Raises:
-        TypeError: ``module`` is no result of a transform.
-        ConfigError: it was made with rules of the user, which are code.
+        TypeError: ``module`` is no result of a transform, or ``path`` no path.
+        ConfigError: it was made with rules of the user, which are code; or ``path`` takes no file.
     """
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
+    path = _path(path)
     if module.settings.rules:
         raise ConfigError(
             f"This transform uses rules for {', '.join(module.settings.rules)}. Rules are code and "
@@ -48,7 +51,9 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         )
     from tome_fx import __version__
 
-    path = Path(path)
+    beside = path.with_suffix(_WEIGHTS)
+    if weights and path == beside:
+        raise ConfigError(f"{path} is the name of its weights: give the recipe another, x.json.")
     recipe: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -58,11 +63,15 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "settings": _settings(module),
         "schedule": list(module.schedule),
         "inputs": _inputs(module),
-        "weights": path.with_suffix(".safetensors").name if weights else None,
+        "weights": beside.name if weights else None,
     }
-    if weights:
-        _safetensors().save_model(module, str(path.with_suffix(".safetensors")))
-    path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    package = _safetensors() if weights else None
+    try:
+        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
+    if package is not None:
+        package.save_model(module, str(beside))
     return path
 
 
@@ -87,10 +96,15 @@ def apply_recipe(
         rules: rules that the recipe cannot hold.
 
     Raises:
-        ConfigError: the file is no recipe, of a later version, or holds what is no setting.
-        InputError: the result merges differently than the recipe says: this is another model.
+        TypeError: ``model`` is not a model, or ``path`` no path.
+        ConfigError: the file is no recipe, of a later version, or holds what is no setting; or its
+            weights cannot be read.
+        InputError: the result merges differently than the recipe says, or the weights do not fit:
+            this is another model.
     """
-    path = Path(path)
+    path = _path(path)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"apply_recipe takes an nn.Module, not {type(model).__name__}.")
     recipe = _read(path)
     if example_inputs is None and not example_kwargs:
         example_inputs = _zeros(recipe["inputs"], model, path)
@@ -111,7 +125,7 @@ def apply_recipe(
             "model that it was made for, or transform this one."
         )
     if recipe["weights"]:
-        _safetensors().load_model(result, str(path.parent / recipe["weights"]), strict=True)
+        _load(result, path.parent / recipe["weights"])
     return result
 
 
@@ -124,6 +138,22 @@ def _settings(module: ToMeModule) -> dict[str, Any]:
     elif told is not None:
         found["hardware"] = told.hardware
     return {**found, "align": module.report.aligned}
+
+
+def _load(module: ToMeModule, weights: Path) -> None:
+    package = _safetensors()
+    try:
+        package.safe_open(str(weights), "pt")  # a damaged file has an error of its own kind
+    except Exception as error:
+        raise ConfigError(f"{weights} cannot be read: {error}.") from None
+    try:
+        package.load_model(module, str(weights), strict=True)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise InputError(
+            f"The weights in {weights} do not fit: {lines[min(1, len(lines) - 1)].strip()} Apply "
+            "the recipe to the model that it was made for."
+        ) from None
 
 
 def _written(r: Any) -> dict[str, Any]:
@@ -180,12 +210,18 @@ def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...
         raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({error}).") from None
 
 
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"A recipe is saved at a path, not {type(path).__name__}.")
+    return Path(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from None
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         raise ConfigError(f"{path} is no recipe of tome_fx: save one with tome_fx.save_recipe.")
@@ -202,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: settings is no object, or schedule is no list.")
     _reject(recipe["settings"], SAVED_OPTIONS, path, "settings")
     name = recipe["weights"]
-    beside = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+    beside = isinstance(name, str) and Path(name).name == name and name.endswith(_WEIGHTS)
     if name is not None and not beside:
         raise ConfigError(f"{path}: weights is {name!r}, not the name of a file beside it.")
     return recipe

@@ -48,13 +48,20 @@ def test_one_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("--format", "tflite"), "--format tflite: not one of pt2, aoti, onnx"),
         (("-o", "/nowhere/x.pt2"), "no such folder"),
         (("-o", "x.bin"), "ends in .pt2"),
+        (("-o", "folder.pt2"), "--output folder.pt2: cannot be written: Is a directory"),
         (("--r", "-1"), "r=-1"),
         (("--batch-size", "0"), "'--batch-size'"),
     ],
 )
 def test_wrong_inputs_are_one_line(
-    args: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
+    args: tuple[str, ...],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.pt2").mkdir()
     code, out, err = run(capsys, *args)
     assert code == 2
     assert text in err

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.compiling.common import R, backend, listening
+from tests.compiling.common import R, backend, expected, listening
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 
@@ -76,3 +79,36 @@ def test_a_graph_without_attention_is_left_as_it_is_and_said_once() -> None:
     assert torch.equal(result, model(images()))
     _, second = listening(compiled, images(3))
     assert (first + second).count("No self-attention") == 1
+
+
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    """A process group of this process."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("whole", [True, False])
+def test_buckets_of_a_distributed_model_leak_no_shape(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo cuts the graph where a bucket of gradients is full, unless it is told not to."""
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 50_000)
+    model, x, chosen = tiny(depth=4).train(), images(), backend(inner="eager")
+    distributed = DistributedDataParallel(model, bucket_cap_mb=0.05)
+    with torch._dynamo.config.patch(optimize_ddp=not whole):
+        result, told = listening(torch.compile(distributed, backend=chosen), x)
+    result.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert len(chosen.reports) == 1
+    if whole:
+        assert not told
+        assert torch.equal(result, expected(model)(x))
+        return
+    assert told.count("optimize_ddp=False") == 1
+    assert chosen.reports[0].unmerges[-1].op == "output"
+    assert result.shape == model(x).shape
+    assert not torch.equal(result, model(x))

@@ -38,6 +38,8 @@ def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | No
     Raises:
         InputError: they hold no image.
     """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InputError(f"example_kwargs={kwargs!r} is no dict of inputs by name. {_ASK}")
     if inputs is None and not kwargs:
         return None
     return _doubled(_as_tuple(inputs), dict(kwargs or {}))

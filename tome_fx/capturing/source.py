@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute
-from tome_fx.pipeline import Located
+from tome_fx.pipeline import LOCK, Located
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,38 @@ class Source:
             self.skeleton.train(target.training)
         return self.skeleton
 
+    def release(self, target: nn.Module) -> None:
+        """Hold shapes in place of what ``target`` holds, until the next capture.
+
+        So weights have one owner, and go when they are sharded or replaced there.
+        """
+        if not isinstance(self.skeleton, nn.Module):
+            return
+        shapes: dict[int, Tensor] = {}  # by identity: tied ones stay tied
+        for path, tensor, _ in list(_tensors(self.skeleton)):
+            owner, leaf = _owner(self.skeleton, path)
+            held, name = _owner(target, path)
+            if held._parameters.get(name, held._buffers.get(name)) is not tensor:
+                continue
+            shape = shapes.setdefault(id(tensor), _shape_of(tensor))
+            if isinstance(shape, nn.Parameter):
+                owner._parameters[leaf] = shape
+            else:
+                owner._buffers[leaf] = shape
+
     def synced(self, target: nn.Module) -> Source:
-        """This source, its tensors and mode those of ``target``."""
-        self.like(target)
-        return replace(self, training=target.training)
+        """A source with a structure of its own, its tensors and mode those of ``target``."""
+        with LOCK:
+            model = self.like(target)
+            if isinstance(model, nn.Module):
+                model = _skeleton(model)
+            self.release(target)
+        return replace(self, skeleton=model, training=target.training)
 
     def copied(self, target: nn.Module, memo: dict[int, Any]) -> Source:
         """A source with tensors of its own."""
-        return replace(self.synced(target), skeleton=copy.deepcopy(self.skeleton, memo))
+        own = self.synced(target)
+        return replace(own, skeleton=copy.deepcopy(own.skeleton, memo))
 
     def _sync(self, target: nn.Module) -> None:
         assert isinstance(self.skeleton, nn.Module)
@@ -146,6 +170,8 @@ class Source:
         for node in located.program.graph.nodes:
             if node.op == "get_attr" and node.target in renamed:
                 node.target = renamed[node.target]
+        # It would keep the captured module alive, and with it the weights.
+        located.program.graph.owning_module = None
         program = replace(located.program, constants={})
         return replace(located, program=program)
 
@@ -216,6 +242,16 @@ def _tensors(
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 yield dot + name, buffer, name not in module._non_persistent_buffers_set
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """The like of ``tensor`` without values, of whatever class that is."""
+    if tensor.is_meta:
+        return tensor
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, tensor.requires_grad)
+    return empty
 
 
 def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:

@@ -16,6 +16,8 @@ from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.preprocess import DataConfig
 
 LABELS = ("data", "none")
+# timm's names for what pillow has.
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass(frozen=True)

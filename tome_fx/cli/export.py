@@ -68,6 +68,7 @@ def export(
         raise CliError(f"--output {path}: no such folder")
     if kind != "onnx" and path.suffix != ".pt2":
         raise CliError(f"--output {path}: the name of a {kind} file ends in .pt2")
+    _check_place(path)
     if kind == "onnx" and not device.startswith("cpu"):
         raise CliError(f"--device {device}: ONNX is exported on the CPU, and runs anywhere")
     loaded = merging.load_quietly(spec)
@@ -94,6 +95,17 @@ def export(
     batches = ", ".join(map(str, gaps))
     print(f"saved: {path} ({size / 1e6:.1f} MB, {fast.report.flop_ratio:.2f}x fewer MACs)")
     print(f"checked on batches of {batches}: off by at most {worst:.1e} of the largest logit")
+
+
+def _check_place(path: Path) -> None:
+    """Find out before minutes of work whether the file can be written."""
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise CliError(f"--output {path}: cannot be written: {error.strerror}") from None
+    if new:
+        path.unlink()
 
 
 @torch.no_grad()

@@ -120,6 +120,9 @@ def validate(
         raise CliError(f"two folders named: {data_argument} and --data-dir {data_dir}")
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise CliError(f"--crop-pct {crop_pct:g}: not above 0 and up to 1")
+    if interpolation and interpolation not in datasets.INTERPOLATIONS:
+        allowed = ", ".join(datasets.INTERPOLATIONS)
+        raise CliError(f"--interpolation {interpolation}: not one of {allowed}")
     # r=0 is the original, which is measured in any case.
     rs = {text: value for text, value in by_r(o.parse_rs(r)).items() if value != 0}
     kind = results.choose_format(results_file, results_format)

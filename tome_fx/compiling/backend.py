@@ -86,6 +86,8 @@ class Backend:
                 "and nothing says which tokens are class tokens. Compile the whole model "
                 "(fullgraph=True shows where it breaks; for DDP set "
                 "torch._dynamo.config.optimize_ddp=False), or pass protect=(front, back).",
+                # Parts of one model differ in the name of the input, and not in its shape.
+                key=f"outside {outside.partition(' ')[2]}",
             )
             return None
         target = _root(inputs, program)
@@ -132,10 +134,11 @@ class Backend:
 
         return call
 
-    def _tell(self, text: str) -> None:
-        """Warn, once for each text and settings: a model may break into many graphs alike."""
-        if (text, self._key()) not in _TOLD:
-            _TOLD.add((text, self._key()))
+    def _tell(self, text: str, key: str = "") -> None:
+        """Warn, once for each key and settings: a model may break into many graphs alike."""
+        told = key or text, self._key()
+        if told not in _TOLD:
+            _TOLD.add(told)
             warnings.warn(text, ToMeWarning, stacklevel=2)
 
     def _key(self) -> str:
@@ -190,11 +193,11 @@ def _made(options: Mapping[str, Any], reports: list[Report]) -> Backend:
     inner_options = {} if inner_options is None else inner_options
     row["rules"] = rule_table(row.get("rules", ()))
     if inner not in torch._dynamo.list_backends(exclude_tags=()) or inner == "tome_fx":
-        known = ", ".join(torch._dynamo.list_backends())
+        known = ", ".join(name for name in torch._dynamo.list_backends() if name != "tome_fx")
         raise ConfigError(f"inner_backend={inner!r} is not a backend of torch.compile: {known}.")
     if not isinstance(inner_options, Mapping):
         raise ConfigError(f"inner_options={inner_options!r} is no dict of options.")
-    modes = ("default", *torch._inductor.list_mode_options())
+    modes = dict.fromkeys(("default", *torch._inductor.list_mode_options()))
     if mode is not None and (
         not isinstance(mode, str) or (inner == "inductor" and mode not in modes)
     ):

@@ -29,6 +29,7 @@ from tome_fx.cli import main
         (["data", "--model", "vit_bass_patch16_224"], "closest: vit_base_patch16_224"),
         (["data", "--in-chans", "4"], "--in-chans"),
         (["data", "--crop-pct", "1.5"], "--crop-pct 1.5"),
+        (["data", "--interpolation", "magic"], "--interpolation magic: not one of nearest, "),
         (["data", "--torchcompile", "none"], "--torchcompile"),
         (["data", "--results-file", "none/a.csv"], "does not exist"),
         (["data", "--model-kwargs", "global_pool=''"], "not one row of logits"),

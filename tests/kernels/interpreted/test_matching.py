@@ -44,7 +44,7 @@ def right(plan: ops.MergePlan, drawn: Drawn) -> None:
 
 def test_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.chosen(DEVICE)
-    monkeypatch.delattr("tome_fx.ops.fused.match")
+    monkeypatch.delattr("tome_fx.ops.fused.match_metric")
     ops.match_keys(torch.randn(1, 1, 4, 2, device=DEVICE), 1)
 
 
