@@ -60,6 +60,25 @@ def test_numbers_that_dynamo_passes_as_tensors_are_folded() -> None:
     assert torch.equal(result, expected(model)(x))
 
 
+@torch.no_grad()
+def test_a_number_that_changes_is_told_of_once() -> None:
+    """The graph holds one value of it; with any other the model runs as it is."""
+    body, x, chosen = tiny(), images(), backend(inner="eager")
+    fast = expected(body)
+
+    def scaled(x: torch.Tensor, factor: float) -> torch.Tensor:
+        return body(x) * factor  # type: ignore[no-any-return]
+
+    compiled = torch.compile(scaled, backend=chosen, dynamic=True, fullgraph=True)
+    heard = []
+    for factor, model in ((0.5, fast), (0.25, body), (0.75, body), (0.5, fast)):
+        result, told = listening(lambda x, by=factor: compiled(x, by), x)
+        torch.testing.assert_close(result, model(x) * factor)
+        heard.append("has changed" in told)
+    assert heard == [False, True, False, False]
+    assert len(chosen.reports) == 1
+
+
 def test_training_reads_dropout_from_the_graph() -> None:
     model = tiny(proj_drop_rate=0.25, drop_path_rate=0.5).train()
     fast, x = expected(model), images()

@@ -51,6 +51,19 @@ def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def test_without_scatter_the_same(name: str) -> None:
+    (usual, size), (fast, _) = made(name), made(name, scatter=False)
+    x = images(3, size).double()
+    for module in (usual.double(), fast.double()):
+        assert sum(module.schedule) == 6
+    torch.testing.assert_close(fast(x), usual(x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(fast.token_map(x), usual.token_map(x))
+    program = torch.export.export(fast, (x,)).run_decompositions()
+    assert "scatter" not in " ".join(str(node.target) for node in program.graph.nodes)
+
+
+@torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.compiler
 def test_compiled_ahead_of_time(tmp_path: Path) -> None:
