@@ -47,7 +47,10 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "levit": ({"depth": (1, 1, 1)}, {}),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": ({"depths": (1, 1, 2, 1)}, {}),
-    "maxxvit": ({},),
+    "maxxvit": (
+        {"depths": (1, 1, 2, 1), "embed_dim": (64, 128, 256, 512)},
+        {"depths": (1, 1, 2, 1)},
+    ),
 }
 # As they are, one of each module: deep, wide, on their own image size.
 FULL = (
