@@ -48,8 +48,8 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": ({"depths": (1, 1, 2, 1)}, {}),
     "maxxvit": (
-        {"depths": (1, 1, 2, 1), "embed_dim": (64, 128, 256, 512)},
-        {"depths": (1, 1, 2, 1)},
+        {"depths": (1, 1, 4, 2), "embed_dim": (64, 128, 256, 512)},
+        {"depths": (1, 1, 4, 2)},
     ),
 }
 # As they are, one of each module: deep, wide, on their own image size.
