@@ -73,7 +73,7 @@ def checked(model: nn.Module, *inputs: Tensor, r: int = 3) -> Any:
 def silence(model: nn.Module) -> None:
     """Convolutions over the grid see their own place alone, so that a border is no difference."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and any(module.padding):
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
             middle = module.weight[..., 1, 1].clone()
             nn.init.zeros_(module.weight)
             module.weight[..., 1, 1] = middle
@@ -178,12 +178,13 @@ def test_a_convolution_that_keeps_the_grid_keeps_its_tokens() -> None:
 
 
 class Convolved(nn.Module):
-    """Queries, keys and values by convolutions over the grid."""
+    """Queries, keys and values by convolutions over the grid, behind an op that pads or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, pad: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, C, 2, 2), nn.Linear(C, 5)
-        self.qkv = nn.ModuleList(nn.Conv2d(C, 3 * C, 3, 1, 1) for _ in range(2))
+        qkv = [nn.Conv2d(C, 3 * C, 3, 1, 0 if pad else 1) for _ in range(2)]
+        self.qkv = nn.ModuleList(nn.Sequential(pad(), conv) if pad else conv for conv in qkv)
         self.mlp = nn.ModuleList(mlp() for _ in range(2))
 
     def forward(self, image: Tensor) -> Tensor:

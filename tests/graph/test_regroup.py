@@ -142,10 +142,30 @@ def test_tokens_are_dealt_out_to_a_grid_and_back() -> None:
     assert not is_whole(TensorType((grid[0], grid[1], grid[3])))
 
 
+def test_a_grid_may_have_axes_of_one_between() -> None:
+    """A window that is the whole grid: ``[b, 1, h, 1, w, c]``."""
+    axes: tuple[Axis, ...] = ((BATCH,), (stream(12),), (atom(8),))
+    window = regroup(axes, [PRIME, 1, 3, 1, 4, 8], "reshape")
+    grid = regroup(axes, [PRIME, 3, 4, 8], "reshape")
+    assert window is not None
+    assert grid is not None
+    assert window == (grid[0], (), grid[1], (), grid[2], grid[3])
+    assert is_whole(TensorType(window))
+    turned = TensorType(tuple(window[i] for i in (0, 1, 3, 2, 4, 5)))
+    assert is_whole(turned)
+    assert regroup(turned.axes, [PRIME, 3, 4, 8], "back") == grid
+    assert not is_whole(TensorType(tuple(window[i] for i in (0, 1, 4, 3, 2, 5))))
+    assert not is_whole(TensorType((grid[0], grid[1], (atom(5),), grid[2])))
+    assert regroup(axes, [PRIME, 3, 1, 2, 2, 8], "reshape") is not None
+
+
 def test_merged_tokens_of_a_grid_stand_on_its_first_axis() -> None:
     grid = regroup(((BATCH,), (stream(12, level=2, merged=5),)), [PRIME, 3, 4], "reshape")
     assert grid is not None
     assert lifted_shape(TensorType(grid)) == [-1, 7, 1]
+    apart = regroup(grid, [PRIME, 1, 3, 1, 4], "reshape")
+    assert apart is not None
+    assert lifted_shape(TensorType(apart)) == [-1, 1, 7, 1, 1]
 
 
 @pytest.mark.parametrize(

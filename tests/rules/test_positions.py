@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tome_fx
 from tests.rules.common import (
     GRID,
     PATCHES,
@@ -16,7 +21,10 @@ from tests.rules.common import (
     H,
     N,
     Projected,
+    distance,
     heads,
+    host,
+    images,
     joined,
     random,
     tied,
@@ -151,3 +159,67 @@ def test_positions_added_again_in_each_block() -> None:
         "scaled by data": lambda x: x + TABLE * x.mean(1, keepdim=True),
     }
     assert unmerged(added, how="beside") == set()
+
+
+# The same table for every image, as the model writes it.
+Spelled = Callable[[Tensor, Tensor], Tensor]
+SPELLINGS: dict[str, Spelled] = {
+    "broadcast": lambda table, x: table,
+    "expanded": lambda table, x: table.expand(x.shape[0], *table.shape[1:]),
+    "repeated": lambda table, x: table.repeat(x.shape[0], *(1 for _ in table.shape[1:])),
+}
+# Its rows are unlike each other: the mean of a group is not its representative's.
+LOOSE, LEVEL, NEAR = random(1, 1, N, N, seed=8), random(1, N, C, seed=9), random(1, C, *GRID)
+RANKS = random(60, C, seed=11)
+
+
+def masked(spell: Spelled) -> nn.Module:
+    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = spell(LOOSE, q)
+        return joined(F.scaled_dot_product_attention(heads(q), heads(k), heads(v), attn_mask=mask))
+
+    return Projected(mix)
+
+
+def on_the_grid(x: Tensor, spell: Spelled) -> Tensor:
+    grid = x[:, 1:].transpose(1, 2).unflatten(2, GRID) + spell(NEAR, x)
+    return torch.cat([x[:, :1], grid.flatten(2).transpose(1, 2)], 1)
+
+
+def by_a_net(a: Tensor, spell: Spelled) -> Tensor:
+    return a + F.gelu(spell(LOOSE, a).movedim(1, -1) @ WIDE[:1, :H]).movedim(-1, 1)
+
+
+def folded(a: Tensor, spell: Spelled) -> Tensor:
+    """Heads beside the images on one axis."""
+    if spell is SPELLINGS["broadcast"]:
+        return a + LOOSE
+    table = spell(LOOSE, a).expand(a.shape[0], H, N, N).flatten(0, 1)
+    return (a.flatten(0, 1) + table).unflatten(0, (-1, H))
+
+
+TABLES: dict[str, Callable[[Spelled], Any]] = {
+    "logits": lambda spell: Eager(lambda a: a + spell(LOOSE, a)),
+    "mask": masked,
+    "net": lambda spell: Eager(lambda a: by_a_net(a, spell)),
+    "blended": lambda spell: Eager(None, lambda a: 0.7 * a + 0.3 * spell(LOOSE, a).softmax(-1)),
+    "folded": lambda spell: Eager(lambda a: folded(a, spell)),
+    "features": lambda spell: lambda x: x + spell(LEVEL, x).sin(),
+    "grid": lambda spell: lambda x: on_the_grid(x, spell),
+    "index": lambda spell: lambda x: x + RANKS[(9 * spell(LEVEL, x).abs()).long()[..., 0]],
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_the_model_writes_out_for_every_image_is_still_a_table(name: str) -> None:
+    x = images(tuple(range(PATCHES)))
+    results = []
+    for spell in SPELLINGS.values():
+        made = TABLES[name](spell)
+        sites = [4, 2, 1] if isinstance(made, Projected) else [4, 2]
+        fast = tome_fx.transform(host(made), sites, example_inputs=x)
+        assert list(fast.schedule) == sites
+        results.append(fast(x))
+    assert distance(results[1], results[0]) < 1e-12
+    assert distance(results[2], results[0]) < 1e-12
+    assert distance(results[0], host(TABLES[name](SPELLINGS["broadcast"]))(x)) > 1e-6

@@ -104,6 +104,22 @@ def test_windows_are_exact_on_groups_within_them() -> None:
     assert unmerged(Projected(windows), labels=PAIRS) == {"reshape"}
 
 
+def test_a_window_that_is_the_whole_grid_needs_no_other_tokens() -> None:
+    def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``[B, 1, h, 1, w, C] -> [B * 1, h, w, C]``, and back."""
+
+        def whole(x: Tensor) -> Tensor:
+            x = x[:, 1:].reshape(-1, 1, GRID[0], 1, GRID[1], C)
+            x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, N - 1, H, D)
+            return x.transpose(1, 2)
+
+        y = F.scaled_dot_product_attention(whole(q), whole(k), whole(v)).transpose(1, 2)
+        y = y.reshape(-1, 1, 1, *GRID, C).permute(0, 1, 3, 2, 4, 5)
+        return F.pad(y.reshape(-1, N - 1, C), (0, 0, 1, 0))
+
+    assert unmerged(Projected(window), sites=3) == set()
+
+
 def test_attention_along_the_rows_is_exact() -> None:
     """Rows of the grid are no stream of their own where the whole grid is one."""
 

@@ -47,8 +47,16 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "levit": ({"depth": (1, 1, 1)}, {}),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": ({"depths": (1, 1, 2, 1)}, {}),
-    "maxxvit": ({},),
+    "maxxvit": (
+        {"depths": (1, 1, 2, 1), "embed_dim": (64, 128, 256, 512)},
+        {"depths": (1, 1, 2, 1)},
+    ),
 }
+# CoAtNets stand in MaxViT's module and have one attention a block where those have two.
+COATNETS: tuple[Mapping[str, Any], ...] = (
+    {"depths": (1, 1, 4, 2), "embed_dim": (64, 128, 256, 512)},
+    {"depths": (1, 1, 4, 2)},
+)
 # As they are, one of each module: deep, wide, on their own image size.
 FULL = (
     "vit_base_patch16_224", "eva02_small_patch14_224", "deit_small_distilled_patch16_224",
@@ -83,9 +91,9 @@ def _shape(module: str, name: str, options: Mapping[str, Any]) -> tuple[int, ...
 def entries(modules: tuple[str, ...] = tuple(SHRUNK)) -> Iterator[Entry]:
     """Every name of ``modules``."""
     for module in modules:
-        options = SHRUNK[module]
         for name in timm.list_models():
             if is_model_in_modules(name, [module]):
+                options = COATNETS if "coat" in name else SHRUNK[module]
                 build: Callable[[], nn.Module] = partial(_build, name, options)
                 yield Entry(module, name, build, _shape(module, name, options[0]))
     for name in FULL:

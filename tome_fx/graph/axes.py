@@ -36,7 +36,8 @@ class Origin:
     Kinds: ``input``, ``conv`` (a convolution's spatial axis), ``channel`` (a linear's or
     convolution's output channel), ``constant`` (a parameter or buffer), ``literal`` (a size written
     in the program, with the same value at each position), ``images`` (several values of an image
-    side by side on the axis of the images), ``unknown`` (an op without a rule).
+    side by side on the axis of the images), ``border`` (copies of an axis's own positions, put
+    around it), ``unknown`` (an op without a rule).
     """
 
     kind: str

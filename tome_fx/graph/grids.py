@@ -2,7 +2,8 @@
 
 The value of each op between two reshapes may have them so. Unmerged, they are what the captured
 program has; merged, the first axis holds all tokens and the others one: ``[b, n, 1, c]``. So a
-value keeps its rank, and what acts on each token alone runs unchanged.
+value keeps its rank, and what acts on each token alone runs unchanged. Axes of one may stand
+between, as in a window that is the whole grid, ``[b, 1, h, 1, w, c]``: they move no token.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def fused(type_: TensorType) -> TensorType:
 
 
 def is_whole(type_: TensorType) -> bool:
-    """Is every grid here with all of its axes, side by side and in order?"""
+    """Is every grid here with all of its axes, side by side but for ones, and in order?"""
     expected: GridAxis | None = None
     for axis in type_.axes:
+        if not axis:
+            continue
         found = grid_axis(axis)
         if found != expected and (expected or (found and found.place)):
             return False
@@ -78,22 +81,27 @@ def spread(row: Factor, sizes: Sequence[int]) -> list[Axis]:
     taken: list[int] = []
     whole = 1
     for size in sizes:
-        if whole == factor_extent(row) or size < 2:
+        if whole == factor_extent(row) or size < 1:
             break
         taken.append(size)
         whole *= size
-    if whole != factor_extent(row) or len(taken) < 2 or not isinstance(row, (Stream, Concat)):
+    grid = tuple(size for size in taken if size > 1)
+    if whole != factor_extent(row) or len(grid) < 2 or not isinstance(row, (Stream, Concat)):
         return []
-    return [(GridAxis(row, tuple(taken), place),) for place in range(len(taken))]
+    places = iter(range(len(grid)))
+    return [(GridAxis(row, grid, next(places)),) if size > 1 else () for size in taken]
 
 
 def named_grid(axes: Sequence[Axis], atoms: Axis, name: Factor) -> tuple[Axis, ...]:
-    """``axes`` with neighbours that are together ``atoms`` called a grid of ``name``."""
+    """``axes`` with neighbours that are together ``atoms`` called a grid of ``name``.
+
+    Neighbours are side by side but for ones.
+    """
     row = list(axes)
     for start in range(len(row)):
         for stop in range(start + 2, len(row) + 1):
             run = row[start:stop]
-            if all(map(len, run)) and sum(run, ()) == atoms:
+            if run[0] and run[-1] and sum(run, ()) == atoms:
                 row[start:stop] = spread(name, [extent(axis) for axis in run]) or run
                 return tuple(row)
     return tuple(row)

@@ -1,8 +1,9 @@
 """Coercions: bring a value from the type it has to the type that an op wants.
 
 ``merge`` goes to a deeper level (mean of members, sum of totals), ``unmerge`` back, and members
-become totals and the reverse by the group sizes, each once per value and type. A value without a
-batch axis (a parameter, a table) takes the row of each group's representative, and a batch axis.
+become totals and the reverse by the group sizes, each once per value and type. A table (data of
+places, which no image has a part in) takes the row of each group's representative, and a batch axis
+if it has none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Graph, Node
@@ -46,6 +47,9 @@ _SLICE = torch.ops.aten.slice.Tensor
 _CAT = torch.ops.aten.cat.default
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
+_Op: TypeAlias = Callable[..., Any]
+# An axis, and which of its streams.
+_Spot: TypeAlias = tuple[int, int]
 
 
 @dataclass
@@ -69,24 +73,24 @@ class Coercer:
                     node.meta[key] = self.provenance.meta[key]
         return node
 
-    def coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
-        """``node`` of type ``have`` as type ``want``."""
+    def coerce(self, node: Node, have: TensorType, want: TensorType, table: bool = False) -> Node:
+        """``node`` of type ``have`` as type ``want``; whether it is a ``table``, see above."""
         key = node, have, want
         if key not in self._done:
-            self._done[key] = self._coerce(node, have, want)
+            self._done[key] = self._coerce(node, have, want, table)
         return self._done[key]
 
-    def _coerce(self, node: Node, have: TensorType, want: TensorType) -> Node:
+    def _coerce(self, node: Node, have: TensorType, want: TensorType, table: bool) -> Node:
         if have.rank == want.rank:
             node, have = self._thinned(node, have, want)
             have = self._named(have, want)
         if has_grid(want):
-            return gridded(self, node, have, want)
+            return gridded(self, node, have, want, table)
         if batch_axis(have) is None and is_merged(want):
             return self._constant(node, have, want)
         for place, target in enumerate(want.axes):
             for which, goal in enumerate(streams_of_axis(target)):
-                node, have = self._bring(node, have, (place, which), goal)
+                node, have = self._bring(node, have, (place, which), goal, table)
         return node
 
     def _thinned(self, node: Node, have: TensorType, want: TensorType) -> tuple[Node, TensorType]:
@@ -108,9 +112,13 @@ class Coercer:
         return TensorType(tuple(axes))
 
     def _bring(
-        self, node: Node, have: TensorType, at: tuple[int, int], goal: Stream
+        self, node: Node, have: TensorType, at: _Spot, goal: Stream, table: bool
     ) -> tuple[Node, TensorType]:
         stream = list(streams_of_axis(have.axes[at[0]]))[at[1]]
+        if table and goal.level and not stream.level:
+            rows = ops.take, self.levels.origin(stream.id, goal.level)
+            node = self._rows(node, have, at, goal, rows)
+            have, stream = _changed(have, at, replace(goal, extensive=False))
         if stream.extensive and (goal.level < stream.level or not goal.extensive):
             if stream.level:
                 node = self._by_size(node, have, at, ops.divide_by_size)
@@ -126,9 +134,7 @@ class Coercer:
                 node = self._by_size(node, have, at, ops.scale_by_size)
         return node, have
 
-    def _merge(
-        self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream, goal: int
-    ) -> Node:
+    def _merge(self, node: Node, type_: TensorType, at: _Spot, stream: Stream, goal: int) -> Node:
         level = self.levels.get(stream.id, goal)
         before = self.levels.size(stream.id, stream.level)
 
@@ -140,20 +146,22 @@ class Coercer:
 
         return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 
-    def _unmerge(
-        self, node: Node, type_: TensorType, at: tuple[int, int], stream: Stream, goal: int
-    ) -> Node:
+    def _unmerge(self, node: Node, type_: TensorType, at: _Spot, stream: Stream, goal: int) -> Node:
         index = self.levels.assignment(stream.id, stream.level, goal)
+        return self._rows(node, type_, at, self.levels.at(stream, goal), (ops.unmerge, index))
+
+    def _rows(
+        self, node: Node, type_: TensorType, at: _Spot, goal: Stream, rows: tuple[_Op, Node]
+    ) -> Node:
+        op, index = rows
 
         def act(value: Node, dim: int, front: int, back: int) -> Node:
             ends = {"front": front, "back": back} if front or back else {}
-            return self.emit(ops.unmerge, value, index, dim, **ends)
+            return self.emit(op, value, index, dim, **ends)
 
-        return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
+        return self._on_tokens(node, type_, at, goal, goal.count, act)
 
-    def _by_size(
-        self, node: Node, type_: TensorType, at: tuple[int, int], op: Callable[..., Any]
-    ) -> Node:
+    def _by_size(self, node: Node, type_: TensorType, at: _Spot, op: _Op) -> Node:
         size = self.size_along(type_, *at)
         return node if size is None else self.emit(op, node, size)
 
@@ -193,7 +201,7 @@ class Coercer:
         self,
         node: Node,
         type_: TensorType,
-        spot: tuple[int, int],
+        spot: _Spot,
         stream: Stream,
         left: int,
         act: Callable[[Node, int, int, int], Node],
@@ -225,7 +233,7 @@ class Coercer:
         self,
         node: Node,
         type_: TensorType,
-        spot: tuple[int, int],
+        spot: _Spot,
         stream: Stream,
         left: int,
         act: Callable[[Node, int, int, int], Node],
@@ -277,7 +285,7 @@ def _is_plain(axis: Axis) -> bool:
     return not has_stream(axis) and not has_batch(axis)
 
 
-def _changed(have: TensorType, at: tuple[int, int], stream: Stream) -> tuple[TensorType, Stream]:
+def _changed(have: TensorType, at: _Spot, stream: Stream) -> tuple[TensorType, Stream]:
     place, which = at
     order = itertools.count()
     axis = map_streams(have.axes[place], lambda s: stream if next(order) == which else s)

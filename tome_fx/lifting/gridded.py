@@ -19,10 +19,12 @@ class Coerces(Protocol):
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node: ...
 
-    def coerce(self, node: Node, have: TensorType, want: TensorType) -> Node: ...
+    def coerce(
+        self, node: Node, have: TensorType, want: TensorType, table: bool = False
+    ) -> Node: ...
 
 
-def gridded(coercer: Coerces, node: Node, have: TensorType, want: TensorType) -> Node:
+def gridded(coercer: Coerces, node: Node, have: TensorType, want: TensorType, table: bool) -> Node:
     """All tokens brought to the first axis of the grid, coerced there, and spread if unmerged."""
     goals = want.axes[want.rank - have.rank :]
     wide = TensorType(tuple(map(_widened, have.axes, goals)))
@@ -34,7 +36,7 @@ def gridded(coercer: Coerces, node: Node, have: TensorType, want: TensorType) ->
     if batch_axis(wide) is not None and flat == goal:
         return node
     node = _reshaped(coercer, node, wide, flat)
-    return _reshaped(coercer, coercer.coerce(node, flat, goal), goal, want)
+    return _reshaped(coercer, coercer.coerce(node, flat, goal, table), goal, want)
 
 
 def _widened(axis: Axis, goal: Axis) -> Axis:

@@ -153,7 +153,9 @@ class Lifter:
         for node, why in self.averages.made(operands):
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         nodes = {
-            path: self.coercer.coerce(self.values[node].node, have[path], want[path])
+            path: self.coercer.coerce(
+                self.values[node].node, have[path], want[path], node not in self.program.of_images
+            )
             for path, node in paths.items()
         }
         new = self._emit(call, answer, nodes)

@@ -8,6 +8,7 @@ from tome_fx.graph.axes import (
     Atom,
     Axis,
     Batch,
+    Concat,
     Origin,
     TensorType,
     concat,
@@ -66,7 +67,10 @@ def _is_pointwise(call: Call, kernel: Sequence[int]) -> bool:
 
 
 def pad(context: Context) -> Lifted | Refusal:
-    """``pad``: axes that are not padded stay; constants join an axis as a ``cat`` would."""
+    """``pad``: axes that are not padded stay; constants join an axis as a ``cat`` would.
+
+    So do copies of the axis's own positions, which only all tokens have.
+    """
     type_, widths = as_intensive(context.types["self"]), context.call["pad"]
     if not all(isinstance(width, int) for width in widths):
         return Refusal("its widths are not known")
@@ -77,27 +81,42 @@ def pad(context: Context) -> Lifted | Refusal:
         axis = axes[place]
         if not any(ends):
             continue
-        if mode == "constant" and min(ends) >= 0 and not has_batch(axis):
-            first, last = ((Atom(n, Origin("literal", name, (place, n))),) for n in ends)
-            axes[place] = concat([first, axis, last])
-        elif has_batch(axis) or merged_along(type_, (place,)):
+        copies = mode != "constant"
+        if has_batch(axis) or (merged_along(type_, (place,)) and (copies or min(ends) < 0)):
             return Refusal("it adds tokens that are copies of others, or takes some away")
+        if min(ends) >= 0:
+            kind = "border" if copies else "literal"
+            first, last = ((Atom(n, Origin(kind, name, (place, n))),) for n in ends)
+            axes[place] = concat([first, axis, last])
         else:
             axes[place] = (Atom(context.shape[place], Origin("unknown", name, (place,))),)
     return one(TensorType(tuple(axes)), operands={"self": type_})
 
 
-def _stays(call: Call, type_: TensorType, shape: Sequence[int]) -> bool:
-    """Does each place become one by itself and its neighbours, so that it is the same place?
+def _places(call: Call, type_: TensorType, shape: Sequence[int]) -> list[Axis]:
+    """The places of ``type_`` that its op makes anew, each of itself and its neighbours.
 
-    Of an image's own pixels a convolution makes new places, as patches are.
+    Nothing if they do not stay the same places. Of an image's own pixels a convolution makes new
+    places, as patches are.
     """
     strides = call.get("stride")
     steps = strides if isinstance(strides, (list, tuple)) else [strides]
-    sides = type_.axes[2:]
+    sides = list(map(_inside, type_.axes[2:], shape[2:]))
     same = [extent(axis) for axis in sides] == list(shape[2:])
     known = all(axis_kind(axis) == "conv" for axis in sides if extent(axis) > 1)
-    return same and known and bool(steps) and all(step == 1 for step in steps)
+    return sides if same and known and bool(steps) and all(step == 1 for step in steps) else []
+
+
+def _inside(axis: Axis, size: int) -> Axis:
+    """What a ``pad`` has put its borders around, if that has this size."""
+    parts = axis[0].parts if len(axis) == 1 and isinstance(axis[0], Concat) else ()
+    inner = [part for part in parts if not _is_border(part)]
+    return inner[0] if len(inner) == 1 and extent(inner[0]) == size else axis
+
+
+def _is_border(part: Axis) -> bool:
+    kinds = [factor.origin.kind if isinstance(factor, Atom) else "" for factor in part]
+    return kinds in (["border"], ["literal"])
 
 
 def grid(context: Context) -> Lifted | Refusal:
@@ -112,15 +131,16 @@ def grid(context: Context) -> Lifted | Refusal:
         return Refusal("its first axis changes size")
     name = context.call.node.name
     conv = context.call.name.startswith("aten.conv")
+    # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
+    stays = _places(context.call, as_intensive(type_), context.shape)
     axes: list[Axis] = [type_.axes[0]]
     for place, size in enumerate(context.shape[1:], start=1):
         kind = "conv" if place > 1 else "channel" if conv else "unknown"
         if not conv and place == 1 and size == extent(type_.axes[1]):
             axes.append(type_.axes[1])
-        elif place > 1 and _stays(context.call, type_, context.shape):
-            axes.append(as_intensive(type_).axes[place])
+        elif place > 1 and stays:
+            axes.append(stays[place - 2])
         else:
             axes.append((Atom(size, Origin(kind, name, (place,))),) if size != 1 else ())
-    # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
-    stays = _stays(context.call, type_, context.shape)
-    return Lifted(tuple(TensorType(tuple(axes)) for _ in context.shapes[:1]), tells_apart=stays)
+    result = TensorType(tuple(axes))
+    return Lifted(tuple(result for _ in context.shapes[:1]), tells_apart=bool(stays))
