@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from tome_fx import kernels
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.choosing import chooser
@@ -33,6 +32,7 @@ from tome_fx.passes.verify import verify
 from tome_fx.program import Findings, MergeSchedule, Program
 from tome_fx.report import Report, giga
 from tome_fx.reporting import Done, report_of
+from tome_fx.trust import has_kernels
 
 # Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
 LOCK = threading.RLock()
@@ -253,7 +253,7 @@ def _has_kernels(program: Program) -> bool:
     """Are there kernels for the device of the images?"""
     values = (n.meta.get("val") for n in program.graph.nodes if n.name in program.batched)
     device = next((value.device for value in values if isinstance(value, torch.Tensor)), None)
-    return device is not None and kernels.chosen(device.type, device.index)
+    return device is not None and has_kernels(device)
 
 
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:

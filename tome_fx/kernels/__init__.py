@@ -8,4 +8,5 @@ autograd see through it; Triton itself is imported when the first of them is wan
 from tome_fx.kernels.choice import can_match as can_match
 from tome_fx.kernels.choice import can_merge as can_merge
 from tome_fx.kernels.choice import chosen as chosen
+from tome_fx.kernels.choice import distrust as distrust
 from tome_fx.kernels.choice import using as using

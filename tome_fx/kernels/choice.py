@@ -28,6 +28,8 @@ MAX_METRIC, MAX_CHANNELS, MAX_TOKENS = 1024, 4096, 8192
 # The oldest devices with bfloat16 and asynchronous copies.
 OLDEST = (8, 0)
 
+# Devices on which kernels were seen to fail.
+_DISTRUSTED: set[tuple[str, int | None]] = set()
 _MODE: ContextVar[str | None] = ContextVar("tome_fx_kernels", default=None)
 
 
@@ -54,12 +56,19 @@ def chosen(kind: str, index: int | None = None) -> bool:
     mode = _MODE.get() or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
     if mode == "portable" or (mode == "auto" and kind != "cuda"):
         return False
+    if (kind, index) in _DISTRUSTED:
+        return False
     if importlib.util.find_spec("triton") is None or _transformed():
         return False
     if not (_served(index) if mode == "auto" else _forced(kind)):
         return False
     importlib.import_module("tome_fx.kernels.operators")
     return True
+
+
+def distrust(kind: str, index: int | None = None) -> None:
+    """Use no kernels on a device from now on, in this process."""
+    _DISTRUSTED.add((kind, index))
 
 
 # What Dynamo calls while it traces, and takes the answer of. The decorator for it would import all

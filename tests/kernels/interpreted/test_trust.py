@@ -1,0 +1,57 @@
+"""Kernels that fail on a device, or do something else there, are not used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.interpreted.common import DEVICE
+from tome_fx import kernels, trust
+from tome_fx.errors import ToMeWarning
+from tome_fx.kernels import choice
+
+PLACE = torch.device(DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    trust._agrees.cache_clear()
+    yield
+    trust._agrees.cache_clear()
+    choice._DISTRUSTED.clear()
+
+
+def test_kernels_that_agree_are_used() -> None:
+    assert trust.has_kernels(PLACE)
+    assert kernels.chosen(DEVICE)
+
+
+@pytest.mark.parametrize("how", ["fails", "differs"])
+def test_others_are_not(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.ops.tome_fx.match
+
+    def broken(*args: Any) -> list[Tensor]:
+        if how == "fails":
+            raise RuntimeError("no such instruction\nand more")
+        return [index.flip(1) for index in right(*args)]
+
+    monkeypatch.setattr(torch.ops.tome_fx, "match", broken)
+    text = "no such instruction" if how == "fails" else "other results than plain ops"
+    with pytest.warns(ToMeWarning, match=f"not used on {DEVICE}.*: .*{text}"):
+        assert not trust.has_kernels(PLACE)
+    assert not kernels.chosen(DEVICE)
+    assert not trust.has_kernels(PLACE)  # told once
+
+
+def test_the_check_is_not_vacuous() -> None:
+    with kernels.using("portable"):
+        _, src, dst, merged, normed, size, *rest = trust._steps(PLACE)
+    assert src.numel() == dst.numel() == 18
+    assert bool((size > 1).any())
+    assert len(dst.unique()) > 2
+    assert not torch.allclose(merged, normed)
+    assert len(rest) == 4

@@ -1,0 +1,57 @@
+"""Kernels are used on a device after they were seen to agree with plain ops there.
+
+A kernel is compiled for each kind of device by whatever Triton is installed. Before the first
+transform on a device takes them, they match and merge one small batch whose scores are exact.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tome_fx import kernels, ops
+from tome_fx.errors import ToMeWarning
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Are there kernels for ``device``, and do they do what plain ops do?"""
+    return kernels.chosen(device.type, device.index) and _agrees(device)
+
+
+@cache
+def _agrees(device: torch.device) -> bool:
+    """Compare once; where they differ or fail, plain ops serve from then on, with a warning."""
+    try:
+        with torch.no_grad():
+            found = _steps(device)
+            with kernels.using("portable"):
+                expected = _steps(device)
+        same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+        trouble = "" if same else "they gave other results than plain ops"
+    except Exception as error:
+        trouble = (str(error).splitlines() or [type(error).__name__])[0]
+    if trouble:
+        kernels.distrust(device.type, device.index)
+        warnings.warn(
+            f"The kernels of tome_fx are not used on {device}: {trouble}. Plain ops serve; "
+            "TOME_FX_KERNELS=portable leaves the kernels out without this check.",
+            ToMeWarning,
+            stacklevel=2,
+        )
+    return not trouble
+
+
+def _steps(device: torch.device) -> tuple[Tensor, ...]:
+    """Match and merge twice, with the norm behind, as a rewritten graph does."""
+    angle = torch.arange(64, device=device).reshape(2, 1, 32, 1) ** 2 % 61 / 9.0
+    keys = torch.cat([angle.cos(), angle.sin(), angle.cos() / 2], -1).expand(2, 3, 32, 3)
+    x = torch.arange(2 * 34 * 8, device=device).reshape(2, 34, 8).float().sin()
+    first = ops.match_keys(keys, 9)
+    merged, normed, size = ops.merge_norm(x, first, None, keys, [8], front=1, back=1)
+    kept = ops.take(keys[:, 0], first.keep)[:, None]
+    second = ops.match_keys(kept, 4, 1)
+    again = ops.merge(merged, second, size, ops.merged_size(second, size, keys), 1, 1, 1)
+    return (*first, merged, normed, size, *second, again)
