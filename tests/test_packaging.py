@@ -32,6 +32,7 @@ OPTIONAL = [
     "skimage",
     "typer",
     "rich",
+    "matplotlib",
     "hypothesis",
 ]
 

@@ -176,6 +176,13 @@ def maps_graph(located: Located, settings: Settings) -> Graph:
     return _inputs_only(lower(lifted.graph, settings.scatter), program.graph)
 
 
+def rewritten_graph(located: Located, settings: Settings) -> LiftedGraph:
+    """The graph of :func:`rewrite` made anew, lowered, with what each of its nodes stands for."""
+    schedule = plan(located.findings, settings.r, settings.rounding, settings.strict)
+    lifted = _lifted(located, settings, schedule)
+    return replace(lifted, graph=lower(lifted.graph, settings.scatter))
+
+
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:
     """The captured calling convention, with a tuple of tensors as the result."""
     from torch.fx.graph import _PyTreeCodeGen
