@@ -25,7 +25,8 @@ ROOFLINE = Roofline(macs=1e9, bandwidth=1e8)
 def profiled(r: int = 2) -> Profile:
     fast = tome_fx.transform(tiny(), r)
     x = torch.randn(3, 3, SIZE, SIZE)
-    return profile(fast, x, str(r), ROOFLINE, rounds=2, warmup=1)
+    (found,) = profile({str(r): fast}, x, ROOFLINE, rounds=2, warmup=1)
+    return found
 
 
 def test_sums_over_steps_and_layers_are_the_whole() -> None:
@@ -40,7 +41,7 @@ def test_sums_over_steps_and_layers_are_the_whole() -> None:
 
 def test_macs_are_those_of_the_report() -> None:
     fast = tome_fx.transform(tiny(), 2)
-    found = profile(fast, torch.randn(3, 3, SIZE, SIZE), "2", ROOFLINE, 1, 0)
+    (found,) = profile({"2": fast}, torch.randn(3, 3, SIZE, SIZE), ROOFLINE, 1, 0)
     assert sum(line.macs for line in found.lines) == 3 * fast.report.macs_after
     matching = sum(line.macs for line in found.lines if line.step == "matching")
     assert matching == 3 * fast.report.macs_matching > 0
@@ -56,7 +57,7 @@ def test_every_call_is_timed_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(TimedRun, "__init__", counted)
     fast = tome_fx.transform(tiny(), 2)
-    found = profile(fast, torch.randn(2, 3, SIZE, SIZE), "2", ROOFLINE, 3, 1)
+    (found,) = profile({"2": fast}, torch.randn(2, 3, SIZE, SIZE), ROOFLINE, 3, 1)
     calls = sum(node.op == "call_function" for node in fast.graph.nodes)
     # Each call is one tick of the clock long: their sum counts them.
     assert found.whole_ms == pytest.approx(calls * 1e3)
@@ -136,7 +137,11 @@ def test_kernels_of_one_kind_have_one_name(name: str, plain: str) -> None:
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_kernels_of_the_compiled_program() -> None:
-    found = kernels(tome_fx.transform(tiny(), 2), torch.randn(2, 3, SIZE, SIZE), rounds=2)
+    model = tiny()
+    both = {"0": model, "2": tome_fx.transform(model, 2)}
+    listed = kernels(both, torch.randn(2, 3, SIZE, SIZE), rounds=2)
+    assert not any("scatter" in row.name for row in listed["0"])
+    found = listed["2"]
     assert [row.ms for row in found] == sorted((row.ms for row in found), reverse=True)
     assert any("native_layer_norm" in row.name for row in found)
     assert any("scatter" in row.name for row in found), "the merge is among them"

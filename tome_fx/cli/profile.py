@@ -85,15 +85,17 @@ def profile(
     options = merging.MergeOptions(prop_attn, capture, rounding, strict)
     with stage("measuring the machine"):
         roofline = measure_roofline(loaded.device, loaded.dtype)
-    found, listed = [], {}
-    for one in dict.fromkeys(("0", o.show_r(o.parse_r(r)))):
-        module = merging.transform(loaded, o.parse_r(one), options)
-        with stage(f"profiling r={one}", num_bench_iter + num_warm_iter) as advance:
-            x = loaded.example(batch_size)
-            found.append(profiled(module, x, one, roofline, num_bench_iter, num_warm_iter, advance))
-        if compiled:
-            with stage(f"compiling and profiling r={one}"):
-                listed[one] = kernels(module, x, num_bench_iter)
+    modules = {
+        one: merging.transform(loaded, o.parse_r(one), options)
+        for one in dict.fromkeys(("0", o.show_r(o.parse_r(r))))
+    }
+    x = loaded.example(batch_size)
+    with stage("profiling, in turn", len(modules) * (num_bench_iter + num_warm_iter)) as advance:
+        found = profiled(modules, x, roofline, num_bench_iter, num_warm_iter, advance)
+    listed = {}
+    if compiled:
+        with stage("compiling and profiling kernels"):
+            listed = kernels(modules, x, num_bench_iter)
     records = [_record(loaded, batch_size, run, line) for run in found for line in run.lines]
     around = _around(loaded, roofline, num_bench_iter, num_warm_iter)
     if results_file:

@@ -7,7 +7,7 @@ the ATen ops that it is made of.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,30 +28,46 @@ class Kernel:
     ms: float
 
 
-def kernels(module: nn.Module, x: Tensor, rounds: int = 5) -> tuple[Kernel, ...]:
-    """Compile ``module``, run it under torch.profiler and return its kernels, the slowest first.
+def kernels(
+    modules: Mapping[str, nn.Module], x: Tensor, rounds: int = 5
+) -> dict[str, tuple[Kernel, ...]]:
+    """Compile modules, run them in turn under torch.profiler and return the kernels of each.
 
-    Times are of the device where it is an accelerator, else those of the thread that calls.
+    The slowest come first. Times are of the device where it is an accelerator, else those of the
+    thread that calls.
     """
+    with _named(), torch.inference_mode():
+        compiled = {name: torch.compile(module) for name, module in modules.items()}
+        for call in compiled.values():
+            call(x)
+            call(x)
+        times: dict[str, _Times] = {name: {} for name in compiled}
+        for _ in range(rounds):
+            for name, call in compiled.items():
+                _add(times[name], call, x)
+    return {name: _slowest_first(found, rounds) for name, found in times.items()}
+
+
+_Times = dict[str, tuple[int, float]]
+
+
+def _add(times: _Times, call: Callable[[Tensor], object], x: Tensor) -> None:
+    """Add calls and microseconds of one pass, by the name of the kernel."""
     from torch.profiler import ProfilerActivity, profile
 
     away = x.device.type == "cuda"
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if away else [])]
-    with _named(), torch.inference_mode():
-        compiled = torch.compile(module)
-        for _ in range(2):
-            compiled(x)
-        with profile(activities=kinds) as record:
-            for _ in range(rounds):
-                compiled(x)
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * away)]) as record:
+        call(x)
     field = "self_device_time_total" if away else "self_cpu_time_total"
-    times: dict[str, list[float]] = {}
     for event in record.key_averages():
         name, micro = plain_name(event.key), float(getattr(event, field))
         if micro > 0:
-            calls, ms = times.setdefault(name, [0.0, 0.0])
-            times[name] = [calls + event.count / rounds, ms + micro / 1e3 / rounds]
-    rows = [Kernel(name, calls, ms) for name, (calls, ms) in times.items()]
+            calls, before = times.get(name, (0, 0.0))
+            times[name] = calls + event.count, before + micro
+
+
+def _slowest_first(times: _Times, rounds: int) -> tuple[Kernel, ...]:
+    rows = [Kernel(name, calls / rounds, us / 1e3 / rounds) for name, (calls, us) in times.items()]
     return tuple(sorted(rows, key=lambda row: -row.ms))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -58,21 +58,40 @@ class Profile:
 
 
 def profile(
-    module: ToMeModule,
+    modules: Mapping[str, ToMeModule],
     x: Tensor,
-    r: str,
     roofline: Roofline,
     rounds: int = 5,
     warmup: int = 2,
     progress: Callable[[], object] = lambda: None,
-) -> Profile:
-    """Run the program of ``module`` on ``x`` node by node, eagerly, and sum up by step and layer.
+) -> tuple[Profile, ...]:
+    """Run programs on ``x`` node by node, eagerly and in turn, and sum up by step and layer.
 
     Args:
-        x: a batch ``[B, C, H, W]`` of the size that the module was captured with.
-        r: the name of the profile.
-        progress: called after each pass.
+        modules: what to profile, by the name of r.
+        x: a batch ``[B, C, H, W]`` of the size that the modules were captured with.
+        progress: called after each pass over one of them.
     """
+    programs = {r: _program(module, x) for r, module in modules.items()}
+    for index in range(warmup + rounds):
+        for program in programs.values():
+            if index == warmup:
+                program.run.forget()
+            program.run.once(x)
+            progress()
+    return tuple(_summed(r, program, roofline) for r, program in programs.items())
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A program ready to run, with the place and the MACs of each of its nodes."""
+
+    run: TimedRun
+    places: Mapping[Node, Place]
+    macs: Mapping[Node, int]
+
+
+def _program(module: ToMeModule, x: Tensor) -> _Program:
     located = module.located
     lifted = rewritten_graph(located, module.settings)
     program = located.program
@@ -82,17 +101,15 @@ def profile(
     batch = program.batch if program.static_batch else BATCH
     macs = {node: n * x.shape[0] for node, n in macs_of(lifted.graph, sizes, batch).items()}
     where = places(lifted.graph, lifted.origin, program.graph, located.findings)
-    run = TimedRun(runnable, x.device)
-    for index in range(warmup + rounds):
-        if index == warmup:
-            run.forget()
-        run.once(x)
-        progress()
+    return _Program(TimedRun(runnable, x.device), where, macs)
+
+
+def _summed(r: str, program: _Program, roofline: Roofline) -> Profile:
     lines: dict[Place, list[Line]] = {}
-    for node in lifted.graph.nodes:
+    for node, place in program.places.items():
         if node.op == "call_function":
-            place = where[node]
-            lines.setdefault(place, []).append(_line(node, place, run, macs.get(node, 0), roofline))
+            line = _line(node, place, program.run, program.macs.get(node, 0), roofline)
+            lines.setdefault(place, []).append(line)
     return Profile(r, tuple(_sum(p.layer, p.step, found) for p, found in lines.items()))
 
 
