@@ -77,7 +77,7 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
 
 DEPTH = [Case(TI, "4", 2, depth=depth, mode=EAGER, rounds=3) for depth in (12, 24, 48)]
 
-# Two cores: everything together takes under half an hour, compiling included.
+# Two cores: meant to take about half an hour in all, compiling included.
 CPU = _suites(
     {
         "targets": [

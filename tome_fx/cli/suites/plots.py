@@ -114,7 +114,7 @@ def _peaks(axes: Any, rows: Sequence[Record]) -> None:
         places = [index + 0.36 * side for index in range(len(rows))]
         peaks = [float(row[f"{name}_peak_mib"] or "nan") for row in rows]
         axes.bar(places, peaks, width=0.34, color=colour, label=name)
-    labels = [f"{_label(row)}\n{row['grad']}, {row['mode']}" for row in rows]
+    labels = [f"{_label(row)}\n{row['grad']}\n{row['mode']}" for row in rows]
     axes.set_xticks([index + 0.18 for index in range(len(rows))], labels, fontsize=5)
     axes.set_ylabel("MiB")
     axes.set_yscale("log")
