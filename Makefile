@@ -16,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough zoo bench check format clean
+.PHONY: help demo test test-thorough zoo bench suites check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (output
 	@mkdir -p $(OUT)
 	$(BIN)/tome-fx bench vit_small_patch16_224 --r 13 --batch-size 16 --num-bench-iter 24 --results-file $(OUT)/vit_small_patch16_224.json $(ARGS)
 	$(BIN)/tome-fx bench vit_base_patch16_224 --r 16 --batch-size 8 --num-bench-iter 16 --results-file $(OUT)/vit_base_patch16_224.json $(ARGS)
+
+suites: $(STAMP)  ## all sweeps with plots, to OUT (about half an hour on two cores)
+	$(BIN)/tome-fx bench --suite --out $(OUT) $(ARGS)
 
 check: $(STAMP)  ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check

@@ -33,6 +33,7 @@ OPTIONAL = [
     "skimage",
     "typer",
     "rich",
+    "matplotlib",
     "hypothesis",
 ]
 

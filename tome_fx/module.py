@@ -78,6 +78,11 @@ class ToMeModule(GraphModule):
         """The checked options that made this module."""
         return self._settings
 
+    @property
+    def located(self) -> Located:
+        """The captured program of the current mode, and what was found in it."""
+        return self._located()
+
     @torch.no_grad()
     def token_map(self, *args: Any, **kwargs: Any) -> Tensor:
         """Which output token holds each patch, after each layer.

@@ -256,6 +256,12 @@ def _has_kernels(program: Program) -> bool:
     return device is not None and has_kernels(device)
 
 
+def rewritten_graph(located: Located, settings: Settings) -> LiftedGraph:
+    """The graph of :func:`rewrite` made anew, lowered, with what each of its nodes stands for."""
+    lifted = _lifted(located, settings, _planned(located, settings))
+    return replace(lifted, graph=lower(lifted.graph, settings.scatter))
+
+
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:
     """The captured calling convention, with a tuple of tensors as the result."""
     from torch.fx.graph import _PyTreeCodeGen

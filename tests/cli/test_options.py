@@ -134,9 +134,12 @@ def test_other_missing_modules_are_not_called_extras() -> None:
         ("--torchcompile --amp", "--torchcompile=inductor --amp"),
         ("--torchcompile eager --amp", "--torchcompile eager --amp"),
         ("a --torchcompile=eager", "a --torchcompile=eager"),
+        ("bench --suite", "bench --suite=all"),
+        ("bench --suite --fresh", "bench --suite=all --fresh"),
+        ("bench --suite r,batch --fresh", "bench --suite r,batch --fresh"),
     ],
 )
-def test_a_flag_of_timm_may_go_without_its_value(args: str, found: str) -> None:
+def test_some_flags_may_go_without_their_value(args: str, found: str) -> None:
     assert o.with_backend(args.split()) == found.split()
 
 

@@ -18,6 +18,7 @@ from tome_fx.cli.explain import explain
 from tome_fx.cli.export import export
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.options import with_backend
+from tome_fx.cli.profile import profile
 from tome_fx.cli.tune import tune
 from tome_fx.cli.validate import validate
 from tome_fx.cli.vis import vis
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, explain, bench, tune, validate, export, vis):
+for command in (demo, explain, bench, profile, tune, validate, export, vis):
     app.command()(command)
 
 

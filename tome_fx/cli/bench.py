@@ -13,6 +13,8 @@ from tome_fx.cli import options as o
 from tome_fx.cli.failure import CliError
 from tome_fx.cli.measure import Settings, by_r, measure, subjects
 from tome_fx.cli.models import DTYPES, ModelSpec
+from tome_fx.cli.suites import run as suites
+from tome_fx.cli.suites.figures import Setup
 
 Rs = Annotated[
     str,
@@ -31,6 +33,23 @@ Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Time torc
 Memory = Annotated[bool, typer.Option("--memory/--no-memory", help="Measure peak memory.")]
 File = Annotated[Path | None, typer.Option(help="Where to write the results (.csv, .json).")]
 Format = Annotated[str | None, typer.Option(help="csv or json; by the file's suffix.")]
+SUITE = "Suites"
+Names = Annotated[
+    str | None,
+    typer.Option("--suite", metavar="[NAMES]", rich_help_panel=SUITE,
+                 help="Run suites; all, or some of targets,r,batch,tokens,memory,depth."),
+]  # fmt: skip
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", rich_help_panel=SUITE,
+                 help="Folder of a suite's files; docs/benchmarks in a clone, else outputs."),
+]  # fmt: skip
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Measure again what has a row.", rich_help_panel=SUITE)
+]
+Plots = Annotated[
+    bool, typer.Option("--plots/--no-plots", help="Draw suites (SVG).", rich_help_panel=SUITE)
+]
 
 
 def bench(
@@ -62,16 +81,29 @@ def bench(
     num_classes: o.NumClasses = None,
     in_chans: o.InChans = None,
     model_kwargs: o.ModelKwargs = None,
+    suite: Names = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    plots: Plots = True,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Time a model and its transformed versions: medians, spread, throughput, memory."""
+    precision = "amp" if amp else precision
+    if threads:
+        torch.set_num_threads(threads)
+    warmup = (2 if device == "cpu" else 10) if num_warm_iter is None else num_warm_iter
+    if suite:
+        cast = autocast_dtype(precision, amp_dtype)
+        setup = Setup(device, precision, cast, num_bench_iter, warmup)
+        for path in suites.run(suite, setup, out, fresh, model_argument or model, plots):
+            print(f"saved: {path}")
+        return
     modes = tuple(name for name, on in (("eager", eager), ("compiled", compiled)) if on)
     if not modes:
         raise CliError("--no-eager --no-compile: nothing is left to time")
     rs = o.parse_rs(r)
     kind = results.choose_format(results_file, results_format)
-    precision = "amp" if amp else precision
     spec = ModelSpec(
         o.model_name(model_argument, model),
         pretrained,
@@ -87,12 +119,10 @@ def bench(
         batch_size,
         modes,
         rounds=num_bench_iter or (10 if device == "cpu" else 40),
-        warmup=(2 if device == "cpu" else 10) if num_warm_iter is None else num_warm_iter,
+        warmup=warmup,
         amp=autocast_dtype(precision, amp_dtype),
         memory=memory,
     )
-    if threads:
-        torch.set_num_threads(threads)
     loaded = merging.load_quietly(spec)
     options = merging.MergeOptions(
         prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)

@@ -40,7 +40,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `amp` is the dtype of autocast, or None."""
+    """How to measure. `amp` is the dtype of autocast, or None; `compile_mode` torch.compile's."""
 
     batch_size: int
     modes: tuple[str, ...] = ("eager", "compiled")
@@ -49,6 +49,7 @@ class Settings:
     amp: torch.dtype | None = None
     min_sample: float = 0.05
     memory: bool = True
+    compile_mode: str = "default"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def measure(loaded: Loaded, models: Sequence[Subject], settings: Settings) -> li
         for model in models:
             for mode in settings.modes:
                 key = model.name, mode
-                calls[key], compile_s[key] = _prepare(model, mode, x, settings.amp)
+                calls[key], compile_s[key] = _prepare(model, mode, x, settings)
         timings = _time(calls, settings, loaded.device)
         peaks = {key: _peak(call, settings, loaded.device) for key, call in calls.items()}
     rows = []
@@ -120,11 +121,14 @@ def measure(loaded: Loaded, models: Sequence[Subject], settings: Settings) -> li
 
 
 def _prepare(
-    model: Subject, mode: str, x: Tensor, amp: torch.dtype | None
+    model: Subject, mode: str, x: Tensor, settings: Settings
 ) -> tuple[Callable[[], object], float]:
     """Return a call and how long its first run took, which is where compiling happens."""
     compiled = mode == "compiled"
-    module = torch.compile(model.module) if compiled else model.module
+    module: Callable[..., object] = model.module
+    if compiled:
+        module = torch.compile(module, mode=settings.compile_mode)
+    amp = settings.amp
 
     def call() -> object:
         cast = torch.autocast(x.device.type, amp) if amp else contextlib.nullcontext()

@@ -15,6 +15,7 @@ from tome_fx.cli.failure import CliError
 
 MODEL = "Model"
 MERGING = "Merging"
+_ALONE = {"--torchcompile": "inductor", "--suite": "all"}
 
 ModelArgument = Annotated[
     str | None, typer.Argument(metavar="MODEL", help="A timm model name.", show_default=False)
@@ -101,13 +102,14 @@ def model_name(argument: str | None, option: str | None, default: str | None = N
 
 
 def with_backend(args: Sequence[str]) -> list[str]:
-    """Return the arguments with inductor named after a --torchcompile that names no backend.
+    """Return the arguments with a value for flags that may stand alone.
 
-    timm's flag may stand alone, which the parser of flags does not know.
+    The parser of flags knows none such: timm's --torchcompile, which means inductor, and --suite,
+    which means all of them.
     """
     following = [*args, "-"][1:]
     return [
-        f"{arg}=inductor" if arg == "--torchcompile" and after.startswith("-") else arg
+        f"{arg}={_ALONE[arg]}" if arg in _ALONE and after.startswith("-") else arg
         for arg, after in zip(args, following, strict=True)
     ]
 

@@ -61,17 +61,25 @@ def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:
     return machine(loaded, settings.amp) | {
         "rounds": settings.rounds,
         "warmup": settings.warmup,
-        "compile": "torch.compile(model), defaults",
+        "compile": _compile(settings.compile_mode),
         "grad": "inference_mode",
         "memory": method(loaded.device),
         "weights": loaded.weights,
     }
 
 
+def _compile(mode: str) -> str:
+    return "torch.compile(model), " + ("defaults" if mode == "default" else f"mode={mode}")
+
+
 def machine(loaded: Loaded, amp: torch.dtype | None) -> dict[str, Any]:
     """Return versions, device, threads and precision; `amp` is the dtype of autocast."""
-    device = loaded.device
-    precision = f"amp {amp}" if amp else str(loaded.dtype)
+    return machine_of(loaded.device, loaded.dtype, amp)
+
+
+def machine_of(device: torch.device, dtype: torch.dtype, amp: torch.dtype | None) -> dict[str, Any]:
+    """Return the same for a device and the dtype of a model."""
+    precision = f"amp {amp}" if amp else str(dtype)
     return {
         "tome_fx": _version("tome_fx"),
         "torch": torch.__version__,
