@@ -1,16 +1,16 @@
-"""Recognize: attention that a model writes out becomes fused attention where sizes join it.
+"""Recognize: attention that a model writes out becomes one call where sizes join it.
 
-    logits = matmul(mul(q, 0.5), kt)         k = transpose(kt, -2, -1)
-    logits = add(logits, mask)               bias = key_bias(mul(q, 0.5), size, mask)
-    logits = add_log_size(logits, size) ->   y = scaled_dot_product_attention(
-    p = softmax(logits, -1)                      mul(q, 0.5), k, v, bias, scale=1.0)
+    logits = matmul(mul(q, 0.5), kt)
+    logits = add(logits, mask)
+    logits = add_log_size(logits, size) ->   y = attention(mul(q, 0.5), kt, v, size, mask)
+    p = softmax(logits, -1)
     y = matmul(p, v)
 
-Compilers know the attention that models write and call a fused kernel for it; with ``log size``
-inside they no longer do, and what was merged would run slower than what was not. Attention without
-sizes, before the first merge, is left as it is written: a compiler sees it as before. Left alone
-too is what somebody else reads (maps of attention), dropout on the weights, and a factor that is
-no number.
+The call is fused attention under a compiler and stays written otherwise. Compilers know the
+attention that models write and call a fused kernel for it; with ``log size`` inside they no longer
+do, and what was merged would run slower than what was not. Attention without sizes, before the
+first merge, is left as it is: a compiler sees it as before. Left alone too is what somebody else
+reads (maps of attention), dropout on the weights, and a factor that is no number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.node import Argument
 
 from tome_fx import ops
 from tome_fx.graph.calls import bind
@@ -46,8 +45,10 @@ class Written:
 def recognize(graph: Graph) -> int:
     """Edit ``graph``, whose nodes have their values, in place; how many attentions were fused."""
     found = [(node, written) for node in graph.nodes if (written := _written(node)) is not None]
-    for node, written in found:
-        _replace(graph, node, written)
+    for node, own in found:
+        node.target = ops.attention
+        node.args = (own.query, own.keys, own.value, own.size)
+        node.kwargs = {"mask": own.mask, "scale": own.scale}
     if found:
         graph.eliminate_dead_code()
     return len(found)
@@ -125,26 +126,6 @@ def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
     """May a mask of ``shape`` be added to logits of ``whole`` without making them larger?"""
     pairs = zip(reversed(shape), reversed(whole), strict=False)
     return len(shape) <= len(whole) and all(own in (1, size) for own, size in pairs)
-
-
-def _replace(graph: Graph, node: Node, written: Written) -> None:
-    lift = tensor_value(written.query).dim() == 3  # type: ignore[union-attr]
-    with graph.inserting_before(node):
-        key = graph.call_function(aten.transpose.int, (written.keys, -2, -1))
-        operands = [written.query, key, written.value, written.size]
-        if lift:  # fused kernels want heads: images and heads on one axis serve as heads
-            operands = [graph.call_function(aten.unsqueeze.default, (x, 0)) for x in operands]
-        query, key, value, size = operands
-        mask = () if written.mask is None else (written.mask,)
-        bias = graph.call_function(ops.key_bias, (query, size, *mask))
-        arguments: tuple[Node, ...] = (query, key, value, bias)
-        scale: dict[str, Argument] = {"scale": written.scale}
-        attend = aten.scaled_dot_product_attention.default
-        if not lift:
-            node.target, node.args, node.kwargs = attend, arguments, scale
-            return
-        fused = graph.call_function(attend, arguments, scale)
-        node.target, node.args, node.kwargs = aten.squeeze.dim, (fused, 0), {}
 
 
 def _behind_casts(node: Node) -> Node | None:

@@ -114,13 +114,46 @@ def test_written_attention_is_fused_where_sizes_join(score: Score, is_folded: bo
     written, expected = run(model, "written")
     fast, found = run(model, "auto")
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert count(written, aten.scaled_dot_product_attention.default) == 0
-    assert count(fast, aten.scaled_dot_product_attention.default) == 2
+    assert count(written, ops.attention) == 0
+    assert count(fast, ops.attention) == 2
     assert count(fast, ops.add_log_size) == 0
-    assert "became fused attention where sizes joined it: 2" in str(fast.report)
+    assert "written attention that a compiler fuses, sizes included: 2" in str(fast.report)
     # What does not merge is what was captured.
-    assert count(tome_fx.transform(model, 0, example_inputs=images(3, 16).double()),
-                 aten.scaled_dot_product_attention.default) == 0  # fmt: skip
+    plain = tome_fx.transform(model, 0, example_inputs=images(3, 16).double())
+    assert count(plain, ops.attention) == 0
+
+
+@pytest.mark.compiler
+@torch.no_grad()
+@pytest.mark.parametrize(("score", "is_folded"), [(biased, False), (folded, True)])
+def test_a_compiler_gets_fused_attention(score: Score, is_folded: bool) -> None:
+    fast, found = run(made(score, is_folded), "auto")
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x = images(3, 16).double()
+    torch.testing.assert_close(torch.compile(fast, backend=keep)(x), found)
+    called = [node.target for node in graphs[0].graph.nodes]
+    assert called.count(torch._C._nn.scaled_dot_product_attention) == 2
+    exported = torch.export.export(fast, (x,)).run_decompositions({})
+    names = [node.target for node in exported.graph.nodes]
+    assert names.count(aten.scaled_dot_product_attention.default) == 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_written_attention_keeps_all_its_derivatives() -> None:
+    fast, _ = run(made(biased), "auto")
+    x = images(1, 16).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: fast(x).sum(), x, atol=1e-5, fast_mode=True)
+    tangent = images(1, 16, seed=1).double()
+    _, found = torch.func.jvp(fast, (x.detach(),), (tangent,))
+    step = 1e-6
+    with torch.no_grad():
+        numeric = (fast(x + step * tangent) - fast(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(found, numeric, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("score", [temperature, scaled_after, sharpened])
@@ -128,14 +161,14 @@ def test_what_no_kernel_computes_stays_written(score: Score) -> None:
     model = made(score)
     _, expected = run(model, "written")
     fast, found = run(model, "auto")
-    assert count(fast, aten.scaled_dot_product_attention.default) == 0
+    assert count(fast, ops.attention) == 0
     assert count(fast, ops.add_log_size) == 2
     assert torch.equal(found, expected)
 
 
 def test_dropout_on_the_weights_stays_written() -> None:
     fast, _ = run(made(dropped), "auto")
-    assert count(fast, aten.scaled_dot_product_attention.default) == 0
+    assert count(fast, ops.attention) == 0
 
 
 def test_maps_of_attention_that_are_read_stay() -> None:
@@ -155,7 +188,7 @@ def test_maps_of_attention_that_are_read_stay() -> None:
 
     x = images(3, 16).double()
     fast = tome_fx.transform(Read().double(), R, example_inputs=x)
-    assert count(fast, aten.scaled_dot_product_attention.default) == 0
+    assert count(fast, ops.attention) == 0
     assert tuple(fast(x)[1].shape) == (3, H, 16, 16)
 
 

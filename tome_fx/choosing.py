@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from tome_fx import ops
 from tome_fx.passes.attend import Choose, Shapes
@@ -115,6 +114,8 @@ def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
 
 
 def _time(call: Callable[[], Any]) -> float:
+    from torch.utils.benchmark import Timer  # looks for a CUDA toolkit when it is imported
+
     with torch.no_grad():
         call()
         timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())

@@ -206,14 +206,14 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     """Attention with sizes by fused kernels, in the form that is fastest."""
     if form == "written":
         return report
-    fused = recognize(done.graph)
+    known = recognize(done.graph)
     forms = attend(done.graph, chooser(form))
-    if fused or set(forms) - {"mask"}:
+    if known or set(forms) - {"mask"}:
         target.recompile()
         verify(target, done.program)
     notes = [f"attention with sizes: {n} by {form}" for form, n in forms.items() if form != "mask"]
-    if fused:
-        notes.append(f"written attention became fused attention where sizes joined it: {fused}")
+    if known:
+        notes.append(f"written attention that a compiler fuses, sizes included: {known}")
     return replace(report, notes=(*report.notes, *notes))
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.tiny import tiny
+from tome_fx.grouping import clamp
 from tome_fx.module import ToMeModule
-from tome_fx.schedule import clamp
 from tome_fx.tuning import tune as tuning
 from tome_fx.tuning.costs import Pair, Schedule
 from tome_fx.tuning.drift import Drift, Reference

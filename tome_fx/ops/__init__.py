@@ -9,6 +9,7 @@ No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them 
 """
 
 from tome_fx.ops.attention import FORMS as FORMS
+from tome_fx.ops.attention import attention as attention
 from tome_fx.ops.attention import channel_attention as channel_attention
 from tome_fx.ops.attention import flex_attention as flex_attention
 from tome_fx.ops.attention import mask_attention as mask_attention

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as fused
 
-from tome_fx.ops.sizes import key_bias
+from tome_fx.ops.rows import wide
+from tome_fx.ops.sizes import add_log_size, key_bias
 
 
 def mask_attention(query: Tensor, key: Tensor, value: Tensor, size: Tensor, **how: Any) -> Tensor:
@@ -129,6 +130,38 @@ def plain_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = (query * scale) @ key.transpose(-1, -2)
     return torch.softmax(logits + size.log().to(logits.dtype), dim=-1) @ value
+
+
+def attention(
+    query: Tensor,
+    keys: Tensor,
+    value: Tensor,
+    size: Tensor,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """``softmax(scale query keys + mask + log size) value`` that a model writes out.
+
+    Under a compiler or an export it is fused attention, as a compiler makes of attention without
+    sizes. Eager it stays written, with derivatives of every order, which fused kernels lack.
+
+    Args:
+        query: ``[..., N, d]``, three or four axes, as ``value [..., S, e]``.
+        keys: ``[..., d, S]``.
+        size: ``[..., 1, S]``, of the rank of the logits.
+        mask: additive, broadcasts against the logits ``[..., N, S]``.
+    """
+    if torch.compiler.is_compiling():
+        key, bias = keys.transpose(-2, -1), key_bias(query, size, mask)
+        if query.dim() == 4:
+            return fused(query, key, value, bias, scale=scale)
+        # Fused kernels want heads: images and heads on one axis serve as heads.
+        return fused(query[None], key[None], value[None], bias[None], scale=scale)[0]
+    logits = query @ keys
+    logits = logits if scale == 1.0 else logits * scale
+    logits = logits if mask is None else logits + mask
+    weight = torch.softmax(add_log_size(logits, size).to(wide(logits.dtype)), dim=-1)
+    return weight.to(value.dtype) @ value
 
 
 FORMS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(

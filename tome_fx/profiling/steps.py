@@ -38,7 +38,7 @@ _BY_STEP = {
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
               ops.place_batch),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum),
-    ATTENTION: (*ops.FORMS.values(),),
+    ATTENTION: (ops.attention, *ops.FORMS.values()),
     BIAS: (ops.key_bias, ops.add_log_size),
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
     OTHER: (ops.check_input, ops.check_constant, ops.size_of),
