@@ -82,9 +82,9 @@ CPU = _suites(
     {
         "targets": [
             Case(TI, "13", 16, rounds=24), Case(TI, "13", 64, rounds=10),
-            Case(S, "13", 16, rounds=16), Case(S, "13", 8, rounds=16),
-            Case(B, "16", 8, rounds=12), Case(B, "16", 4, rounds=12),
-            Case(L, "8", 4, rounds=8), Case(L, "8", 2, rounds=8),
+            Case(S, "13", 32, rounds=10), Case(S, "13", 16, rounds=16), Case(S, "13", 8, rounds=16),
+            Case(B, "16", 16, rounds=8), Case(B, "16", 8, rounds=12), Case(B, "16", 4, rounds=12),
+            Case(L, "8", 16, rounds=4), Case(L, "8", 8, rounds=5), Case(L, "8", 4, rounds=8),
         ],
         "r": [Case(S, str(r), 8) for r in (2, 4, 8, 13, 16)],
         "batch": [Case(TI, "13", batch, rounds=rounds)
