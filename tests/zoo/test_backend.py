@@ -9,7 +9,9 @@ import tome_fx
 from tests.zoo.entry import leaves, randomise
 from tests.zoo.test_zoo import ENTRIES
 
-# One of each way to merge; all of the tests' part of the zoo agree.
+# One of each way to merge. Of the tests' part of the zoo 27 models of 31 agree; the backend leaves
+# four unmerged and says why: LeViT, ViT-MAE with its decoder, CLIP with its text, the fast path of
+# nn.TransformerEncoder.
 CHOSEN = (
     "deit/deit3_small_patch16_224",
     "naflexvit/naflexvit_base_patch16_gap",
