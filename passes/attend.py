@@ -59,7 +59,7 @@ def attend(graph: Graph, choose: Choose) -> Mapping[str, int]:
         if size is None:
             continue
         shapes = _shapes(node, size)
-        form = choose(shapes, _legal(node)) if shapes is not None else "mask"
+        form = choose(shapes, _legal(node, shapes)) if shapes is not None else "mask"
         count[form] += 1
         if form != "mask":
             call = bind(node)
@@ -101,11 +101,10 @@ def _shapes(node: Node, size: Node) -> Shapes | None:
     )  # fmt: skip
 
 
-def _legal(node: Node) -> tuple[str, ...]:
+def _legal(node: Node, shapes: Shapes) -> tuple[str, ...]:
     """The forms that are equal for this call."""
     call = bind(node)
-    width = tensor_value(call["query"]).shape[-1]  # type: ignore[union-attr]
-    scale = width**-0.5 if call.get("scale") is None else call["scale"]
+    scale = shapes.width**-0.5 if call.get("scale") is None else call["scale"]
     forms = ["mask"]
     if isinstance(scale, (int, float)) and abs(scale) >= _SMALLEST_SCALE:
         forms.append("channel")

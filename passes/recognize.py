@@ -71,33 +71,33 @@ def _written(node: Node) -> Written | None:
 
 def _product(logits: Node, size: Node, value: Node) -> Written | None:
     """Read ``scale * (query @ keys) + mask`` backwards."""
-    mask, scale, node = None, 1.0, logits
-    while len(node.users) == 1 and not _calls(node, _PRODUCTS):
-        if _calls(node, _FACTORS) and _number(node) is not None:
-            scale *= _number(node) or 0.0
-            node = node.all_input_nodes[0]
-            continue
-        if not _calls(node, ("aten.add",)) or mask is not None or scale != 1.0:
-            return None
-        sides = node.all_input_nodes
-        if len(sides) != 2 or bind(node).get("alpha", 1) != 1:
-            return None
-        inner = [side for side in sides if _leads_to_product(side)]
-        if len(inner) != 1:
+    (path, scale), mask = _scaled(logits), None
+    total = path[-1]
+    if scale == 1.0 and _calls(total, ("aten.add",)):
+        sides = total.all_input_nodes
+        inner = [side for side in sides if _calls(_scaled(side)[0][-1], _PRODUCTS)]
+        if len(sides) != 2 or len(inner) != 1 or bind(total).get("alpha", 1) != 1:
             return None
         (mask,) = (side for side in sides if side is not inner[0])
-        node = inner[0]
-    if len(node.users) != 1 or len(node.all_input_nodes) != 2 or scale == 0.0:
+        behind, scale = _scaled(inner[0])
+        path += behind
+    product = path[-1]
+    if any(len(node.users) != 1 for node in path) or not scale:
         return None
-    query, keys = node.all_input_nodes
+    if not _calls(product, _PRODUCTS) or len(product.all_input_nodes) != 2:
+        return None
+    query, keys = product.all_input_nodes
     found = Written(query, keys, value, size, mask, scale)
-    return found if _fits(found, node) else None
+    return found if _fits(found, product) else None
 
 
-def _leads_to_product(node: Node) -> bool:
-    while _calls(node, _FACTORS) and _number(node) is not None:
-        node = node.all_input_nodes[0]
-    return _calls(node, _PRODUCTS)
+def _scaled(node: Node) -> tuple[list[Node], float]:
+    """``node`` and what is behind its factors that are numbers, and their product."""
+    path, scale = [node], 1.0
+    while (factor := _factor(path[-1])) is not None:
+        scale *= factor
+        path.append(path[-1].all_input_nodes[0])
+    return path, scale
 
 
 def _fits(found: Written, product: Node) -> bool:
@@ -144,8 +144,10 @@ def _over_last(softmax: Node) -> bool:
     return value is not None and bind(softmax)["dim"] in (-1, value.dim() - 1)
 
 
-def _number(node: Node) -> float | None:
-    """The number that a node multiplies by."""
+def _factor(node: Node) -> float | None:
+    """The number that a node multiplies by, if that is what it does."""
+    if not _calls(node, _FACTORS):
+        return None
     call = bind(node)
     other = call["other"]
     if not isinstance(other, (int, float)) or len(node.all_input_nodes) != 1:

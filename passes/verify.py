@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from tome_fx import kernels
 from tome_fx.errors import VerificationError
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents, tensor_value
+from tome_fx.graph.fakes import FakeRun
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
@@ -38,7 +38,9 @@ def verify(module: GraphModule, program: Program) -> Extents:
     """
     module.graph.lint()
     sizes = Extents(BATCH)
-    after = tree_leaves(_Checker(module, sizes).check(program.graph))
+    # The plain steps: what is fused later does them too.
+    with kernels.using("portable"):
+        after = tree_leaves(_Checker(module, sizes).run_like(program.graph))
     before = tree_leaves(program.graph.output_node().args[0])
     # Tracing notes a switch of autocast and does not throw it: dtypes behind it are not known.
     same = not any("autocast" in str(node.target) for node in program.graph.nodes)
@@ -54,29 +56,12 @@ def verify(module: GraphModule, program: Program) -> Extents:
     return sizes
 
 
-class _Checker(Interpreter):
-    """Runs a graph on fake tensors and says at which node a shape is wrong."""
-
-    def __init__(self, module: GraphModule, sizes: Extents) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.sizes = sizes
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def check(self, captured: Graph) -> Any:
-        inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
-        # The plain steps: what is fused later does them too.
-        with self.mode, torch.no_grad(), kernels.using("portable"):
-            return self.run(*map(self._fake, inputs), enable_io_processing=False)
-
-    def _fake(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=value.device)
+class _Checker(FakeRun):
+    """Says at which node a shape is wrong."""
 
     def run_node(self, n: Node) -> Any:
         try:
-            held = n.meta.get("val") if n.op == "get_attr" else None
-            value = super().run_node(n) if held is None else self._fake(held)
+            value = super().run_node(n)
             _check_written(n)
         except Exception as error:
             raise VerificationError(

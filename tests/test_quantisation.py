@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from torch import nn
 
 import tome_fx
 from tests.laws.common import TINY
+from tests.threads import one_thread as one_thread
 from tests.tiny import images, tiny
 
 with warnings.catch_warnings():
@@ -20,14 +21,6 @@ with warnings.catch_warnings():
     quantization = pytest.importorskip("torchao.quantization")
 
 pytestmark = [TINY, pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 CONFIGS: dict[str, Callable[[], Any]] = {

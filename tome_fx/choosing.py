@@ -13,7 +13,6 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,12 @@ from typing import Any
 import torch
 
 from tome_fx import ops
+from tome_fx.measuring.kept import write_json
 from tome_fx.passes.attend import Choose, Shapes
 
-AUTO, WRITTEN = "auto", "written"
 # Images in a batch that is timed: enough to fill a device, which is where kernels differ.
 IMAGES = 64
 _LOCK = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Seconds of each form for one shape."""
-
-    key: str
-    seconds: dict[str, float]
-
-    @property
-    def fastest(self) -> str:
-        """The first of the fastest."""
-        return min(self.seconds, key=self.seconds.__getitem__)
 
 
 def chooser(form: str) -> Choose:
@@ -50,7 +36,7 @@ def chooser(form: str) -> Choose:
     """
     if form == "measure":
         return measured
-    if form == AUTO:
+    if form == "auto":
         return _automatic
     return lambda _, legal: form if form in legal else "mask"
 
@@ -62,15 +48,14 @@ def _automatic(shapes: Shapes, legal: tuple[str, ...]) -> str:
 def measured(shapes: Shapes, legal: tuple[str, ...]) -> str:
     """The fastest form, from the file if it is known there."""
     with _LOCK:
-        known = _read()
         key = key_of(shapes)
-        row = known.get(key, {})
+        row = _read().get(key, {})
         if not all(form in row for form in legal):
             if torch._guards.TracingContext.try_get() is not None:
                 return "mask"  # inside a compilation no other can be started
-            row = measure(shapes, legal).seconds
-            _write({**_read(), key: row})
-        return Measured(key, {form: row[form] for form in legal}).fastest
+            row = measure(shapes, legal)
+            _write({**_read(), key: row})  # others may have written since
+        return min(legal, key=row.__getitem__)
 
 
 def key_of(shapes: Shapes) -> str:
@@ -85,10 +70,10 @@ def key_of(shapes: Shapes) -> str:
     )
 
 
-def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> Measured:
-    """Time each form, compiled as it will be, on random values of these shapes.
+def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> dict[str, float]:
+    """Seconds of each form, compiled as it will be, on random values of these shapes.
 
-    A form that a device cannot run is not among the results; the mask always is.
+    A form that a device cannot run counts as slower than all others; the mask must run.
     """
     values = _values(shapes, images)
     how = {"enable_gqa": True} if shapes.key_heads != shapes.heads else {}
@@ -98,8 +83,7 @@ def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> Mea
             function = torch.compile(ops.FORMS[form], dynamic=False)
             seconds[form] = _time(partial(function, *values, **how))
     slowest = max(seconds.values())
-    # What does not run here is remembered as slower than all others.
-    return Measured(key_of(shapes), {form: seconds.get(form, 2 * slowest) for form in legal})
+    return {form: seconds.get(form, 2 * slowest) for form in legal}
 
 
 def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
@@ -145,6 +129,4 @@ def _write(known: dict[str, dict[str, float]]) -> None:
     path = cache_file()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
-        part.replace(path)
+        write_json(path, dict(sorted(known.items())))

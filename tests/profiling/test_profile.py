@@ -13,9 +13,10 @@ import torch
 import tome_fx
 from tests.tiny import SIZE, tiny
 from tome_fx.cli import main
+from tome_fx.measuring.machine import best
 from tome_fx.profiling.kernels import kernels, plain_name
 from tome_fx.profiling.profile import Profile, profile
-from tome_fx.profiling.roofline import Roofline, best
+from tome_fx.profiling.roofline import Roofline
 from tome_fx.profiling.timed import TimedRun
 from tome_fx.profiling.traffic import moved, size_of
 

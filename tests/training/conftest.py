@@ -1,16 +1,3 @@
-"""One thread: models this small gain nothing from two, and lose much where cores are shared."""
+"""Every test here runs in one thread."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.threads import one_thread as one_thread

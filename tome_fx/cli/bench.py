@@ -11,7 +11,7 @@ import typer
 from tome_fx.cli import console, merging, results, tables
 from tome_fx.cli import options as o
 from tome_fx.cli.failure import CliError
-from tome_fx.cli.measure import Settings, by_r, measure, subjects
+from tome_fx.cli.measure import Settings, by_r, measure, passes, subjects
 from tome_fx.cli.models import DTYPES, ModelSpec
 from tome_fx.cli.suites import run as suites
 from tome_fx.cli.suites.figures import Setup
@@ -92,7 +92,7 @@ def bench(
     precision = "amp" if amp else precision
     if threads:
         torch.set_num_threads(threads)
-    warmup = (2 if device == "cpu" else 10) if num_warm_iter is None else num_warm_iter
+    rounds, warmup = passes(device, num_bench_iter, num_warm_iter)
     if suite:
         cast = autocast_dtype(precision, amp_dtype)
         setup = Setup(device, precision, cast, num_bench_iter, warmup)
@@ -118,7 +118,7 @@ def bench(
     settings = Settings(
         batch_size,
         modes,
-        rounds=num_bench_iter or (10 if device == "cpu" else 40),
+        rounds=rounds,
         warmup=warmup,
         amp=autocast_dtype(precision, amp_dtype),
         memory=memory,
@@ -137,8 +137,7 @@ def bench(
         return
     tables.print_results(rows, console.out())
     print(
-        f"{around['device_name']}, threads: {around['threads']}, torch {around['torch']},"
-        f" {around['precision']}, batch {batch_size}; medians of {settings.rounds} rounds in turn"
+        f"{results.told(around)}, batch {batch_size}; medians of {settings.rounds} rounds in turn"
     )
     if results_file:
         print(f"saved: {results_file}")

@@ -77,6 +77,12 @@ class Row:
     compile_s: float | None
 
 
+def passes(device: str, rounds: int | None, warmup: int | None) -> tuple[int, int]:
+    """Return rounds and warm-up as given, or what a type of device needs: a CPU is slow."""
+    usual = (10, 2) if device == "cpu" else (40, 10)
+    return rounds or usual[0], usual[1] if warmup is None else warmup
+
+
 def subjects(loaded: Loaded, transformed: Mapping[str, Any]) -> list[Subject]:
     """Return the original first, then the transformed models by their r."""
     reports = [module.report for module in transformed.values()]

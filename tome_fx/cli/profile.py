@@ -111,8 +111,7 @@ def profile(
         if compiled:
             tell_kernels(listed[run.r])
     print(
-        f"{around['device_name']}, threads: {around['threads']}, torch {around['torch']},"
-        f" {around['precision']}, batch {batch_size}; eager, op by op, medians of"
+        f"{results.told(around)}, batch {batch_size}; eager, op by op, medians of"
         f" {num_bench_iter}; {roofline.macs / 1e9:.0f} GMAC/s, {roofline.bandwidth / 1e9:.1f} GB/s"
     )
     if results_file:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,14 @@ def machine_of(device: torch.device, dtype: torch.dtype, amp: torch.dtype | None
         "threads": torch.get_num_threads(),
         "precision": precision.replace("torch.", ""),
     }
+
+
+def told(around: Mapping[str, Any]) -> str:
+    """Return where figures come from, in a few words, of what `machine` gives."""
+    return (
+        f"{around['device_name']}, threads: {around['threads']}, torch {around['torch']},"
+        f" {around['precision']}"
+    )
 
 
 def _version(package: str) -> str:

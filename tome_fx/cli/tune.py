@@ -17,6 +17,7 @@ from tome_fx.cli import options as o
 from tome_fx.cli.bench import BatchSize, Compile, Rounds, Warmup, autocast_dtype
 from tome_fx.cli.console import PATIENT
 from tome_fx.cli.failure import CliError
+from tome_fx.cli.measure import passes
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.preprocess import to_batch
 
@@ -112,7 +113,7 @@ def tune(
     loaded = merging.load_quietly(spec)
     pictures = from_files(image, loaded) if image else from_folder(data_dir, num_images, loaded)
     cast = torch.autocast(loaded.device.type, amp) if amp else contextlib.nullcontext()
-    cpu = loaded.device.type == "cpu"
+    rounds, warmup = passes(loaded.device.type, num_bench_iter, num_warm_iter)
     with console.stage(f"tuning {name}", budget + 40 + measurements, PATIENT) as advance, cast:
         found = tome_fx.tune(
             loaded.model,
@@ -121,8 +122,8 @@ def tune(
             max_drift=max_drift,
             batch_size=batch_size,
             compiled=compiled,
-            rounds=num_bench_iter or (10 if cpu else 40),
-            warmup=(2 if cpu else 10) if num_warm_iter is None else num_warm_iter,
+            rounds=rounds,
+            warmup=warmup,
             budget=budget,
             measurements=measurements,
             state=state,

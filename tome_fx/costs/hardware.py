@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from tome_fx.errors import ConfigError
+from tome_fx.measuring.machine import best
 
 
 @dataclass(frozen=True)
@@ -55,35 +54,17 @@ class DeviceModel:
 
         def product(dtype: torch.dtype) -> float:
             a = torch.randn(wide, wide, device=place, dtype=dtype)
-            return 2 * wide**3 / _fastest(lambda: a @ a, place)
+            return 2 * wide**3 / best(lambda: a @ a, place, 5)
 
         with torch.no_grad():
             row = torch.zeros(long, device=place)
             little = torch.zeros(8, device=place)
-            copied = _fastest(lambda: row.add_(1.0), place)
-            started = _fastest(lambda: [little.add_(1.0) for _ in range(100)], place) / 100
+            copied = best(lambda: row.add_(1.0), place, 5)
+            started = best(lambda: [little.add_(1.0) for _ in range(100)], place, 5) / 100
             return DeviceModel(
                 f"this {place.type}", product(half), product(torch.float32), 8 * long / copied,
                 started,
             )  # fmt: skip
-
-
-def _fastest(run: Callable[[], Any], device: torch.device, times: int = 5) -> float:
-    """Seconds of the fastest of some runs, after one that does not count."""
-    best = float("inf")
-    for _ in range(times + 1):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        took = time.perf_counter() - start
-        best = min(best, took) if _ else best
-    return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def _gpu(name: str, half: float, single: float, bandwidth: float, launch: float) -> DeviceModel:

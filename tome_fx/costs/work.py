@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import Graph, Interpreter, Node
+from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.fakes import FakeRun
 
 # Products have a kernel each; these too, since a compiler fuses nothing into them.
 _ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
@@ -63,34 +63,24 @@ def work_of(
         inputs: the captured graph; its inputs have sizes that depend on the batch.
     """
     runner = _Recorder(module, graph, batch, macs)
-    values = [node.meta.get("val") for node in inputs.nodes if node.op == "placeholder"]
-    with runner.mode, torch.no_grad():
-        runner.run(*map(runner.fake, values), enable_io_processing=False)
+    runner.run_like(inputs)
     return runner.ops
 
 
-class _Recorder(Interpreter):
-    """Runs a graph on fake tensors of the batch and writes down each op."""
+class _Recorder(FakeRun):
+    """Runs a graph at a batch and writes down each op."""
 
     def __init__(
         self, module: torch.nn.Module, graph: Graph, batch: int, macs: Mapping[Node, int]
     ) -> None:
-        super().__init__(module, garbage_collect_values=False, graph=graph)
+        super().__init__(module, Extents(batch), graph)
         self.batch, self.macs = batch, macs
-        self.sizes = Extents(batch)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.ops: list[Op] = []
         self.held: list[Any] = []  # an id is one tensor's as long as that lives
 
-    def fake(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=value.device)
-
     def run_node(self, n: Node) -> Any:
         if n.op in ("placeholder", "get_attr", "output"):
-            held = n.meta.get("val") if n.op == "get_attr" else None
-            return super().run_node(n) if held is None else self.fake(held)
+            return super().run_node(n)
         if not isinstance(n.target, torch._ops.OpOverload):
             with _Inside(self, n):
                 return super().run_node(n)

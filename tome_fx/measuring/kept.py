@@ -13,15 +13,20 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file.
+def write_text(path: Path, text: str) -> None:
+    """Write a file, line ends as they are.
 
-    Whoever ends the process at any time finds the old file or the new one. Raises OSError where
-    the disk takes neither.
+    Whoever ends the process at any time finds the old file or the new one, of whichever process
+    was last. Raises OSError where the disk takes neither.
     """
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.write_text(text, encoding="utf-8", newline="")
     os.replace(fresh, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as :func:`write_text` does."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,8 +12,21 @@ import torch
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def best(call: Callable[[], object], device: torch.device, tries: int) -> float:
+    """Seconds of the fastest of ``tries`` calls, after one that does not count."""
+    call()
+    seconds = []
+    for _ in range(tries):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def device_name(device: torch.device) -> str:

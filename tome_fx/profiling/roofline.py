@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from tome_fx.measuring.machine import best
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,6 @@ class Roofline:
     def seconds(self, macs: float, moved: float) -> float:
         """The least time for so many MACs and bytes, with both done at once."""
         return max(macs / self.macs, moved / self.bandwidth)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type in ("cuda", "mps", "xpu"):
-        getattr(torch, device.type).synchronize()
 
 
 def measure(device: torch.device, dtype: torch.dtype, tries: int = 8) -> Roofline:
@@ -41,16 +35,3 @@ def measure(device: torch.device, dtype: torch.dtype, tries: int = 8) -> Rooflin
         product = best(lambda: torch.mm(left, left, out=out), device, tries)
         copy = best(lambda: target.copy_(source), device, tries)
     return Roofline(width**3 / product, 2 * length * source.element_size() / copy)
-
-
-def best(call: Callable[[], object], device: torch.device, tries: int) -> float:
-    """Seconds of the fastest of ``tries`` calls, after one that does not count."""
-    call()
-    seconds = []
-    for _ in range(tries):
-        synchronize(device)
-        start = time.perf_counter()
-        call()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

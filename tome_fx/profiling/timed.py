@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from tome_fx.profiling.roofline import synchronize
+from tome_fx.measuring.machine import synchronize
 from tome_fx.profiling.steps import UNREAD
 from tome_fx.profiling.traffic import moved
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.cli.validating.common import COUNTS, MODEL, Run, paint
+from tests.threads import one_thread as one_thread
 from tome_fx.cli import evaluate, main, merging
 from tome_fx.cli.models import Loaded
 from tome_fx.measuring.kept import weights_of
@@ -30,15 +30,6 @@ def _captured_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "contenders", contenders)
         yield
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """For models as small as these, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

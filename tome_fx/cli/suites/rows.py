@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.suites.cases import KEYS
+from tome_fx.measuring.kept import write_text
 
 Key = tuple[str, ...]
 Record = dict[str, str]
@@ -54,12 +55,11 @@ def load(path: Path, columns: Sequence[str], around: Mapping[str, Any]) -> dict[
 
 def save(path: Path, rows: Sequence[Record]) -> None:
     """Write all rows. Whoever ends the process at any time finds the old file or the new one."""
-    fresh = path.with_name(path.name + ".new")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     try:
-        with fresh.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(fresh, path)
+        write_text(path, text.getvalue())
     except OSError as error:
         raise CliError(f"{path}: cannot be written: {one_line(error, 200)}") from None
