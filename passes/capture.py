@@ -2,6 +2,7 @@
 
     nn.Module        -> torch.export (FX tracing below the module level), non-strict
                      or torch.fx.symbolic_trace, then functorch's make_fx
+                     or torch.export with the modules that it fails in as calls
     fx.GraphModule   -> make_fx
     ExportedProgram  -> its own graph
 
@@ -11,6 +12,7 @@ parameters by their own names, nothing that mutates.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,11 +21,14 @@ from torch.fx import GraphModule
 
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
+from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.program import Program
 
 Door: TypeAlias = Literal["auto", "export", "symbolic_trace"]
+# Modules that may stay calls, each found by a failure of its own, before a model is given up.
+MOST = 8
 
 
 def capture(
@@ -34,7 +39,7 @@ def capture(
     Args:
         model: a module, a graph module or an exported program; not changed.
         example: inputs; not used for an exported program.
-        door: ``auto`` tries export and then symbolic tracing.
+        door: ``auto`` tries export, symbolic tracing, and export around what cannot be captured.
         shared: export with one batch for all inputs, which fails where they have several.
 
     Raises:
@@ -53,19 +58,41 @@ def capture(
 
 
 def _module(model: nn.Module, example: Example, door: Door) -> Program:
-    if door != "symbolic_trace":
-        try:
-            program = from_export(model, example)
-            single = example.single if program.static_batch else None
-            return from_export(model, single) if single is not None else program
-        except CaptureError as failure:
-            if door == "export":
-                raise
-            first = failure
+    if door == "symbolic_trace":
+        return _traced(model, example)
     try:
-        traced = symbolic_trace(model)
-    except CaptureError as error:
-        if door == "symbolic_trace":
-            raise
-        raise first from error
-    return from_graph_module(traced, model, example, "symbolic_trace")
+        return _exported(model, example)
+    except CaptureError as failure:
+        first = failure
+    if door == "auto":
+        with contextlib.suppress(CaptureError):
+            return _traced(model, example)
+    return _around_leaves(model, example, first)
+
+
+def _exported(model: nn.Module, example: Example) -> Program:
+    program = from_export(model, example)
+    single = example.single if program.static_batch else None
+    return from_export(model, single) if single is not None else program
+
+
+def _traced(model: nn.Module, example: Example) -> Program:
+    return from_graph_module(symbolic_trace(model), model, example, "symbolic_trace")
+
+
+def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> Program:
+    """The program with the modules that cannot be captured as calls, found one by one."""
+    failure, reasons = first, dict[str, str]()
+    for _ in range(MOST):
+        path = culprit(failure, model)
+        if not path or path in reasons:
+            break
+        inside = [p for p in reasons if p.startswith(path + ".")]
+        reasons = {p: why for p, why in reasons.items() if p not in inside}
+        reasons[path] = failure.found
+        try:
+            with as_leaves(model, reasons, example):
+                return _exported(model, example)
+        except CaptureError as error:
+            failure = error
+    raise first

@@ -16,7 +16,16 @@ class InputError(ToMeError, ValueError):
 
 
 class CaptureError(ToMeError):
-    """The model could not be turned into a graph; the text quotes the user's own line."""
+    """The model could not be turned into a graph; the text quotes the user's own line.
+
+    Attributes:
+        found: what stopped it.
+        module: the path of the module that did, "" where that is not known.
+    """
+
+    def __init__(self, found: str, module: str = "", next_step: str = "") -> None:
+        super().__init__(f"{found} {next_step}".rstrip())
+        self.found, self.module = found, module
 
 
 class NoAttentionFoundError(ToMeError):

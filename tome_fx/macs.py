@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents, tensor_value
+from tome_fx.graph.leaves import Leaf
 
 _Count = Callable[[Call, Extents], int]
 
@@ -25,7 +26,8 @@ def macs_of(graph: Graph, sizes: Extents, batch: int) -> dict[Node, int]:
     """
     found = {}
     for node in graph.nodes:
-        whole = _macs(node, sizes)
+        leaf = node.target if isinstance(node.target, Leaf) else None
+        whole = leaf.macs * batch if leaf else _macs(node, sizes)
         if whole:
             found[node] = whole // batch
     return found

@@ -17,6 +17,7 @@ from tome_fx.capturing.examples import Example
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.errors import CaptureError, NoAttentionFoundError
+from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
@@ -104,6 +105,14 @@ def _several_inputs(program: Program) -> bool:
 
 def _checked(program: Program, findings: Findings) -> Located:
     misses = findings.misses
+    leaves = leaves_of(program.graph)
+    if leaves and not findings.sites:
+        raise CaptureError(
+            leaves[0].reason,
+            leaves[0].path,
+            "No attention is found around it. Make what it reads a constant of the model, in a "
+            "wrapper say, and transform the wrapper.",
+        )
     if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
         raise NoAttentionFoundError(_nothing_found(program, findings))
     return Located(program, findings)

@@ -21,6 +21,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
 from tome_fx.options import Settings
@@ -183,6 +184,11 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
         yield (
             "a mask of the model hides some tokens from some others; a group sees what its "
             "representative sees, which is not exact where its members differ in that"
+        )
+    for path, reason in {leaf.path: leaf.reason for leaf in leaves_of(done.program.graph)}.items():
+        yield (
+            f"{path} stays a call, and all tokens that it makes are patches unless protect= says "
+            f"otherwise: {reason}"
         )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -50,8 +50,10 @@ def _refuse_read_values(graph: Graph) -> None:
         if node.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
             raise CaptureError(
                 f"{module_path(node) or 'forward'} reads a number out of a tensor "
-                f"({source_line(node)}), so shapes depend on the values of an input. Make that "
-                "number a constant of the model, in a wrapper say, and transform the wrapper."
+                f"({source_line(node)}), so shapes depend on the values of an input.",
+                module_path(node),
+                "Make that number a constant of the model, in a wrapper say, and transform the "
+                "wrapper.",
             )
 
 

@@ -15,6 +15,7 @@ from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
+from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions
 from tome_fx.program import Program
 
@@ -48,6 +49,7 @@ def from_export(model: nn.Module, example: Example, shared: bool = False) -> Pro
     except Exception as error:
         raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error
     program = from_exported_program(exported)
+    call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
     accept_defaults(program.graph, model, set(given.arguments))
     return program

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute
+from tome_fx.graph.shells import shell
 from tome_fx.pipeline import LOCK, Located
 
 
@@ -204,26 +205,12 @@ def _skeleton(model: nn.Module) -> nn.Module:
     try:
         result = copy.deepcopy(model, memo)
     except Exception:
-        result = _shell(model, {})
+        result = shell(model)
     for module in result.modules():
         # They have no place in a program, and would wrap every value of it.
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return result
-
-
-def _shell(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
-    """A module with tables of its own for parameters, buffers, children and hooks."""
-    if id(module) not in seen:
-        new = module.__class__.__new__(module.__class__)
-        seen[id(module)] = new
-        new.__dict__.update(module.__dict__)
-        for name, table in module.__dict__.items():
-            if name.startswith("_") and isinstance(table, (dict, set)):
-                new.__dict__[name] = copy.copy(table)
-        for name, child in module._modules.items():
-            new._modules[name] = None if child is None else _shell(child, seen)
-    return seen[id(module)]
 
 
 def _tensors(

@@ -28,6 +28,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.grids import is_whole, named_grid
+from tome_fx.graph.leaves import Leaf
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.program import Program, StreamDef
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
@@ -69,6 +70,8 @@ def _infer_node(
         return _born(program, node, "input")
     if node.op == "get_attr":
         return _born(program, node, "constant")
+    if isinstance(node.target, Leaf):
+        return _born(program, node, "input")  # what it makes comes from outside of the graph
     picked = picked_type(node, types)
     if picked is not None:
         return picked
@@ -204,10 +207,10 @@ def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...])
     op without a rule may shuffle the images, but what it makes for place ``b`` is data of image
     ``b`` from there on.
     """
-    if kind == "input":
+    if node.op == "placeholder":
         return (0,) if node.name in program.batched else ()
     own = tuple(dim for dim, size in enumerate(shape) if size == program.batch)
-    return own if kind == "unknown" and not program.static_batch and len(own) == 1 else ()
+    return own if kind != "constant" and not program.static_batch and len(own) == 1 else ()
 
 
 def one_image(program: Program, node: Node, types: Types) -> Types:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
@@ -48,7 +49,10 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
 
 
 def padding_masks(findings: Findings) -> frozenset[Node]:
-    """The masks that say which tokens of each image are padding."""
+    """The masks that say which tokens of each image are padding, and what follows from the same.
+
+    No group holds padding beside other tokens, so all of these are the same for its members.
+    """
     found = set()
     for site in findings.sites:
         for core in site.cores:
@@ -57,7 +61,11 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
                 types = findings.types.get(node, ())
                 if types and row_of_images(types[0], keys) is not None:
                     found.add(node)
-    return frozenset(found)
+    if not found:
+        return frozenset()
+    rows = rows_of(next(iter(found)).graph, findings.types)
+    known = {rows[node] for node in found if node in rows}
+    return frozenset(found | {node for node, row in rows.items() if row in known})
 
 
 def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:

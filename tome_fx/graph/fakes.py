@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Interpreter, Node
 
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.leaves import Leaf
 
 
 class FakeRun(Interpreter):
@@ -36,6 +37,12 @@ class FakeRun(Interpreter):
         if not isinstance(value, Tensor):
             return value
         return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=value.device)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A leaf has no more than shapes to tell."""
+        if isinstance(target, Leaf):
+            return target.like(*args)
+        return super().call_function(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
         """Run one node; a parameter is fake where its value is known."""

@@ -154,7 +154,7 @@ class Lifter:
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         nodes = {
             path: self.coercer.coerce(
-                self.values[node].node, have[path], want[path], node not in self.program.of_images
+                self.values[node].node, have[path], want[path], node not in self.averages.of_images
             )
             for path, node in paths.items()
         }

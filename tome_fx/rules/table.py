@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from tome_fx.graph.calls import Call
+from tome_fx.graph.calls import UNTAGGED, Call
 from tome_fx.rules import along, attention, contract, layout, local, pieces, shapes, tokens, written
 from tome_fx.rules.base import Rule
 
@@ -37,11 +37,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous clone alias detach "
-            "bernoulli lift_fresh_copy masked_fill expand_as copy "
-            # Elementwise, but without the tag that says so.
-            "hardswish log_sigmoid alpha_dropout where rsub true_divide divide multiply subtract "
-            "floor_divide isclose polar complex real imag conj resolve_conj ldexp negative "
-            "absolute fix greater less greater_equal less_equal not_equal __and__ __or__",
+            "bernoulli lift_fresh_copy masked_fill expand_as copy alpha_dropout " + UNTAGGED,
         ),
         **_family(local.cast, "to type_as _to_copy"),
         **_family(local.linear, "linear"),

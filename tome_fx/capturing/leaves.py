@@ -1,0 +1,188 @@
+"""Modules that cannot be captured, each as one op in the capture of what stands around it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from tome_fx.capturing.examples import Example
+from tome_fx.errors import CaptureError
+from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+def culprit(error: BaseException, model: nn.Module) -> str:
+    """The path of the innermost module whose code an exception went through; "" if none."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, CaptureError) and seen.module and seen.module in paths.values():
+            return seen.module
+        for frame, _ in reversed(list(traceback.walk_tb(seen.__traceback__))):
+            path: str = paths.get(id(frame.f_locals.get("self")), "")
+            if path:
+                return path
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+@contextmanager
+def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) -> Iterator[None]:
+    """Within, the modules at the paths of ``reasons`` run as one op each.
+
+    Raises:
+        CaptureError: the model does not run, or one of them cannot be an op: what it makes does
+            not follow from the shapes of what it gets.
+    """
+    modules = {path: model.get_submodule(path) for path in reasons}
+    try:
+        first = _recorded(model, modules, example)
+    except Exception as error:
+        raise CaptureError("The model does not run on its example inputs.") from error
+    try:
+        second = _recorded(model, modules, _larger(example))
+    except Exception:  # the model's own code fixes the batch
+        second = first
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            calls = zip(first[path], second[path], strict=True)
+            leaves = [_leaf(path, reasons[path], module, example.batch, *pair) for pair in calls]
+            stack.enter_context(_forward(module, _Stub(module, leaves)))
+        yield
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What came into a module and out of it, at one call."""
+
+    given: Form
+    result: Form
+    came: tuple[Tensor, ...]
+    made: tuple[Tensor, ...]
+    flops: int
+
+
+def _recorded(
+    model: nn.Module, modules: Mapping[str, nn.Module], example: Example
+) -> dict[str, list[_Call]]:
+    """The calls of ``modules`` in a run on the example, which leaves the model as it was."""
+    found: dict[str, list[_Call]] = {path: [] for path in modules}
+    state: dict[str, Tensor] = dict(model.named_parameters())
+    state |= {name: value.clone() for name, value in model.named_buffers()}
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            stack.enter_context(_forward(module, _Recorder(module.forward, found[path], counter)))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(counter)
+        torch.func.functional_call(model, state, example.args, dict(example.kwargs))
+    return found
+
+
+class _Recorder:
+    """A forward that writes down what it gets and returns."""
+
+    def __init__(self, forward: Any, calls: list[_Call], counter: FlopCounterMode) -> None:
+        self.forward, self.calls, self.counter = forward, calls, counter
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given, came = Form.of((args, kwargs))
+        before = self.counter.get_total_flops()
+        value = self.forward(*args, **kwargs)
+        flops = self.counter.get_total_flops() - before
+        result, made = Form.of(value)
+        self.calls.append(_Call(given, result, tuple(came), tuple(made), flops))
+        return value
+
+
+class _Stub:
+    """A forward that is one op for whoever traces it."""
+
+    def __init__(self, module: nn.Module, leaves: list[Leaf]) -> None:
+        self.module, self.leaves, self.calls = module, leaves, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given, came = Form.of((args, kwargs))
+        called = self.leaves[self.calls % len(self.leaves)]  # a model may be captured twice
+        self.calls += 1
+        if given != called.given:
+            raise CaptureError(
+                f"{called.path} is called with other numbers in a trace than in a run: sizes that "
+                "follow the batch."
+            )
+        weights = _weights(self.module)
+        made = leaf(called.key, [*came, *(weights[name] for name in called.names)])
+        return called.result.filled(made)
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Within, ``module`` has another ``forward``."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _larger(example: Example) -> Example:
+    """The example with one image more."""
+
+    def longer(value: Tensor) -> Tensor:
+        batched = value.dim() and value.shape[0] == example.batch
+        return torch.cat([value, value[:1]]) if batched else value
+
+    args, kwargs = pytree.tree_map_only(Tensor, longer, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs, example.batch + 1)
+
+
+def _leaf(
+    path: str, reason: str, module: nn.Module, batch: int, call: _Call, larger: _Call
+) -> Leaf:
+    """The leaf of a call, from how its shapes grow with the batch."""
+    others = [v for form in (call.given, call.result) for v in form.values]
+    odd = [v for v in others if not isinstance(v, (*_PLAIN, Slot))]
+    if (call.given, call.result) != (larger.given, larger.result) or odd:
+        what = f"a {type(odd[0]).__name__}" if odd else "numbers that follow the batch"
+        raise CaptureError(f"{path} takes or returns {what}, so it cannot stay a call.")
+    came = list(zip(call.came, larger.came, strict=True))
+    made = tuple(
+        Made(
+            tuple(_extent(path, came, *pair) for pair in zip(a.shape, b.shape, strict=True)),
+            a.dtype,
+        )
+        for a, b in zip(call.made, larger.made, strict=True)
+    )
+    macs = call.flops // 2 // batch
+    return Leaf(path, reason, module, tuple(_weights(module)), call.given, call.result, made, macs)
+
+
+def _extent(path: str, came: list[tuple[Tensor, Tensor]], size: int, larger: int) -> int | Measured:
+    if size == larger:
+        return size
+    for index, (before, after) in enumerate(came):
+        for dim, (one, other) in enumerate(zip(before.shape, after.shape, strict=True)):
+            if one and size % one == 0 and larger == size // one * other and one != other:
+                return Measured(index, dim, size // one)
+    raise CaptureError(f"{path} makes shapes that follow the values of its inputs.")
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones at each of theirs."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
