@@ -85,11 +85,13 @@ class _Walk:
 
     lifter: Lifter
     schedule: MergeSchedule
-    depths: dict[Node, int] = field(default_factory=dict)
+    depths: dict[Step, int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.steps = {step.site.node: step for step in self.schedule.steps}
+        self.steps: dict[Node, list[Step]] = {}
+        for step in self.schedule.steps:
+            self.steps.setdefault(step.site.node, []).append(step)
 
     def visit(self, node: Node, maps_only: bool) -> None:
         lifter = self.lifter
@@ -101,8 +103,8 @@ class _Walk:
             lifter.graph.output(self._maps() if maps_only else self._outputs(node))
         else:
             lifter.lift(node)
-        if node in self.steps:
-            self._merge(self.steps[node])
+        for step in self.steps.get(node, ()):
+            self._merge(step)
 
     def _checked(self, node: Node) -> Node:
         """An input behind a check of its size: the tokens are counted for this size alone."""
@@ -141,9 +143,9 @@ class _Walk:
             size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
             levels.add(stream, plan, size, step.removed, level)
             deeper = lifter.deepest(now, stream)
-            lifter.before[node] = Value(held, (now,))
+            lifter.before.setdefault(node, Value(held, (now,)))
             lifter.put(node, coercer.coerce(held, now, deeper), (deeper,))
-        self.depths[node] = levels.depth(stream)
+        self.depths[step] = levels.depth(stream)
 
     def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
@@ -192,7 +194,7 @@ class _Walk:
         image = next(n for n in lifter.program.graph.nodes if n.name in lifter.program.batched)
         like, result = lifter.values[image].node, []
         for step in self.schedule.steps:
-            stream, depth = step.site.stream, self.depths[step.site.node]
+            stream, depth = step.site.stream, self.depths[step]
             if depth:
                 result.append(lifter.coercer.levels.assignment(stream, depth))
             else:

@@ -19,12 +19,13 @@ from dataclasses import replace
 from torch.fx import Node
 
 from tome_fx.finding.contractions import contraction_anchors
-from tome_fx.finding.cores import Anchor, anchors, core_of, token_atoms
+from tome_fx.finding.cores import Anchor, anchors, cores_of, token_atoms
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
-from tome_fx.graph.axes import Axis, extent
+from tome_fx.graph.axes import Atom, Axis, extent
+from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
 from tome_fx.rules.base import Rule
 
@@ -42,7 +43,7 @@ def locate(
     found = anchors(program.graph, program.extents)
     found += contraction_anchors(program.graph, plain, program.extents)
     types, streams = _typed(program, rules, protect, plain, _token_runs(found, plain))
-    cores, misses = _proved(found, types)
+    cores, misses = _proved(found, types, _words(streams, program))
     sites, unplaced = find_sites(program.graph, cores, types)
     misses += unplaced
     if not sites and not all(miss.harmless for miss in misses):
@@ -58,6 +59,7 @@ def locate(
     return Findings(types, plain, streams, sites, tuple(misses), _tokens(found, plain))
 
 
+_WORDS = "words stay whole beside the tokens of an image"
 _Found = list[tuple[Anchor, ...]]
 _AllTypes = Mapping[Node, Types]
 
@@ -78,16 +80,39 @@ def _typed(
     return types, guarded
 
 
-def _proved(found: _Found, types: _AllTypes) -> tuple[list[Core], list[Miss]]:
-    """The cores that types prove, one a softmax, and why the others are none."""
+def _proved(
+    found: _Found, types: _AllTypes, words: frozenset[int]
+) -> tuple[list[Core], list[Miss]]:
+    """The cores that types prove, those of one anchor a softmax, and why the others are none.
+
+    Streams of ``words`` stay whole where others stand beside them.
+    """
     cores: list[Core] = []
     misses: list[Miss] = []
     for row in found:
-        answers = [core_of(anchor, types) for anchor in row]
-        proved = [answer for answer in answers if isinstance(answer, Core)]
-        cores.extend(proved[:1])
+        answers = [cores_of(anchor, types) for anchor in row]
+        proved = next((answer for answer in answers if not isinstance(answer, Miss)), ())
+        seen = tuple(core for core in proved if core.stream not in words) or proved
+        cores.extend(seen)
+        misses.extend(Miss(core.node, "attention", _WORDS) for core in proved if core not in seen)
         misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
     return cores, [miss for miss in misses if not _is_part(miss.node, found, cores)]
+
+
+def _words(streams: Iterable[StreamDef], program: Program) -> frozenset[int]:
+    """The streams whose tokens are looked up by a number each, as words are."""
+    numbers = {
+        node.name
+        for node in program.graph.nodes
+        if node.op == "placeholder"
+        and (value := tensor_value(node)) is not None
+        and not value.is_floating_point()
+    }
+    return frozenset(
+        stream.id
+        for stream in streams
+        if any(isinstance(atom, Atom) and atom.origin.node in numbers for atom in stream.atoms)
+    )
 
 
 def _token_runs(found: _Found, plain: _AllTypes) -> list[Axis]:

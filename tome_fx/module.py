@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.nn.functional import pad
 
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
@@ -92,13 +93,16 @@ class ToMeModule(GraphModule):
 
         Returns:
             ``[L, B, N]`` int64: for each of ``L`` layers, image and patch (a token of the stream;
-            protected tokens are not counted) the slot, from 0, in the merged stream.
+            protected tokens are not counted) the slot, from 0, in the merged stream. Where streams
+            of several lengths merge, -1 stands behind the patches of the shorter.
         """
         key = (self.training, self._rewritten)
         if self._maps is None or self._maps[0] != key:
             graph = maps_graph(self._located(), self._settings, self._rewritten.schedule)
             self._maps = key, GraphModule(self, graph)
-        return torch.stack(tuple(self._maps[1](*args, **kwargs)))
+        maps = self._maps[1](*args, **kwargs)
+        longest = max((each.shape[1] for each in maps), default=0)
+        return torch.stack([pad(each, (0, longest - each.shape[1]), value=-1) for each in maps])
 
     # -- modes -------------------------------------------------------------------------------
 

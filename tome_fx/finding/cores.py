@@ -177,8 +177,10 @@ def is_tokens(run: Axis) -> bool:
     return len(kinds) > 1 or kinds[0] in _PLACES
 
 
-def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Core | Miss:
-    """The core at an anchor, or why it is none."""
+def cores_of(
+    anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]
+) -> tuple[Core, ...] | Miss:
+    """The core at an anchor for each row of tokens that mixes with itself there, or why none is."""
     query, key = types.get(anchor.query), types.get(anchor.key)
     if not query or not key:
         return _miss(anchor, "its operands have no type")
@@ -190,16 +192,20 @@ def core_of(anchor: Anchor, types: Mapping[Node, tuple[TensorType, ...]]) -> Cor
         return _miss(anchor, "its keys have no batch axis")
     if not columns:
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
-    if not rows or rows[0] != columns[0]:
+    mixed = [stream for stream in columns if stream in rows]
+    if not mixed:
         return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
-    if len(columns) > 1:
-        return _miss(anchor, "its keys are several rows of tokens side by side")
-    if anchor.kind == "softmax" and not _is_over(anchor.node, columns[0], types):
+    if len(set(columns)) < len(columns):
+        return _miss(anchor, "its keys are one row of tokens several times")
+    if anchor.kind == "softmax" and not all(_is_over(anchor.node, s, types) for s in mixed):
         return _miss(anchor, "it is not over its keys")
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):
         return _miss(anchor, "it is causal: a merged token has no place in the order")
     channel = anchor.channel % key[0].rank
-    return Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, rows[0])
+    return tuple(
+        Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, stream)
+        for stream in mixed
+    )
 
 
 def _all_fixed(axis: Axis) -> bool:

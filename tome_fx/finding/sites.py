@@ -27,7 +27,7 @@ def find_sites(
 ) -> tuple[tuple[Site, ...], list[Miss]]:
     """A site for each group of parallel cores, in program order, and the cores without one."""
     cones = cones_of(graph)
-    groups: dict[Node, list[Core]] = {}
+    groups: dict[tuple[Node, int], list[Core]] = {}
     residuals: dict[Node, Node] = {}
     misses = []
     for core in cores:
@@ -38,15 +38,15 @@ def find_sites(
         elif found is None:
             misses.append(Miss(core.node, "attention", "no residual add follows it"))
         else:
-            groups.setdefault(found[0], []).append(core)
+            groups.setdefault((found[0], core.stream), []).append(core)
             residuals.setdefault(*found)
-    places = sorted(groups, key=lambda node: cones.order[node])
+    places = sorted({node for node, _ in groups}, key=lambda node: cones.order[node])
+    after = dict(zip(places, [*places[1:], None], strict=True))
     anchors = [core.node for core in cores]
     sites = []
-    for index, node in enumerate(places):
-        following = places[index + 1] if index + 1 < len(places) else None
-        mlp = _mlp(graph, node, residuals[node], groups[node], following, anchors, types, cones)
-        sites.append(Site(node, tuple(groups[node]), groups[node][0].stream, mlp))
+    for (node, stream), own in sorted(groups.items(), key=lambda item: cones.order[item[0][0]]):
+        mlp = _mlp(graph, node, residuals[node], own, after[node], anchors, types, cones)
+        sites.append(Site(node, tuple(own), stream, mlp))
     return tuple(sites), misses
 
 
