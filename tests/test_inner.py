@@ -121,6 +121,45 @@ def test_pooled_keys_leave_the_mlp_merged() -> None:
     assert torch.equal(run(exact, noise), run(model, noise))
 
 
+class Gridded(nn.Module):
+    """The same with a residual that stays on the grid, channels first or last (CvT)."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.stem = last, nn.Conv2d(3, WIDTH, 2, 2)
+        self.q = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, groups=WIDTH, padding_mode="circular")
+        self.kv, self.head = nn.Conv2d(WIDTH, 2 * WIDTH, 2, 2), nn.Linear(WIDTH, 5)
+        self.mlp = nn.Sequential(nn.Conv2d(WIDTH, 16, 1), nn.GELU(), nn.Conv2d(16, WIDTH, 1))
+        self.rows = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        x = x.permute(0, 2, 3, 1) if self.last else x
+        for _ in range(2):
+            grid = x.permute(0, 3, 1, 2) if self.last else x
+            q, kv = self.q(grid).flatten(2).mT, self.kv(grid).flatten(2).mT
+            y = F.scaled_dot_product_attention(q, *kv.chunk(2, -1)).mT.unflatten(2, (GRID, GRID))
+            x = x + (y.permute(0, 2, 3, 1) if self.last else y)
+            x = x + (self.rows if self.last else self.mlp)(x)
+        return self.head(x.mean((1, 2) if self.last else (2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_residual_on_the_grid(last: bool) -> None:
+    model, noise = made(Gridded(last)), torch.randn(2, 3, 2 * GRID, 2 * GRID).double()
+    fast = tome_fx.transform(model, 3, example_inputs=noise)
+    assert fast.schedule == (3, 3)
+    assert [(block.kind, block.mlp) for block in fast.report.blocks] == (
+        [("inner", "rows")] * 2 if last else [("inner", "mlp")] * 2
+    )
+    colour = noise[..., :1, :1].expand_as(noise).contiguous()
+    assert distance(run(fast, colour), run(model, colour)) < 1e-9
+    assert distance(run(fast, noise), run(model, noise)) > 1e-6
+    assert distance(run(fast, noise)[:1], run(fast, noise[:1])) < 1e-12
+    exact = tome_fx.transform(model, 0, example_inputs=noise)
+    assert torch.equal(run(exact, noise), run(model, noise))
+
+
 def test_its_tokens_are_matched_by_the_residual_value() -> None:
     """Two pairs of equal patches, and nothing else alike: these merge, whatever the keys are."""
     model, x = made(Pooled()), torch.randn(1, 3, 2 * GRID, 2 * GRID).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -11,6 +12,7 @@ from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import Atom, TensorType, streams
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
+from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Miss, Mlp, Site
@@ -18,7 +20,7 @@ from tome_fx.program import Core, Miss, Mlp, Site
 _ADD = torch.ops.aten.add.Tensor
 _SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
 _JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul")
-_LINEAR = torch.ops.aten.linear.default
+_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
 Types = Mapping[Node, tuple[TensorType, ...]]
 
 
@@ -41,11 +43,11 @@ def find_sites(
             groups.setdefault((found[0], core.stream), []).append(core)
             residuals.setdefault(*found)
     places = sorted({node for node, _ in groups}, key=lambda node: cones.order[node])
-    after = dict(zip(places, [*places[1:], None], strict=True))
+    after = dict(itertools.pairwise(places))
     anchors = [core.node for core in cores]
     sites = []
     for (node, stream), own in sorted(groups.items(), key=lambda item: cones.order[item[0][0]]):
-        mlp = _mlp(graph, node, residuals[node], own, after[node], anchors, types, cones)
+        mlp = _mlp(graph, node, residuals[node], own, after.get(node), anchors, types, cones)
         sites.append(Site(node, tuple(own), stream, mlp))
     return tuple(sites), misses
 
@@ -175,12 +177,23 @@ def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: Con
     return [
         node
         for node in graph.nodes
-        if node.target is _LINEAR
+        if _is_linear(node)
         and cones.depends(node, start)
         and cones.depends(end, node)
         and not any(cones.depends(node, other) or (cones.depends(other, node) and
                     cones.depends(end, other)) for other in avoid)
     ]  # fmt: skip
+
+
+def _is_linear(node: Node) -> bool:
+    """A linear, or a convolution of single places."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    call = bind(node)
+    if call.name not in _CONVOLUTIONS:
+        return call.name == "aten.linear"
+    weight = tensor_value(call["weight"])
+    return call["groups"] == 1 and weight is not None and weight[0, 0].numel() == 1
 
 
 def _parallel_mlp(
@@ -191,7 +204,7 @@ def _parallel_mlp(
     found = [
         node
         for node in graph.nodes
-        if node.target is _LINEAR
+        if _is_linear(node)
         and cones.depends(node, residual)
         and cones.depends(site, node)
         and not any(cones.depends(node, core) or cones.depends(core, node) for core in aside)

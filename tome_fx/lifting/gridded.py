@@ -49,6 +49,12 @@ def _is_wider(before: Axis, after: Axis) -> bool:
     return extent(before) != extent(after)
 
 
+def flattened(coercer: Coerces, node: Node, type_: TensorType) -> tuple[Node, TensorType]:
+    """A value with all tokens of its grid on the first axis of it."""
+    flat = fused(type_)
+    return _reshaped(coercer, node, type_, flat), flat
+
+
 def _reshaped(coercer: Coerces, node: Node, before: TensorType, after: TensorType) -> Node:
     shape = lifted_shape(after)
     return (

@@ -9,6 +9,7 @@ from tome_fx import ops
 from tome_fx.graph.axes import Batch, Factor, TensorType, axis_of, factor_count, holds
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.lifting.gridded import flattened
 
 aten = torch.ops.aten
 
@@ -43,6 +44,7 @@ def _by_head(
     coercer: Coercer, node: Node, type_: TensorType, channel: int, stream: int
 ) -> tuple[Node, tuple[int, int]]:
     """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
+    node, type_ = flattened(coercer, node, type_)
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]
     flat = [factor for _, factor in places]
     batch = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
