@@ -82,10 +82,11 @@ class Backend:
         if outside and self.settings.protect is None:
             self._tell(
                 f"A graph is compiled without merging, since its tokens come from outside: "
-                f"{outside}. It is a part of a model, behind a graph break or compiled by itself, "
-                "and nothing says which tokens are class tokens. Compile the whole model "
+                f"{outside}. In a part of a model, behind a graph break or compiled by itself, "
+                "nothing says which tokens are class tokens. Compile the whole model "
                 "(fullgraph=True shows where it breaks; for DDP set "
-                "torch._dynamo.config.optimize_ddp=False), or pass protect=(front, back).",
+                "torch._dynamo.config.optimize_ddp=False), or say how many tokens at the ends are "
+                "special: protect=(front, back), for a whole model on rows alike protect=0.",
                 # Parts of one model differ in the name of the input, and not in its shape.
                 key=f"outside {outside.partition(' ')[2]}",
             )
