@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from tome_fx.compiling.batches import with_one_batch
 from tome_fx.compiling.inputs import Given, fold_numbers, given
 from tome_fx.compiling.parts import from_outside
 from tome_fx.compiling.tracing import program_of
@@ -73,7 +74,7 @@ class Backend:
         try:
             grad = torch.set_grad_enabled(torch.is_grad_enabled())  # what inference mode would undo
             with LOCK, torch.inference_mode(False), grad, torch.random.fork_rng(devices=[]):
-                program = program_of(module, inputs)
+                program = with_one_batch(program_of(module, inputs), self.settings.rules)
                 located = locate_captured(program, self.settings)
         except (CaptureError, NoAttentionFoundError) as error:
             self._tell(f"A graph is compiled without merging: {error}")
