@@ -49,7 +49,7 @@ def texts(batch: int) -> Tensor:
 @pytest.mark.parametrize("compared", [True, False])
 def test_texts_are_as_many_as_images_by_chance(compared: bool, dynamic: bool | None) -> None:
     """Whether they are as many or not, the images merge and the texts do not."""
-    model, chosen = Pair(compared).eval(), backend()
+    model, chosen = Pair(compared).eval(), backend(inner="eager")
     fast = tome_fx.transform(model, R, example_inputs=(images(), texts(2)), min_ratio=0)
     assert fast.schedule == (R, R)
     compiled = torch.compile(model, backend=chosen, dynamic=dynamic, fullgraph=True)
@@ -63,10 +63,40 @@ def test_texts_are_as_many_as_images_by_chance(compared: bool, dynamic: bool | N
 @torch.no_grad()
 @pytest.mark.parametrize("dynamic", [True, None])
 def test_texts_that_meet_the_images_are_theirs(dynamic: bool | None) -> None:
-    model, chosen = Met(False).eval(), backend()
+    model, chosen = Met(False).eval(), backend(inner="eager")
     inputs = images(), texts(2)
     fast = tome_fx.transform(model, R, example_inputs=inputs, min_ratio=0)
     assert fast.schedule == (R, R, R, R)
     compiled = torch.compile(model, backend=chosen, dynamic=dynamic, fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), fast(*inputs), rtol=1e-5, atol=1e-5)
     assert {report.schedule for report in chosen.reports} == {(R, R, R, R)}
+
+
+class TextFirst(Pair):
+    """The same with the texts as the first input."""
+
+    def forward(self, text: Tensor, image: Tensor) -> Any:
+        return super().forward(image, text)
+
+
+class TextUsedFirst(Pair):
+    """The same with the texts' tower run first."""
+
+    def forward(self, image: Tensor, text: Tensor) -> Any:
+        theirs = self.head(self.blocks(self.table(text)).mean(1))
+        return self.image(image) @ theirs.T
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [TextFirst, TextUsedFirst])
+def test_images_are_what_has_most_axes(kind: type[Pair]) -> None:
+    """The order of inputs, or of their use, says nothing about what merges."""
+    model, chosen = kind(True).eval(), backend(inner="eager")
+    inputs = (images(), texts(2)) if kind is TextUsedFirst else (texts(2), images())
+    fast = tome_fx.transform(model, R, example_inputs=inputs, min_ratio=0)
+    result = torch.compile(model, backend=chosen, fullgraph=True)(*inputs)
+    torch.testing.assert_close(result, fast(*inputs), rtol=1e-5, atol=1e-5)
+    assert fast.schedule == (R, R)
+    tower = tome_fx.transform(model.image, R, min_ratio=0)(images())
+    theirs = model.head(model.blocks(model.table(texts(2))).mean(1))  # type: ignore[operator]
+    torch.testing.assert_close(result, tower @ theirs.T, rtol=1e-5, atol=1e-5)

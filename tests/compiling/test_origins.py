@@ -87,7 +87,7 @@ NOISE = torch.randn(2, 36, generator=torch.Generator().manual_seed(1))
 def test_tokens_made_in_the_graph_merge(
     code: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> None:
-    model, chosen = Source(code).eval(), backend()
+    model, chosen = Source(code).eval(), backend(inner="eager")
     fast = tome_fx.transform(model, R, example_inputs=inputs, min_ratio=0)
     compiled = torch.compile(model, backend=chosen, fullgraph=True)
     result, told = listening(lambda _: compiled(*inputs), inputs[0])
@@ -141,7 +141,7 @@ def piece(source: Source, x: Tensor) -> Tensor:
 def test_rows_of_an_input_are_left_as_they_are(
     code: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> None:
-    model, chosen = Source(code).eval(), backend()
+    model, chosen = Source(code).eval(), backend(inner="eager")
     compiled = torch.compile(model, backend=chosen, fullgraph=True)
     result, told = listening(lambda _: compiled(*inputs), inputs[0])
     assert "tokens come from outside: l_" in told

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch.fx import Node
 
+from tome_fx.capturing.describing import images_of
 from tome_fx.finding.infer import infer
 from tome_fx.graph.axes import has_batch
 from tome_fx.program import Program
@@ -18,7 +19,7 @@ from tome_fx.rules.base import Rule
 
 
 def with_one_batch(program: Program, rules: Mapping[str, Rule]) -> Program:
-    """``program`` with no input taken for images that never meets the first one.
+    """``program`` with no input taken for images that never meets the images.
 
     Inputs meet where a value depends on both, unless it holds each with each (``[B, B]``).
     """
@@ -34,5 +35,6 @@ def with_one_batch(program: Program, rules: Mapping[str, Rule]) -> Program:
         reached[node] = {node.name} if node.name in groups else set() if ends else inputs
         joined = set().union(*(groups[name] for name in reached[node]))
         groups.update(dict.fromkeys(joined, joined))
-    first = next(node.name for node in program.graph.nodes if node.name in groups)
-    return replace(program, batched=frozenset(groups[first]))
+    images = images_of(program.graph)
+    assert images is not None, "a program has images"
+    return replace(program, batched=frozenset(groups[images.name]))
