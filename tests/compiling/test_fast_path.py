@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -61,16 +62,51 @@ def test_the_fast_path_merges_as_transform_does(options: dict[str, Any], padded:
     assert {report.schedule for report in chosen.reports} == {(R, R)}
 
 
+class Masked(Encoder):
+    """The same with a mask of pairs that the model holds."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask.clone())
+
+    def forward(self, x: Tensor, padding: Tensor | None = None, mask: Any = None) -> Tensor:
+        return super().forward(x, padding, self.mask)
+
+
+LATER = torch.ones(36, 36, dtype=torch.bool).triu(1)
+FAR = torch.arange(36)[:, None].sub(torch.arange(36)).abs() > 20
+
+
 @torch.no_grad()
-def test_a_mask_that_may_be_causal_is_left_as_it_is() -> None:
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_a_mask_that_the_model_holds_travels(dynamic: bool | None) -> None:
+    model, x, chosen = Masked(FAR).eval(), images(), backend(inner="eager")
+    fast = tome_fx.transform(model, R, example_inputs=x, min_ratio=0)
+    compiled = torch.compile(model, backend=chosen, dynamic=dynamic, fullgraph=True)
+    torch.testing.assert_close(compiled(x), fast(x), rtol=1e-5, atol=1e-5)
+    assert {report.schedule for report in chosen.reports} == {(R, R)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (lambda: Masked(LATER), (images(),)),
+        (lambda: Masked(FAR), (images(), padding())),
+        (Encoder, (images(), None, FAR)),
+    ],
+    ids=["causal", "with padding", "an input"],
+)
+def test_a_mask_that_is_causal_or_may_be_is_left_as_it_is(
+    kind: Callable[[], Encoder], given: tuple[Any, ...]
+) -> None:
     """The op has the mask, and no longer the word that it is causal."""
-    model, x, mask = Encoder().eval(), images(), torch.zeros(36, 36)
-    chosen = backend()
+    model, chosen = kind().eval(), backend(inner="eager")
     compiled = torch.compile(model, backend=chosen)
-    result, told = listening(lambda x: compiled(x, mask=mask), x)
+    result, told = listening(lambda _: compiled(*given), given[0])
     assert "set_fastpath_enabled(False)" in told
     assert not chosen.reports
-    torch.testing.assert_close(result, model(x, mask=mask))
+    torch.testing.assert_close(result, model(*given))
 
 
 @torch.no_grad()

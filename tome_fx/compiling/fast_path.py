@@ -7,6 +7,7 @@ the ops are replaced by what they compute, as torch itself writes it where they 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn import functional as F
 
+from tome_fx.compiling.inputs import Given, held_value
 from tome_fx.errors import CaptureError
 
 # What kind of mask an op was given: of the keys of each image, or of pairs of tokens.
@@ -132,14 +134,18 @@ class Writer(Interpreter):
         return super().call_function(_WRITTEN.get(_name(target), target), args, kwargs)
 
 
-def check_masks(module: GraphModule) -> None:
+def check_masks(module: GraphModule, inputs: Given) -> None:
     """Refuse what the ops do not say: whether a mask of pairs of tokens is a causal one.
 
     Raises:
-        CaptureError: an op of the fast path has such a mask.
+        CaptureError: an op of the fast path has such a mask, or one whose values are not known.
     """
     for node in module.graph.nodes:
-        if node.op == "call_function" and _name(node.target) in _WRITTEN and _has_pairs(node):
+        written = _WRITTEN.get(_name(node.target)) if node.op == "call_function" else None
+        if written is None:
+            continue
+        given = inspect.signature(written).bind(*node.args, **node.kwargs).arguments
+        if given.get("mask_type") in (0, 2) and _may_be_causal(module, given["mask"], inputs):
             raise CaptureError(
                 "The fast path of nn.TransformerEncoder does not tell whether its mask is causal. "
                 "Switch it off with torch.backends.mha.set_fastpath_enabled(False), or use "
@@ -147,10 +153,13 @@ def check_masks(module: GraphModule) -> None:
             )
 
 
-def _has_pairs(node: Node) -> bool:
-    # The kind is the last argument of both ops, and the only number among their keywords.
-    kind = node.kwargs.get("mask_type", node.args[-1])
-    return kind in (0, 2) and not isinstance(kind, bool)
+def _may_be_causal(module: GraphModule, mask: Node, inputs: Given) -> bool:
+    value = held_value(module, mask, inputs)
+    if value is None:
+        return True
+    hidden = value.to(torch.bool)
+    later = torch.ones(hidden.shape[-2:], dtype=torch.bool, device=hidden.device).triu(1)
+    return bool((hidden == later).all())
 
 
 def _name(target: Any) -> str:

@@ -33,7 +33,7 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
             "It holds gradient checkpointing, which the backend does not look into. Switch it off, "
             "or use tome_fx.transform."
         )
-    check_masks(module)
+    check_masks(module, inputs)
     mode = _mode()
     places = [*sorted(inputs.weights), *inputs.data]
     fakes = [_fake(mode, place, inputs) for place in places]
