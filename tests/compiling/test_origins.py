@@ -115,6 +115,10 @@ def halves(source: Source, x: Tensor) -> Tensor:
     return first + second
 
 
+def spun(source: Source, x: Tensor) -> Tensor:
+    return torch.view_as_real(x).flatten(2)
+
+
 def rest(source: Source, x: Tensor) -> Tensor:
     return x[:, 1:]
 
@@ -134,9 +138,20 @@ def piece(source: Source, x: Tensor) -> Tensor:
         (chosen_rows, (torch.randn(2, 36, WIDTH), NOISE)),
         (halves, (torch.randn(2, 12, WIDTH),)),
         (rest, (torch.randn(2, 12, WIDTH),)),
+        (spun, (torch.randn(2, 12, WIDTH // 2, dtype=torch.complex64),)),
         (piece, (torch.randn(2, 12, WIDTH),)),
     ],
-    ids=["rows", "as many as channels", "convolved", "added", "chosen", "halves", "rest", "piece"],
+    ids=[
+        "rows",
+        "as many as channels",
+        "convolved",
+        "added",
+        "chosen",
+        "halves",
+        "rest",
+        "spun",
+        "piece",
+    ],
 )
 def test_rows_of_an_input_are_left_as_they_are(
     code: Callable[..., Tensor], inputs: tuple[Tensor, ...]

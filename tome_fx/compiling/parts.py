@@ -68,7 +68,7 @@ class _Walk:
         """The input whose rows come onto the axis of ``stream`` in ``node``, if some do."""
         type_ = self._type(node, self.findings.types)
         places = [at - type_.rank for at, axis in enumerate(type_.axes) if holds(axis, stream)]
-        if not places or not _is_floating(node):
+        if not places or not _is_features(node):
             return None
         if node.op == "placeholder":
             return node if self._has_features(node, places) else None
@@ -135,7 +135,7 @@ class _Walk:
         type_ = self._type(node, self.findings.plain)
         rest = (axis for at, axis in enumerate(type_.axes) if at - type_.rank not in places)
         wide = any(extent(axis) > 1 and not has_batch(axis) for axis in rest)
-        return wide and node in self.program.of_images and _is_floating(node)
+        return wide and node in self.program.of_images and _is_features(node)
 
     def _type(self, node: Node, types: Types) -> TensorType:
         row = types.get(node, ())
@@ -147,10 +147,11 @@ def _makes_tokens(node: Node) -> bool:
     return node.op == "call_function" and any(part in str(node.target) for part in _MAKERS)
 
 
-def _is_floating(node: Node) -> bool:
+def _is_features(node: Node) -> bool:
+    """Could a value be features of tokens? Integers are ids, orders and masks."""
     value = node.meta.get("val")
     value = value[0] if isinstance(value, (list, tuple)) and value else value
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _atoms(axis: Axis) -> Iterator[Atom]:
