@@ -119,6 +119,14 @@ def spun(source: Source, x: Tensor) -> Tensor:
     return torch.view_as_real(x).flatten(2)
 
 
+def thinned(source: Source, x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], 6, 6, WIDTH)[:, ::2, ::2].flatten(1, 2)
+
+
+def windows(source: Source, x: Tensor) -> Tensor:
+    return x.reshape(x.shape[0], 3, 12, WIDTH).transpose(1, 2)[:, :, 0]
+
+
 def rest(source: Source, x: Tensor) -> Tensor:
     return x[:, 1:]
 
@@ -137,6 +145,8 @@ def piece(source: Source, x: Tensor) -> Tensor:
         (added, (torch.randn(2, 12, WIDTH), IDS)),
         (chosen_rows, (torch.randn(2, 36, WIDTH), NOISE)),
         (halves, (torch.randn(2, 12, WIDTH),)),
+        (thinned, (torch.randn(2, 36, WIDTH),)),
+        (windows, (torch.randn(2, 36, WIDTH),)),
         (rest, (torch.randn(2, 12, WIDTH),)),
         (spun, (torch.randn(2, 12, WIDTH // 2, dtype=torch.complex64),)),
         (piece, (torch.randn(2, 12, WIDTH),)),
@@ -148,6 +158,8 @@ def piece(source: Source, x: Tensor) -> Tensor:
         "added",
         "chosen",
         "halves",
+        "thinned",
+        "windows",
         "rest",
         "spun",
         "piece",

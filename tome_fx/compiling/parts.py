@@ -25,11 +25,15 @@ from tome_fx.graph.calls import packet_name
 from tome_fx.program import Core, Findings, Program
 
 Types = Mapping[Node, tuple[TensorType, ...]]
-_MAKERS = ("conv", "reshape", "view", "unflatten", "unfold", "im2col", "pixel_unshuffle")
+# Ops that make places; the others that do so only regroup axes, and count where they cut a grid.
+_PLACES = ("conv", "_conv", "unfold", "im2col", "pixel_unshuffle")
+_CUTS = ("reshape", "view", "_unsafe_view", "unflatten", "view_as", "reshape_as")
 # Kinds of axes that are never rows of an input.
 _OWN = ("channel", "constant", "literal", "border")
 # Their other operands are mixed in; they are not on the axis.
-_MIXING = (*PRODUCTS, "aten.scaled_dot_product_attention")
+_MIXING = (*(name.removeprefix("aten.") for name in PRODUCTS), "scaled_dot_product_attention")
+# Axes of rows of features: images, tokens, channels. What has more may be a grid.
+_ROWS = 3
 
 
 def from_outside(findings: Findings, program: Program) -> str:
@@ -78,41 +82,55 @@ class _Walk:
         """The type of an input, as the error names it."""
         return self._type(node, self.findings.types)
 
-    def _of_operands(self, node: Node, places: list[int], stream: int | None) -> Node | None:
+    def _of_operands(
+        self, node: Node, places: list[int], stream: int | None, cut: bool = False
+    ) -> Node | None:
         """The same, by the operands that do not hold the stream's tokens yet."""
         here = self._atoms_at(node, places)
         if node.target is operator.getitem:
             node = node.all_input_nodes[0]
-        if not isinstance(node.target, torch._ops.OpOverload) or _makes_tokens(node):
-            return None
-        if packet_name(node.target) in _MIXING:
+        if _op(node).startswith(_PLACES) or _op(node) in _MIXING:
             return None
         for operand in node.all_input_nodes:
             known = self._type(operand, self.findings.types)
             if stream is not None and any(holds(axis, stream) for axis in known.axes):
                 continue
-            if self._has_features(operand, places):
-                every = self._atoms_at(operand, range(-self._rank(operand), 0))
+            if _op(node) in _CUTS:
+                source = self._made_of(self._cut(operand, node, here), cut=True)
+            elif self._has_features(operand, places):
+                every = self._every_atom(operand)
                 same = [atom for atom in every if atom in here]
-                source = self._made_of(same or self._atoms_at(operand, places))
-                if source is not None:
-                    return source
-        return None
-
-    def _made_of(self, atoms: Iterable[Atom]) -> Node | None:
-        """The input that axes are rows of, if they are."""
-        for atom in atoms:
-            born = self.nodes.get(atom.origin.node)
-            if atom.origin.kind in _OWN or born is None or _makes_tokens(born):
-                continue
-            here = self._places_of(atom, born)
-            if born.op != "placeholder":
-                source = self._of_operands(born, here, None)
+                source = self._made_of(same or self._atoms_at(operand, places), cut)
             else:
-                source = born if self._has_features(born, here) else None
+                source = None
             if source is not None:
                 return source
         return None
+
+    def _made_of(self, atoms: Iterable[Atom], cut: bool) -> Node | None:
+        """The input that axes are rows of, if they are; ``cut``: a reshape cut them to pieces."""
+        for atom in atoms:
+            born = self.nodes.get(atom.origin.node)
+            if atom.origin.kind in _OWN or born is None:
+                continue
+            here = self._places_of(atom, born)
+            if born.op != "placeholder":
+                source = self._of_operands(born, here, None, cut)
+            else:
+                grid = cut and self._type(born, self.findings.plain).rank > _ROWS
+                source = born if self._has_features(born, here) and not grid else None
+            if source is not None:
+                return source
+        return None
+
+    def _cut(self, operand: Node, node: Node, here: list[Atom]) -> list[Atom]:
+        """What a reshape cuts, if anything of ``here`` is born there, else what it passes on."""
+        every, after = self._every_atom(operand), self._every_atom(node)
+        born = any(atom.origin.node == node.name for atom in here)
+        return [atom for atom in every if (atom not in after if born else atom in here)]
+
+    def _every_atom(self, node: Node) -> list[Atom]:
+        return self._atoms_at(node, range(-self._type(node, self.findings.plain).rank, 0))
 
     def _atoms_at(self, node: Node, places: Iterable[int]) -> list[Atom]:
         """The plain factors on some axes, counted from the last one."""
@@ -127,9 +145,6 @@ class _Walk:
         ]
         return list(dict.fromkeys(found))
 
-    def _rank(self, node: Node) -> int:
-        return self._type(node, self.findings.plain).rank
-
     def _has_features(self, node: Node, places: list[int]) -> bool:
         """Is it a value of the images with features besides its ``places``? A mask has none."""
         type_ = self._type(node, self.findings.plain)
@@ -142,9 +157,10 @@ class _Walk:
         return row[0] if row else TensorType(())
 
 
-def _makes_tokens(node: Node) -> bool:
-    """Does an op cut an image, a clip or a grid into places? To sort or pick tokens makes none."""
-    return node.op == "call_function" and any(part in str(node.target) for part in _MAKERS)
+def _op(node: Node) -> str:
+    """``add`` for ``aten.add.Tensor``, nothing for what is no op."""
+    known = isinstance(node.target, torch._ops.OpOverload)
+    return packet_name(node.target).removeprefix("aten.") if known else ""  # type: ignore[arg-type]
 
 
 def _is_features(node: Node) -> bool:
