@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def batches(model: Any, folder: Path) -> Any:
+def batches(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     config = resolve_data_config({"img_size": 64}, model=model)
     data = create_dataset("", root=str(folder), split="validation")
     return create_loader(
@@ -43,6 +43,7 @@ def batches(model: Any, folder: Path) -> Any:
         num_workers=0,
         crop_pct=config["crop_pct"],
         device=torch.device("cpu"),
+        img_dtype=dtype,
     )
 
 
@@ -63,3 +64,21 @@ def test_a_folder_is_validated(folder: Path) -> None:
             assert not torch.allclose(logits, model(images), rtol=1e-3, atol=1e-3)
             sizes.append(len(logits))
     assert sizes == [4, 4, 3]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_is_validated_in_half_precision(folder: Path) -> None:
+    """``--model-dtype bfloat16``: the weights and the images are cast, and nothing else."""
+    model = tiny(img_size=64, patch_size=4).to(dtype=torch.bfloat16)
+    loader = batches(model, folder, torch.bfloat16)
+    chosen = tome_fx.backend()
+    compiled: Any = torch.compile(model, backend=chosen, mode=None)
+    compiled.eval()
+    with torch.inference_mode():
+        compiled(torch.randn(BATCH, 3, 64, 64).to(dtype=torch.bfloat16))
+        for images, target in loader:
+            logits = compiled(images)
+            assert logits.dtype == torch.bfloat16
+            assert logits.isfinite().all()
+            torch.nn.functional.cross_entropy(logits, target)
+    assert {report.schedule for report in chosen.reports} == {(R, R)}

@@ -62,6 +62,13 @@ TELLS_APART = {
 }
 
 
+BY_NUMBER = {
+    "every place": lambda x: x[torch.arange(x.shape[0])[:, None], torch.arange(N) + 0].sin(),
+    "turned round": lambda x: x[torch.arange(x.shape[0])[:, None], 12 - torch.arange(N)],
+    "shifted": lambda x: x[torch.arange(x.shape[0])[:, None], torch.arange(N) - 1],
+}
+
+
 def test_pieces_on_borders_stay_merged() -> None:
     assert unmerged(TOKENS, how="beside") == set()
 
@@ -77,6 +84,15 @@ def test_pieces_of_other_axes_stay_merged() -> None:
 def test_pieces_of_a_stream_need_all_tokens() -> None:
     expected = {"slice", "chunk", "tensor_split", "index"}
     assert unmerged(TELLS_APART, how="aside") == expected
+
+
+def test_every_place_by_number_is_the_same_tokens() -> None:
+    assert unmerged(BY_NUMBER["every place"], how="beside") == {"index"}
+
+
+@pytest.mark.parametrize("name", ["turned round", "shifted"])
+def test_other_places_by_number_are_told_apart(name: str) -> None:
+    assert "index" in unmerged(BY_NUMBER[name], how="aside")
 
 
 READS = {

@@ -20,7 +20,7 @@ def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     _refuse_read_values(graph)
     extents = Extents()
     images = [node for node in graph.nodes if node.op == "placeholder"]
-    first = next((node for node in images if _rank(node) > 1), None)
+    first = images_of(graph)
     if first is None:
         raise CaptureError(
             "The captured program has no tensor input with a batch axis. "
@@ -31,6 +31,24 @@ def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     # A symbol that the model's code fixed may still be spelled as one.
     static = isinstance(size, int) or not size.node.expr.free_symbols
     return Program(graph, constants, how, extents, extents.of(size), batched, static)
+
+
+def images_of(graph: Graph) -> Node | None:
+    """The input whose first axis is the batch: the first with several axes.
+
+    Where that holds ids, the first floating input with more axes: texts may stand before images,
+    and have a batch of their own.
+    """
+    inputs: list[Node] = [n for n in graph.nodes if n.op == "placeholder" and _rank(n) > 1]
+    if not inputs or inputs[0].meta["val"].is_floating_point():
+        return inputs[0] if inputs else None
+    size = inputs[0].meta["val"].shape[0]
+    for node in inputs:
+        value = node.meta["val"]
+        alike = type(value.shape[0]) is type(size) and (type(size) is not int or value.shape[0] > 1)
+        if value.is_floating_point() and _rank(node) > _rank(inputs[0]) and alike:
+            return node
+    return inputs[0]
 
 
 def _rank(node: Node) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from tome_fx.compiling.batches import with_one_batch
 from tome_fx.compiling.inputs import Given, fold_numbers, given
 from tome_fx.compiling.parts import from_outside
 from tome_fx.compiling.tracing import program_of
@@ -73,7 +74,7 @@ class Backend:
         try:
             grad = torch.set_grad_enabled(torch.is_grad_enabled())  # what inference mode would undo
             with LOCK, torch.inference_mode(False), grad, torch.random.fork_rng(devices=[]):
-                program = program_of(module, inputs)
+                program = with_one_batch(program_of(module, inputs), self.settings.rules)
                 located = locate_captured(program, self.settings)
         except (CaptureError, NoAttentionFoundError) as error:
             self._tell(f"A graph is compiled without merging: {error}")
@@ -82,10 +83,11 @@ class Backend:
         if outside and self.settings.protect is None:
             self._tell(
                 f"A graph is compiled without merging, since its tokens come from outside: "
-                f"{outside}. It is a part of a model, behind a graph break or compiled by itself, "
-                "and nothing says which tokens are class tokens. Compile the whole model "
+                f"{outside}. In a part of a model, behind a graph break or compiled by itself, "
+                "nothing says which tokens are class tokens. Compile the whole model "
                 "(fullgraph=True shows where it breaks; for DDP set "
-                "torch._dynamo.config.optimize_ddp=False), or pass protect=(front, back).",
+                "torch._dynamo.config.optimize_ddp=False), or say how many tokens at the ends are "
+                "special: protect=(front, back), for a whole model on rows alike protect=0.",
                 # Parts of one model differ in the name of the input, and not in its shape.
                 key=f"outside {outside.partition(' ')[2]}",
             )

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import GraphModule, Interpreter, Node
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,28 @@ def whole_size(value: torch.SymInt, fakes: Sequence[Tensor]) -> tuple[int, int] 
             if isinstance(size, torch.SymInt) and size.node.expr == value.node.expr:
                 return which, dim
     return None
+
+
+def held_value(module: GraphModule, node: Node, inputs: Given) -> Any:
+    """What a node of Dynamo's graph is worth, if only weights and sizes have a part in it.
+
+    None where data have one, or where weights have no values yet.
+    """
+    needed = {node}
+    for own in reversed(module.graph.nodes):
+        if own in needed:
+            needed.update(own.all_input_nodes)
+    run = Interpreter(module)
+    for place, own in enumerate(inputs.nodes):
+        value = inputs.values[place]
+        if isinstance(value, torch.SymInt):
+            run.env[own] = value.node.hint
+        elif place in inputs.weights and not isinstance(value, FakeTensor):
+            run.env[own] = value
+        elif own in needed:
+            return None
+    with torch.no_grad():
+        for own in module.graph.nodes:
+            if own in needed and own.op != "placeholder":
+                run.env[own] = run.run_node(own)
+    return run.env[node]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 
 from tome_fx.capturing.describing import describe, read_by
 from tome_fx.capturing.tracing import aten_module, named_graph
+from tome_fx.compiling.fast_path import Writer, check_masks
 from tome_fx.compiling.inputs import Given, fix_sizes, whole_size
 from tome_fx.errors import CaptureError
 from tome_fx.graph.regions import flatten_gradient_regions
@@ -32,6 +33,7 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
             "It holds gradient checkpointing, which the backend does not look into. Switch it off, "
             "or use tome_fx.transform."
         )
+    check_masks(module, inputs)
     mode = _mode()
     places = [*sorted(inputs.weights), *inputs.data]
     fakes = [_fake(mode, place, inputs) for place in places]
@@ -48,7 +50,7 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
             row[place] = tensor
         for place, (which, dim) in sizes.items():
             row[place] = tensors[which].shape[dim]
-        return Interpreter(module).run(*row)
+        return Writer(module).run(*row)
 
     traced = aten_module(call, tuple(fakes), mode)
     flatten_gradient_regions(traced.graph)

@@ -5,7 +5,11 @@ On a token axis they make new positions: what follows is a stream of its own.
 
 from __future__ import annotations
 
+import torch
+from torch.fx import Node
+
 from tome_fx.graph.axes import Atom, Axis, Origin, TensorType, extent, has_batch, has_stream
+from tome_fx.graph.calls import bind
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
@@ -56,6 +60,8 @@ def index(context: Context) -> Lifted | Refusal:
     """``self[..., index, ...]`` with one index tensor: its axes take the place of the axis."""
     type_ = as_intensive(context.types["self"])
     named = [i for i, value in enumerate(context.call["indices"]) if value is not None]
+    if len(named) > 1:
+        return _every_place(context, type_, named)
     if len(named) != 1 or context.dtype(f"indices.{named[0]}").is_floating_point:
         return Refusal("it looks up along several axes")
     path = f"indices.{named[0]}"
@@ -81,6 +87,45 @@ def _looked_up(
     return one(
         TensorType((*type_.axes[:dim], *new, *type_.axes[dim + 1 :])), operands={"self": type_}
     )
+
+
+def _every_place(context: Context, type_: TensorType, named: list[int]) -> Lifted | Refusal:
+    """``self[arange(B)[:, None], arange(N)]``: each position once, in order, laid out anew.
+
+    Libraries read masks of padding so.
+    """
+    rank = max(context.types[f"indices.{i}"].rank for i in named)
+    axes: list[Axis] = [()] * rank
+    for dim in named:
+        index = context.types[f"indices.{dim}"]
+        wide = [i - index.rank for i, axis in enumerate(index.axes) if extent(axis) > 1]
+        counts = _counts_up(context.call["indices"][dim])
+        if not counts or len(wide) != 1 or extent(axes[wide[0]]) > 1:
+            return Refusal("it looks up along several axes")
+        if extent(index.axes[wide[0]]) != extent(type_.axes[dim]):
+            return Refusal("it looks up along several axes")
+        axes[wide[0]] = type_.axes[dim]
+    if named != list(range(len(named))) or merged_along(type_, tuple(named)):
+        return Refusal("it looks up along several axes")
+    return one(TensorType((*axes, *type_.axes[len(named) :])), operands={"self": type_})
+
+
+def _counts_up(index: Node) -> bool:
+    """Does an index hold 0, 1, 2, ...?"""
+    while isinstance(index.target, torch._ops.OpOverload):
+        call = bind(index)
+        if call.name == "aten.arange":
+            return bool(call.get("start", 0) == 0 and call.get("step", 1) == 1)
+        moved = call.name == "aten.add" and call["other"] != 0
+        cut = call.name == "aten.slice" and (call["start"] not in (None, 0) or call["step"] != 1)
+        if call.name not in _LAID_OUT or moved or cut:
+            return False
+        index = call["self"]
+    return False
+
+
+_LAID_OUT = ("aten.unsqueeze", "aten.slice", "aten.add", "aten.to", "aten._to_copy", "aten.clone",
+             "aten.contiguous", "aten.reshape", "aten.detach")  # fmt: skip
 
 
 def gather(context: Context) -> Lifted | Refusal:
