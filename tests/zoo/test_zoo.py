@@ -42,10 +42,12 @@ CHOSEN = (
     "transformers/TimesformerForVideoClassification",
     "transformers/PixtralVisionModel",
 )
+# Dynamo breaks its graph where a module stays a call, and before all attention.
+BROKEN = ("transformers/Siglip2VisionModel",)
 KNOWN = table.load()
 
 
-@pytest.mark.parametrize("key", CHOSEN)
+@pytest.mark.parametrize("key", [*CHOSEN, *BROKEN])
 def test_a_row_is_as_committed(key: str) -> None:
     expected, found = KNOWN[key], row_of(ENTRIES[key])
     assert _exact(found) == _exact(expected), "run make zoo, and look at what changed"
