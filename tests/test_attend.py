@@ -226,3 +226,14 @@ def test_forms_compile_in_one_graph(form: str) -> None:
 def test_a_form_that_is_none() -> None:
     with pytest.raises(ConfigError, match=r"attention='fast' is not one of auto, measure, written"):
         tome_fx.transform(tiny(), R, attention="fast")
+
+
+def test_an_export_in_another_thread_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says process-wide that an export runs: what is called meanwhile stays as it is."""
+    q, k, v = (torch.randn(2, 3, 33, 16, dtype=torch.float64) for _ in range(3))
+    size = torch.randint(1, 5, (2, 1, 1, 33)).double()
+    alone = ops.attention(q, k.mT, v, size)
+    fused = torch.compile(ops.attention, backend="eager")(q, k.mT, v, size)
+    assert not torch.equal(fused, alone)  # else nothing is seen here
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    assert torch.equal(ops.attention(q, k.mT, v, size), alone)

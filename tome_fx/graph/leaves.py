@@ -108,7 +108,7 @@ class Leaf:
         Raises:
             InputError: what it makes has other shapes than at the capture.
         """
-        whole = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        whole = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
         if whole and not self.training and not _asks_gradients(tensors):
             return list(leaf(self.key, list(tensors)))
         made: list[Tensor] = self.run(*tensors)

@@ -132,6 +132,13 @@ def plain_attention(
     return torch.softmax(logits + size.log().to(logits.dtype), dim=-1) @ value
 
 
+def _is_traced(value: Tensor) -> bool:
+    """Does a compiler or an export look on? That one runs in another thread says nothing here."""
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return torch.compiler.is_compiling() and type(value) is not Tensor
+
+
 def attention(
     query: Tensor,
     keys: Tensor,
@@ -151,7 +158,7 @@ def attention(
         size: ``[..., 1, S]``, of the rank of the logits.
         mask: additive, broadcasts against the logits ``[..., N, S]``.
     """
-    if torch.compiler.is_compiling():
+    if _is_traced(query):
         key, bias = keys.transpose(-2, -1), key_bias(query, size, mask)
         if query.dim() == 4:
             return fused(query, key, value, bias, scale=scale)
