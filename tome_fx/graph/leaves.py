@@ -109,6 +109,8 @@ class Leaf:
             InputError: what it makes has other shapes than at the capture.
         """
         whole = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        # Autocast would give other dtypes than the op tells compilers, and they switch it off.
+        whole = whole and not torch.is_autocast_enabled(tensors[0].device.type)
         if whole and not self.training and not _asks_gradients(tensors):
             return list(leaf(self.key, list(tensors)))
         made: list[Tensor] = self.run(*tensors)
