@@ -365,3 +365,31 @@ def test_under_autocast_compiled_it_is_what_it_is_without(compiler: str) -> None
         wanted = fast(image)
         found = torch.compile(fast, backend=compiler)(image)
     assert distance(found, wanted) < 3e-2
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Hooks on")
+@pytest.mark.parametrize("place", ["step", "step.steps.0"])
+def test_what_hooks_compute_stays_in_on_it_and_within(place: str) -> None:
+    source = Between().double().eval()
+    randomise(source, 5)
+    source.get_submodule(place).register_forward_hook(
+        lambda module, given, made: 2 * made if isinstance(made, Tensor) else (2 * made[0],)
+    )
+    image = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(source, 0, example_inputs=image)
+    assert torch.equal(fast(image), source(image))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Hooks on")
+def test_a_weight_that_a_hook_computes_follows_what_it_is_made_of() -> None:
+    source = Between().double().eval()
+    randomise(source, 5)
+    for step in source.step.steps:
+        nn.utils.spectral_norm(step)
+    image = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(source, 0, example_inputs=image)
+    for step in source.step.steps:
+        step.weight_orig[0] *= 5
+    assert torch.equal(fast(image), source(image))
