@@ -22,13 +22,15 @@ _PLAIN = (type(None), bool, int, float, str)
 
 def culprit(error: BaseException, model: nn.Module) -> str:
     """The path of the innermost module whose code an exception went through; "" if none."""
-    paths = {id(module): path for path, module in model.named_modules()}
+    # A module with two places is called through another object, which has its attributes.
+    paths = {id(vars(module)): path for path, module in model.named_modules()}
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CaptureError) and seen.module and seen.module in paths.values():
             return seen.module
         for frame, _ in reversed(list(traceback.walk_tb(seen.__traceback__))):
-            path: str = paths.get(id(frame.f_locals.get("self")), "")
+            owner = frame.f_locals.get("self")
+            path: str = paths.get(id(vars(owner)), "") if isinstance(owner, nn.Module) else ""
             if path:
                 return path
         seen = seen.__cause__ or seen.__context__
@@ -46,6 +48,8 @@ def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) ->
     modules = {path: model.get_submodule(path) for path in reasons}
     try:
         first = _recorded(model, modules, example)
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError("The model does not run on its example inputs.") from error
     try:
@@ -81,7 +85,7 @@ def _recorded(
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         for path, module in modules.items():
-            stack.enter_context(_forward(module, _Recorder(module.forward, found[path], counter)))
+            stack.enter_context(_forward(module, _Recorder(path, module, found[path], counter)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(counter)
@@ -90,16 +94,30 @@ def _recorded(
 
 
 class _Recorder:
-    """A forward that writes down what it gets and returns."""
+    """A forward that writes down what it gets and returns.
 
-    def __init__(self, forward: Any, calls: list[_Call], counter: FlopCounterMode) -> None:
-        self.forward, self.calls, self.counter = forward, calls, counter
+    Raises:
+        CaptureError: it writes to what it gets, which others read at their own level of merging,
+            or puts new buffers in the place of its own, which no call hands back.
+    """
+
+    def __init__(
+        self, path: str, module: nn.Module, calls: list[_Call], counter: FlopCounterMode
+    ) -> None:
+        self.path, self.module, self.forward = path, module, module.forward
+        self.calls, self.counter = calls, counter
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given, came = Form.of((args, kwargs))
         before = self.counter.get_total_flops()
+        versions, weights = [tensor._version for tensor in came], _weights(self.module)
         value = self.forward(*args, **kwargs)
         flops = self.counter.get_total_flops() - before
+        if versions != [tensor._version for tensor in came]:
+            raise CaptureError(f"{self.path} writes to its inputs, so it cannot stay a call.")
+        after = _weights(self.module)
+        if any(after.get(name) is not tensor for name, tensor in weights.items()):
+            raise CaptureError(f"{self.path} replaces its buffers, so it cannot stay a call.")
         result, made = Form.of(value)
         self.calls.append(_Call(given, result, tuple(came), tuple(made), flops))
         return value

@@ -109,6 +109,8 @@ class Leaf:
             InputError: what it makes has other shapes than at the capture.
         """
         whole = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        # Autocast would give other dtypes than the op tells compilers, and they switch it off.
+        whole = whole and not torch.is_autocast_enabled(tensors[0].device.type)
         if whole and not self.training and not _asks_gradients(tensors):
             return list(leaf(self.key, list(tensors)))
         made: list[Tensor] = self.run(*tensors)
@@ -183,13 +185,16 @@ def _told(shapes: Sequence[tuple[int, ...]], form: Form) -> str:
 
 
 def _hollow(module: nn.Module) -> nn.Module:
-    """The structure of a module, without its weights and hooks."""
+    """The structure of a module, without its weights and the hooks that the graph holds.
+
+    Hooks on the module itself are captured around its call; those within are its own code.
+    """
     result = shell(module)
     for part in result.modules():
         part._parameters.update(dict.fromkeys(part._parameters))
         part._buffers.update(dict.fromkeys(part._buffers))
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
+    result._forward_hooks.clear()
+    result._forward_pre_hooks.clear()
     return result
 
 

@@ -1,0 +1,112 @@
+"""What a module that stays a call does beside its results, and what stands on it and within it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tome_fx
+from tests.drawing import randomise
+from tests.laws.common import TINY, distance
+from tests.test_leaves import Between, Block, Branching, C, N
+
+pytestmark = TINY
+
+
+class Written(nn.Module):
+    """It writes to the tokens that it gets, and all who hold them see it."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        assert float(x.detach().abs().sum()) >= 0
+        return (x.mul_(2.0) + 1.0,)
+
+
+class Counted(nn.Module):
+    """It counts its calls in a buffer that is another tensor each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        assert float(x.detach().abs().sum()) >= 0
+        self.calls = self.calls + 1
+        return (self.calls * x,)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", [Written, Counted])
+def test_what_a_call_does_beside_its_results_would_be_lost(step: type[nn.Module]) -> None:
+    source = Between(step()).double().eval()
+    image = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    with pytest.raises(tome_fx.CaptureError, match="abs"):
+        tome_fx.transform(source, 3, example_inputs=image)
+
+
+class Shared(nn.Module):
+    """One module with two places in the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.step, self.head = Block(), Branching(), nn.Linear(C, 5)
+        self.again = self.step
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.step(self.first(x))[0]
+        return self.head((x + self.again(x)[0]).mean(1))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_module_with_two_places_stays_a_call_at_both() -> None:
+    source = Shared().double().eval()
+    randomise(source, 5)
+    x = torch.randn(3, N, C, dtype=torch.float64)
+    fast = tome_fx.transform(source, 3, example_inputs=x)
+    repeated = x[:, torch.arange(N) % 5]
+    assert distance(fast(repeated), source(repeated)) < 1e-12
+    assert distance(fast(x), source(x)) > 1e-6
+    fast.r = 0
+    assert torch.equal(fast(x), source(x))
+    assert set(fast.state_dict()) == set(source.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_under_autocast_compiled_it_is_what_it_is_without(compiler: str) -> None:
+    source = Between().eval()
+    randomise(source, 5)
+    image = torch.randn(3, 3, 8, 8)
+    fast = tome_fx.transform(source, 3, example_inputs=image)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = fast(image)
+        found = torch.compile(fast, backend=compiler)(image)
+    assert distance(found, wanted) < 3e-2
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Hooks on")
+@pytest.mark.parametrize("place", ["step", "step.steps.0"])
+def test_what_hooks_compute_stays_in_on_it_and_within(place: str) -> None:
+    source = Between().double().eval()
+    randomise(source, 5)
+    source.get_submodule(place).register_forward_hook(
+        lambda module, given, made: 2 * made if isinstance(made, Tensor) else (2 * made[0],)
+    )
+    image = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(source, 0, example_inputs=image)
+    assert torch.equal(fast(image), source(image))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Hooks on")
+def test_a_weight_that_a_hook_computes_follows_what_it_is_made_of() -> None:
+    source = Between().double().eval()
+    randomise(source, 5)
+    for step in source.step.steps:
+        nn.utils.spectral_norm(step)
+    image = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(source, 0, example_inputs=image)
+    for step in source.step.steps:
+        step.weight_orig[0] *= 5
+    assert torch.equal(fast(image), source(image))
