@@ -19,8 +19,7 @@ from tome_fx.graph.axes import (
     pieces,
     token_factor,
 )
-from tome_fx.graph.calls import bind
-from tome_fx.graph.extents import Extents
+from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
@@ -137,14 +136,19 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 
 
 def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bool:
-    """Does the mask of a fused attention tell the tokens of each image apart?"""
-    mask = bind(core.node).get("attn_mask") if core.kind == "sdpa" else None
-    if mask in padding:
-        return False  # padding is held apart
-    types = findings.types.get(mask, ()) if isinstance(mask, Node) else ()
-    axes = types[0].axes if types else ()
-    told = any(not is_uniform(axis) and extent(axis) > 1 for axis in axes if not has_batch(axis))
-    return told and any(map(has_batch, axes))
+    """Does a mask of an attention tell the tokens of each image apart, and is none of padding?"""
+    for mask, _ in masks_of(core):
+        value = tensor_value(mask)
+        # What is added to logits may be a bias from the image, which is averaged: no mask.
+        if mask in padding or (core.kind != "sdpa" and getattr(value, "dtype", 0) != torch.bool):
+            continue
+        types = findings.types.get(mask, ())
+        axes = types[0].axes if types else ()
+        inner = (axis for axis in axes if not has_batch(axis))
+        told = any(not is_uniform(axis) and extent(axis) > 1 for axis in inner)
+        if told and any(map(has_batch, axes)):
+            return True
+    return False
 
 
 def _tells_pairs_apart(core: Core, findings: Findings) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -16,7 +17,8 @@ from tests.laws.common import TINY, distance
 from tests.profiles import examples
 
 pytestmark = TINY
-KERNELS = ("encoder", "sdpa", "expanded", "filled", "added", "additive")
+KERNELS = ("encoder", "sdpa", "expanded", "filled", "added", "additive", "weights", "folded",
+           "in bulk")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,6 +77,10 @@ class Sequences(nn.Module):
     def block(self, layer: nn.TransformerEncoderLayer, x: Tensor, valid: Tensor) -> Tensor:
         if self.config.kernel == "encoder":
             return layer(x, src_key_padding_mask=~valid)
+        if self.config.kernel == "weights":
+            hidden = {"key_padding_mask": ~valid, "need_weights": True}
+            x = layer.norm1(x + layer.self_attn(x, x, x, **hidden)[0])
+            return layer.norm2(x + layer.linear2(F.gelu(layer.linear1(x))))
         x = layer.norm1(x + self.attend(layer.self_attn, x, valid[:, None, None, :]))
         return layer.norm2(x + layer.linear2(F.gelu(layer.linear1(x))))
 
@@ -88,6 +94,14 @@ class Sequences(nn.Module):
             mask = hidden if kernel == "additive" else valid
             mask = mask.expand(b, 1, n, n) if kernel == "expanded" else mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif kernel in ("folded", "in bulk"):  # heads beside the images
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
+            mask = hidden.expand(b, self.config.heads, n, n).flatten(0, 1)
+            if kernel == "folded":
+                scores = (q @ k.mT).masked_fill(mask < 0, float("-inf"))
+            else:
+                scores = torch.baddbmm(mask, q, k.mT, alpha=0.4)
+            y = (scores.softmax(-1) @ v).unflatten(0, (b, -1))
         elif kernel == "filled":
             y = scores.masked_fill(~valid, float("-inf")).softmax(-1) @ v
         else:
@@ -95,9 +109,18 @@ class Sequences(nn.Module):
         return own.out_proj(y.transpose(1, 2).reshape(b, n, c))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_padding_changes_nothing_however_it_is_spelled(kernel: str) -> None:
+    check(Padded(kernel))
+
+
 @examples(8)
 @given(seeded(draw))
 def test_padding_changes_nothing(config: Padded) -> None:
+    check(config)
+
+
+def check(config: Padded) -> None:
     model = Sequences(config).double().eval()
     randomise(model, config.seed)
     longest = max(config.lengths)

@@ -8,6 +8,7 @@ from torch.fx import Node
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
     Axis,
+    Batch,
     TensorType,
     axis_of,
     extent,
@@ -40,6 +41,9 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
         if inner.name == "aten.add":
             found.extend((n, False) for _, n in tensor_operands(inner))
             break
+        if inner.name == "aten.baddbmm":
+            found.append((inner["self"], False))
+            break
         if inner.name == "aten.masked_fill":
             found.append((inner["mask"], True))
         elif inner.name not in _STEPS:
@@ -68,6 +72,11 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
     return frozenset(found | {node for node, row in rows.items() if row in known})
 
 
+def _of_images(axis: Axis) -> bool:
+    """Images, each of them one or several times: on the axis of images and heads, say."""
+    return bool(axis) and isinstance(axis[0], Batch) and (len(axis) == 1 or is_uniform(axis[1:]))
+
+
 def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
     """A mask's type with its last axis about ``keys``, if it is one row for each image."""
     if not type_.rank or extent(type_.axes[-1]) != extent(keys) or is_uniform(type_.axes[-1]):
@@ -77,7 +86,7 @@ def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
     for axis in type_.axes[:-1]:
         images += has_batch(axis)
         single = extent(axis) == 1 or is_uniform(axis)
-        if not single and not (has_batch(axis) and len(axis) == 1):
+        if not single and not _of_images(axis):
             return None
         axes.append(() if single else axis)
     last = type_.axes[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -28,6 +29,10 @@ def visible(coercer: Coercer, core: Core, keys: Axis, values: Mapping[Node, Valu
         if value is None or goal is None:
             continue
         row = coercer.coerce(value.node, value.types[0], goal)
+        times = math.prod(count(axis[1:]) for axis in goal.axes[:-1] if axis)
+        if times > 1:
+            row = coercer.emit(aten.reshape.default, row, [-1, times, count(keys)])
+            row = coercer.emit(aten.select.int, row, 1, 0)
         row = coercer.emit(aten.reshape.default, row, [-1, count(keys)])
         return coercer.emit(ops.shown, row, hides)
     return None
