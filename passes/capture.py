@@ -95,4 +95,7 @@ def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> P
                 return _exported(model, example)
         except CaptureError as error:
             failure = error
-    raise first
+    if failure.found == first.found:
+        raise first
+    text = f"{first} With the module that it is in left out: {failure}"
+    raise CaptureError(text, first.module) from first

@@ -11,9 +11,10 @@ by itself.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from torch import Tensor
+from torch.fx import Node
 
 from tome_fx.errors import ConfigError
 from tome_fx.graph.axes import streams
@@ -43,7 +44,7 @@ def plan(
         ConfigError: ``r`` is outside its range, or under ``strict`` it had to be clamped or a list
             of it changed.
     """
-    wanted = asked(r, len(findings.sites), rounding)
+    wanted = _wanted(r, findings.sites, rounding)
     multiple = _auto(findings) if align == "auto" else align
     steps: dict[int, Step] = {}
     for stream in dict.fromkeys(site.stream for site in findings.sites):
@@ -61,6 +62,24 @@ def plan(
     if strict:
         _check(schedule, wanted if is_list(r) else None)
     return schedule
+
+
+def _wanted(r: object, sites: Sequence[Site], rounding: Rounding) -> tuple[int, ...]:
+    """What each site is to remove: rows of tokens side by side in one attention are one layer.
+
+    A list has an entry for each of them.
+    """
+    if is_list(r):
+        return asked(r, len(sites), rounding)
+    known: dict[Node, int] = {}
+    layers = []
+    for site in sites:
+        nodes = [core.node for core in site.cores]
+        layer = next((known[n] for n in nodes if n in known), len(set(known.values())))
+        known.update(dict.fromkeys(nodes, layer))
+        layers.append(layer)
+    each = asked(r, len(set(layers)), rounding)
+    return tuple(each[layer] for layer in layers)
 
 
 def _auto(findings: Findings) -> int:

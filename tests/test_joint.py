@@ -114,6 +114,8 @@ def test_each_row_merges_within_itself(kind: tuple[bool, bool, bool, bool]) -> N
     streams = [IMAGE, TEXT] if not kind[2] else [TEXT, IMAGE]
     assert (maps >= 0).sum(2)[:, 0].tolist() == 2 * streams
     assert maps.amax((1, 2)).tolist() == [n - 3 - 2 * i for i in range(2) for n in streams]
+    fast.r = (2, -1.0)  # by layers, whose rows share it
+    assert fast.schedule == (4, 4, 0, 0)
     fast.r = [2, 0, 2, 0]  # one of the two rows alone
     assert distance(fast(tiles, words), model(tiles, words)) < 1e-12
     fast.r = 0

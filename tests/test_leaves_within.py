@@ -110,3 +110,22 @@ def test_a_weight_that_a_hook_computes_follows_what_it_is_made_of() -> None:
     for step in source.step.steps:
         step.weight_orig[0] *= 5
     assert torch.equal(fast(image), source(image))
+
+
+class Borrowing(nn.Module):
+    """It reads a weight of a module that is none of its own."""
+
+    def __init__(self, owner: nn.Linear) -> None:
+        super().__init__()
+        self.owners = [owner]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        assert float(x.detach().abs().sum()) >= 0
+        return (x * self.owners[0].weight.mean(),)
+
+
+def test_weights_of_others_are_refused() -> None:
+    source = Between().eval()
+    source.step = Borrowing(source.head)
+    with pytest.raises(tome_fx.CaptureError, match=r"assert float.*step reads weights of others"):
+        tome_fx.transform(source, 3, example_inputs=torch.randn(2, 3, 8, 8))

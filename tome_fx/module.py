@@ -101,7 +101,7 @@ class ToMeModule(GraphModule):
             graph = maps_graph(self._located(), self._settings, self._rewritten.schedule)
             self._maps = key, GraphModule(self, graph)
         maps = self._maps[1](*args, **kwargs)
-        longest = max((each.shape[1] for each in maps), default=0)
+        longest = max(each.shape[1] for each in maps)
         return torch.stack([pad(each, (0, longest - each.shape[1]), value=-1) for each in maps])
 
     # -- modes -------------------------------------------------------------------------------

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
@@ -60,6 +62,8 @@ def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) ->
         for path, module in modules.items():
             calls = zip(first[path], second[path], strict=True)
             leaves = [_leaf(path, reasons[path], module, example.batch, *pair) for pair in calls]
+            for leaf_, call in zip(leaves, first[path], strict=True):
+                _tried(leaf_, model, module, call)
             stack.enter_context(_forward(module, _Stub(module, leaves)))
         yield
 
@@ -186,6 +190,37 @@ def _leaf(
     )
     macs = call.flops // 2 // batch
     return Leaf(path, reason, module, tuple(_weights(module)), call.given, call.result, made, macs)
+
+
+class _Reads(TorchFunctionMode):
+    """Notes whether any op gets one of some tensors."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.watched, self.found = {id(tensor) for tensor in tensors}, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = pytree.tree_leaves((args, kwargs))
+        self.found = self.found or any(id(value) in self.watched for value in given)
+        return func(*args, **(kwargs or {}))
+
+
+def _tried(made: Leaf, model: nn.Module, module: nn.Module, call: _Call) -> None:
+    """Run a leaf by itself, on copies of its own weights.
+
+    Raises:
+        CaptureError: it does not run, or reads weights that are none of its own.
+    """
+    weights = [value.detach().clone() for value in _weights(module).values()]
+    others = _Reads([*model.parameters(), *model.buffers()])
+    try:
+        with others, torch.no_grad(), torch.random.fork_rng(devices=[]):
+            made.run(*call.came, *weights)
+    except Exception as error:
+        text = f"{made.path} does not run by itself, so it cannot stay a call: {blame(error)}"
+        raise CaptureError(text) from error
+    if others.found:
+        raise CaptureError(f"{made.path} reads weights of others, so it cannot stay a call.")
 
 
 def _extent(path: str, came: list[tuple[Tensor, Tensor]], size: int, larger: int) -> int | Measured:
