@@ -125,14 +125,27 @@ def _identical(fast: nn.Module, model: nn.Module, entry: Entry) -> str:
     return "yes" if gap == 0 else "rounding" if gap < 1e-5 else f"no ({gap:.0e})"
 
 
-@torch.no_grad()
 def _compiled(fast: nn.Module, entry: Entry) -> str:
-    """``fullgraph`` through Dynamo: no graph break."""
-    args, kwargs = entry.inputs(2, flat=False, dtype=torch.float32, seed=3)
+    """``fullgraph`` through Dynamo: no graph break.
+
+    A compiler may round otherwise, and a deep model on random weights makes much of it: where it
+    shows, float64 tells rounding from a fault.
+    """
+    gap, _ = _compiled_gap(fast, entry, torch.float32)
+    if gap >= 1e-4:
+        gap, largest = _compiled_gap(fast.double(), entry, torch.float64)
+        gap = gap if gap >= WIDE * largest else 0.0
+    return "yes" if gap < 1e-4 else f"no ({gap:.0e})"
+
+
+@torch.no_grad()
+def _compiled_gap(fast: nn.Module, entry: Entry, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest difference, and the largest value."""
+    args, kwargs = entry.inputs(2, flat=False, dtype=dtype, seed=3)
     compiled = torch.compile(fast, fullgraph=True, backend="eager")
     ours, theirs = leaves(compiled(*args, **kwargs)), leaves(fast(*args, **kwargs))
-    gap = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
-    return "yes" if gap < 1e-4 else f"no ({gap:.0e})"
+    gaps = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    return max(gaps), max(float(value.abs().max()) for value in theirs)
 
 
 def _short(error: Exception) -> str:
