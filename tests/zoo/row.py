@@ -132,10 +132,10 @@ def _compiled(fast: nn.Module, entry: Entry) -> str:
     shows, float64 tells rounding from a fault.
     """
     gap, _ = _compiled_gap(fast, entry, torch.float32)
-    if gap >= 1e-4:
-        gap, largest = _compiled_gap(fast.double(), entry, torch.float64)
-        gap = gap if gap >= WIDE * largest else 0.0
-    return "yes" if gap < 1e-4 else f"no ({gap:.0e})"
+    if gap < 1e-4:
+        return "yes"
+    gap, largest = _compiled_gap(fast.double(), entry, torch.float64)
+    return "yes" if gap < WIDE * largest else f"no ({gap:.0e})"
 
 
 @torch.no_grad()
