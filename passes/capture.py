@@ -87,8 +87,7 @@ def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> P
         path = culprit(failure, model)
         if not path or path in reasons:
             break
-        inside = [p for p in reasons if p.startswith(path + ".")]
-        reasons = {p: why for p, why in reasons.items() if p not in inside}
+        reasons = {p: why for p, why in reasons.items() if not p.startswith(path + ".")}
         reasons[path] = failure.found
         try:
             with as_leaves(model, reasons, example):

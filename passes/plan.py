@@ -72,10 +72,10 @@ def _wanted(r: object, sites: Sequence[Site], rounding: Rounding) -> tuple[int, 
     if is_list(r):
         return asked(r, len(sites), rounding)
     known: dict[Node, int] = {}
-    layers = []
+    layers: list[int] = []
     for site in sites:
         nodes = [core.node for core in site.cores]
-        layer = next((known[n] for n in nodes if n in known), len(set(known.values())))
+        layer = next((known[n] for n in nodes if n in known), len(set(layers)))
         known.update(dict.fromkeys(nodes, layer))
         layers.append(layer)
     each = asked(r, len(set(layers)), rounding)

@@ -58,20 +58,25 @@ def none_accepted(tried: list[str]) -> InputError:
 
 
 def rejection(model: nn.Module, example: Example) -> str | None:
-    """Why the model itself does not run on the example; None if it does.
+    """Why the model itself does not run on the example; None if it does."""
+    try:
+        run_apart(model, example)
+    except Exception as error:
+        text = str(error).strip()
+        return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    return None
+
+
+def run_apart(model: nn.Module, example: Example) -> None:
+    """Run the model on the example, which leaves it and the random state as they were.
 
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
     Buffers that the run changes are copies.
     """
     state: dict[str, Tensor] = dict(model.named_parameters())
     state |= {name: value.clone() for name, value in model.named_buffers()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.func.functional_call(model, state, example.args, dict(example.kwargs))
-    except Exception as error:
-        text = str(error).strip()
-        return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-    return None
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.func.functional_call(model, state, example.args, dict(example.kwargs))
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from tome_fx.capturing.blame import blame
-from tome_fx.capturing.examples import Example
+from tome_fx.capturing.examples import Example, run_apart
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
 
@@ -84,16 +84,12 @@ def _recorded(
 ) -> dict[str, list[_Call]]:
     """The calls of ``modules`` in a run on the example, which leaves the model as it was."""
     found: dict[str, list[_Call]] = {path: [] for path in modules}
-    state: dict[str, Tensor] = dict(model.named_parameters())
-    state |= {name: value.clone() for name, value in model.named_buffers()}
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         for path, module in modules.items():
             stack.enter_context(_forward(module, _Recorder(path, module, found[path], counter)))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(counter)
-        torch.func.functional_call(model, state, example.args, dict(example.kwargs))
+        run_apart(model, example)
     return found
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute
-from tome_fx.graph.shells import shell
+from tome_fx.graph.shells import owner_of, shell
 from tome_fx.pipeline import LOCK, Located
 
 
@@ -83,8 +83,8 @@ class Source:
             return
         shapes: dict[int, Tensor] = {}  # by identity: tied ones stay tied
         for path, tensor, _ in list(_tensors(self.skeleton)):
-            owner, leaf = _owner(self.skeleton, path)
-            held, name = _owner(target, path)
+            owner, leaf = owner_of(self.skeleton, path)
+            held, name = owner_of(target, path)
             if held._parameters.get(name, held._buffers.get(name)) is not tensor:
                 continue
             shape = shapes.setdefault(id(tensor), _shape_of(tensor))
@@ -110,8 +110,8 @@ class Source:
     def _sync(self, target: nn.Module) -> None:
         assert isinstance(self.skeleton, nn.Module)
         for path, tensor, _ in list(_tensors(self.skeleton)):
-            owner, leaf = _owner(self.skeleton, path)
-            held, name = _owner(target, path)
+            owner, leaf = owner_of(self.skeleton, path)
+            held, name = owner_of(target, path)
             current = held._parameters.get(name, held._buffers.get(name))
             if current is tensor or current is None:
                 continue
@@ -239,13 +239,6 @@ def _shape_of(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, tensor.requires_grad)
     return empty
-
-
-def _owner(root: nn.Module, path: str) -> tuple[nn.Module, str]:
-    *parents, leaf = path.split(".")
-    for name in parents:
-        root = root._modules[name]  # type: ignore[assignment]
-    return root, leaf
 
 
 def _is_plain(name: str, value: Any) -> bool:

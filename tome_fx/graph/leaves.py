@@ -19,7 +19,7 @@ from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
 from tome_fx.errors import InputError
-from tome_fx.graph.shells import shell
+from tome_fx.graph.shells import owner_of, shell
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,7 @@ def _with(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A module of its own for one call, so that calls in several threads do not meet."""
     result = shell(module)
     for path, value in weights.items():
-        *parents, name = path.split(".")
-        owner = result
-        for parent in parents:
-            owner = owner._modules[parent]  # type: ignore[assignment]
-        held: dict[str, Any] = dict(owner._parameters)
-        (owner._parameters if name in held else owner._buffers)[name] = value  # type: ignore[assignment]
+        owner, name = owner_of(result, path)
+        table: dict[str, Any] = vars(owner)["_parameters"]
+        (table if name in table else owner._buffers)[name] = value
     return result

@@ -12,6 +12,14 @@ def shell(module: nn.Module) -> nn.Module:
     return _shell(module, {})
 
 
+def owner_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds what stands at ``path``, and its name there."""
+    *parents, leaf = path.split(".")
+    for name in parents:
+        root = root._modules[name]  # type: ignore[assignment]
+    return root, leaf
+
+
 def _shell(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     if id(module) not in seen:
         new = module.__class__.__new__(module.__class__)

@@ -14,6 +14,10 @@ from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 
+# What an index may have gone through since it was counted.
+_LAID_OUT = ("aten.unsqueeze", "aten.slice", "aten.add", "aten.to", "aten._to_copy", "aten.clone",
+             "aten.contiguous", "aten.reshape", "aten.detach")  # fmt: skip
+
 
 def along(context: Context) -> Lifted | Refusal:
     """``flip``, ``roll``, ``sort``, ``topk``, ``argmax``, ...: within the axes that they name."""
@@ -122,10 +126,6 @@ def _counts_up(index: Node) -> bool:
             return False
         index = call["self"]
     return False
-
-
-_LAID_OUT = ("aten.unsqueeze", "aten.slice", "aten.add", "aten.to", "aten._to_copy", "aten.clone",
-             "aten.contiguous", "aten.reshape", "aten.detach")  # fmt: skip
 
 
 def gather(context: Context) -> Lifted | Refusal:
