@@ -23,7 +23,7 @@ def _work(index: int) -> tuple[int, Row, float]:
 def _rows(chosen: list[int]) -> Iterator[tuple[int, Row]]:
     context = multiprocessing.get_context("spawn")
     # A process keeps what torch's compilers cache: a new one now and then.
-    with context.Pool(2, maxtasksperchild=20) as pool:
+    with context.Pool(2, maxtasksperchild=40) as pool:
         done = pool.imap_unordered(_work, chosen)
         for count, (index, row, seconds) in enumerate(done, 1):
             print(f"{count}/{len(chosen)} {row.key} {seconds:.1f} s", flush=True)
@@ -37,7 +37,6 @@ def main(parts: list[str]) -> None:
     chosen = [i for i, key in enumerate(keys) if not parts or any(part in key for part in parts)]
     known = table.load() if parts and table.DATA.exists() else {}
     for index, row in _rows(chosen):
-        known[keys[index]] = (
-            row  # saved one by one: a sweep that is stopped has not run for nothing
-        )
+        # Saved one by one: a sweep that is stopped has not run for nothing.
+        known[keys[index]] = row
         table.save(known[key] for key in keys if key in known)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import timm
 from timm.models import is_model_in_modules
@@ -32,7 +35,6 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "deepseek_vit": (THIN, {"depth": 2}),
     "convit": (THIN, {"depth": 2}),
     "xcit": ({"depth": 2, "embed_dim": 64, "num_heads": 4}, {"depth": 2}),
-    "volo": ({},),  # its constructor takes no other width or depth
     "tnt": ({"depth": 2},),
     "pit": ({"depths": (1, 2, 1)}, {"depth": (1, 2, 1)}, {}),
     "crossvit": ({"depth": ((1, 2, 0), (1, 2, 0))}, {}),
@@ -43,7 +45,6 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {},
     ),
     "hiera": ({"stages": (1, 1, 2, 1)}, {}),
-    "mvitv2": ({"depths": (1, 1, 2, 1)}, {}),
     "levit": ({"depth": (1, 1, 1)}, {}),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": ({"depths": (1, 1, 2, 1)}, {}),
@@ -57,6 +58,16 @@ COATNETS: tuple[Mapping[str, Any], ...] = (
     {"depths": (1, 1, 4, 2), "embed_dim": (64, 128, 256, 512)},
     {"depths": (1, 1, 4, 2)},
 )
+# Where timm's functions take no other depth, the class behind them gets it: its place, and the
+# argument in the place of that of the same name.
+BEHIND: Mapping[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "volo": ("timm.models.volo.VOLO", "layers", lambda layers: (1, 2, 1, 1)),
+    "mvitv2": (
+        "timm.models.mvitv2.MultiScaleVit",
+        "cfg",
+        lambda cfg: replace(cfg, depths=(1, 1, 4, 2)),
+    ),
+}
 # As they are, one of each module: deep, wide, on their own image size.
 FULL = (
     "vit_base_patch16_224", "eva02_small_patch14_224", "deit_small_distilled_patch16_224",
@@ -81,6 +92,18 @@ def _build(name: str, options: tuple[Mapping[str, Any], ...]) -> nn.Module:
     raise failure or ValueError(name)
 
 
+def _behind(module: str, name: str) -> nn.Module:
+    place, argument, changed = BEHIND[module]
+    constructor = pkgutil.resolve_name(place)
+
+    def shrunk(*args: Any, **kwargs: Any) -> nn.Module:
+        made: nn.Module = constructor(*args, **{**kwargs, argument: changed(kwargs[argument])})
+        return made
+
+    with mock.patch(place, shrunk):
+        return timm.create_model(name).eval()
+
+
 def _shape(module: str, name: str, options: Mapping[str, Any]) -> tuple[int, ...]:
     size = options.get("img_size") or _LARGEST.get(module)
     config = timm.get_pretrained_cfg(name)
@@ -88,13 +111,14 @@ def _shape(module: str, name: str, options: Mapping[str, Any]) -> tuple[int, ...
     return (3, size, size) if size and size < whole[-1] else whole
 
 
-def entries(modules: tuple[str, ...] = tuple(SHRUNK)) -> Iterator[Entry]:
+def entries(modules: tuple[str, ...] = (*SHRUNK, *BEHIND)) -> Iterator[Entry]:
     """Every name of ``modules``."""
     for module in modules:
         for name in timm.list_models():
             if is_model_in_modules(name, [module]):
-                options = COATNETS if "coat" in name else SHRUNK[module]
-                build: Callable[[], nn.Module] = partial(_build, name, options)
+                options = COATNETS if "coat" in name else SHRUNK.get(module, ({},))
+                behind = partial(_behind, module, name)
+                build = behind if module in BEHIND else partial(_build, name, options)
                 yield Entry(module, name, build, _shape(module, name, options[0]))
     for name in FULL:
         yield Entry("full size", name, partial(_build, name, ({},)), _shape("", name, {}))
