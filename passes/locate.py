@@ -19,9 +19,10 @@ from dataclasses import replace
 from torch.fx import Node
 
 from tome_fx.finding.contractions import contraction_anchors
-from tome_fx.finding.cores import Anchor, anchors, cores_of, token_atoms
+from tome_fx.finding.cores import CAUSAL, Anchor, anchors, cores_of, token_atoms
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
+from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Atom, Axis, extent
@@ -43,13 +44,18 @@ def locate(
     found = anchors(program.graph, program.extents)
     found += contraction_anchors(program.graph, plain, program.extents)
     types, streams = _typed(program, rules, protect, plain, _token_runs(found, plain))
-    cores, misses = _proved(found, types, _words(streams, program))
+    proved, misses = _proved(found, types, _words(streams, program))
+    cores, causal = _by_order(proved, program)
+    misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
     sites, unplaced = find_sites(program.graph, cores, types)
-    misses += unplaced
+    sites, too_early = before_order(sites, causal, program)
+    misses += [*unplaced, *too_early]
     if not sites and not all(miss.harmless for miss in misses):
-        runs = _whole(inner_runs(program.graph, found, plain))
+        ordered = {core.node for core in causal}
+        others = [row for row in found if row[0].node not in ordered]
+        runs = _whole(inner_runs(program.graph, others, plain))
         inside = _typed(program, rules, protect, plain, runs)
-        cores = inner_cores(program.graph, found, inside[0])
+        cores = inner_cores(program.graph, others, inside[0])
         inner, _ = find_sites(program.graph, cores, inside[0])
         if inner:
             types, streams = inside
@@ -97,6 +103,15 @@ def _proved(
         misses.extend(Miss(core.node, "attention", _WORDS) for core in proved if core not in seen)
         misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
     return cores, [miss for miss in misses if not _is_part(miss.node, found, cores)]
+
+
+def _by_order(cores: Iterable[Core], program: Program) -> tuple[list[Core], list[Core]]:
+    """The cores whose tokens have no order, and those that a mask makes causal."""
+    free: list[Core] = []
+    causal: list[Core] = []
+    for core in cores:
+        (causal if is_causal(core, program) else free).append(core)
+    return free, causal
 
 
 def _words(streams: Iterable[StreamDef], program: Program) -> frozenset[int]:

@@ -17,8 +17,8 @@ from tests.laws.common import TINY, distance
 from tests.profiles import examples
 
 pytestmark = TINY
-KERNELS = ("encoder", "sdpa", "expanded", "filled", "added", "additive", "weights", "folded",
-           "in bulk")  # fmt: skip
+KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
+           "additive", "weights", "folded", "in bulk")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,6 +104,13 @@ class Sequences(nn.Module):
             y = (scores.softmax(-1) @ v).unflatten(0, (b, -1))
         elif kernel == "filled":
             y = scores.masked_fill(~valid, float("-inf")).softmax(-1) @ v
+        elif kernel == "chosen":
+            y = torch.where(valid, scores, torch.full_like(scores, -1e9)).softmax(-1) @ v
+        elif kernel == "replaced":
+            y = torch.where(~valid, float("-inf"), scores).softmax(-1) @ v
+        elif kernel == "biased":  # an even bias stands between the mask and the softmax
+            slope = torch.linspace(0, 1, self.config.heads, dtype=x.dtype)[:, None, None]
+            y = (scores.masked_fill(~valid, float("-inf")) + slope).softmax(-1) @ v
         else:
             y = (scores + hidden).softmax(-1) @ v
         return own.out_proj(y.transpose(1, 2).reshape(b, n, c))

@@ -18,6 +18,7 @@ from torch.fx import Node
 from tome_fx.graph.axes import Stream, count, map_type
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import cones_of
+from tome_fx.graph.convolutions import sees_one_place
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.grids import has_grid
 from tome_fx.macs import macs_of
@@ -79,15 +80,8 @@ def _counts(
 
 def _works_on_the_grid(node: Node, findings: Findings) -> bool:
     """A convolution that sees neighbours, or a product with rows or columns of the tokens apart."""
-    if "conv" in str(node.target) and _sees_one_place(node):
+    if "conv" in str(node.target) and sees_one_place(bind(node)):
         return False
     types = findings.types.get(node, ())
     on_grid = any(map(has_grid, types)) and node.target is not torch.ops.aten.linear.default
     return on_grid or "conv" in str(node.target)
-
-
-def _sees_one_place(convolution: Node) -> bool:
-    """Is it a linear on each place?"""
-    call = bind(convolution)
-    kernel, strides = call["weight"].meta["val"].shape[2:], call["stride"]
-    return all(size == 1 for size in (*kernel, *strides))

@@ -57,14 +57,13 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
     names = [inputs.nodes[place].name for place in places]
     weights = len(inputs.weights)
     graph = named_graph(traced.graph, names[:weights], names[weights:])
-    # Tables of indices are read here, to protect the tokens that they name.
-    tables = {
+    # Tables of indices are read, to protect the tokens that they name, and masks.
+    known = {
         inputs.nodes[place].name: inputs.values[place]
         for place in inputs.weights
         if not isinstance(inputs.values[place], FakeTensor)
-        and not inputs.values[place].is_floating_point()
     }
-    constants = {**tables, **read_by(traced)}
+    constants = {**known, **read_by(traced)}
     return replace(describe(graph, constants, "dynamo"), guarded=True)
 
 

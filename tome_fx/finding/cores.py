@@ -32,6 +32,7 @@ PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
 _PLACES = ("input", "conv")
 # A row of such or unknown factors may be tokens if it is a product; these never are.
 _NEVER = ("channel", "constant", "literal")
+CAUSAL = "it is causal: a merged token has no place in the order"
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def cores_of(
     if anchor.kind == "softmax" and not all(_is_over(anchor.node, s, types) for s in mixed):
         return _miss(anchor, "it is not over its keys")
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):
-        return _miss(anchor, "it is causal: a merged token has no place in the order")
+        return _miss(anchor, CAUSAL)
     channel = anchor.channel % key[0].rank
     return tuple(
         Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, stream)

@@ -16,17 +16,20 @@ from tome_fx.graph.axes import (
     has_stream,
     is_uniform,
 )
-from tome_fx.graph.calls import bind, tensor_operands
+from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings
 
 _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "aten.contiguous",
           "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub")  # fmt: skip
+_FILLS = ("aten.full", "aten.new_full", "aten.zeros_like")
 
 
 def masks_of(core: Core) -> list[tuple[Node, bool]]:
     """Values that tell which keys an attention looks at, and whether True hides a key there.
 
-    Of a fused attention its mask; of a softmax what is added to its logits or filled into them.
+    Of a fused attention its mask; of a softmax what is added to its logits or filled into them, the
+    nearest first.
     """
     call = bind(core.node)
     if core.kind == "sdpa":
@@ -35,21 +38,41 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
     if core.kind != "softmax":
         return []
     found: list[tuple[Node, bool]] = []
-    node = call["self"]
-    while isinstance(node.target, torch._ops.OpOverload):
-        inner = bind(node)
-        if inner.name == "aten.add":
-            found.extend((n, False) for _, n in tensor_operands(inner))
-            break
-        if inner.name == "aten.baddbmm":
-            found.append((inner["self"], False))
-            break
-        if inner.name == "aten.masked_fill":
-            found.append((inner["mask"], True))
-        elif inner.name not in _STEPS:
-            break
-        node = inner["self"]
+    waiting: list[Node] = [call["self"]]
+    while waiting:
+        node = waiting.pop(0)
+        if isinstance(node.target, torch._ops.OpOverload):
+            masks, before = _applied(bind(node))
+            found += masks
+            waiting += before
     return found
+
+
+def _applied(call: Call) -> tuple[list[tuple[Node, bool]], list[Node]]:
+    """The masks that an op applies to logits, and what could be the logits before it."""
+    if call.name == "aten.add":
+        both = [node for _, node in tensor_operands(call)]
+        return [(node, False) for node in both], both
+    if call.name == "aten.baddbmm":
+        return [(call["self"], False)], []
+    if call.name == "aten.masked_fill":
+        return [(call["mask"], True)], [call["self"]]
+    if call.name == "aten.where":
+        hides = _is_filled(call["self"])
+        before = call["other" if hides else "self"]
+        return [(call["condition"], hides)], [before] if isinstance(before, Node) else []
+    before = call["self"] if call.name in _STEPS else None
+    return [], [before] if isinstance(before, Node) else []
+
+
+def _is_filled(value: object) -> bool:
+    """Is a branch of a choice one number everywhere?"""
+    if not isinstance(value, Node):
+        return True
+    one = tensor_value(value)
+    # By its text: a symbolic size that is compared is guarded on.
+    alone = one is not None and all(str(size) == "1" for size in one.shape)
+    return alone or str(value.target).startswith(_FILLS)
 
 
 def padding_masks(findings: Findings) -> frozenset[Node]:

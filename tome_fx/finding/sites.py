@@ -12,7 +12,7 @@ from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import Atom, TensorType, streams
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.convolutions import CONVOLUTIONS, sees_one_place
 from tome_fx.graph.grids import fused
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Miss, Mlp, Site
@@ -20,7 +20,6 @@ from tome_fx.program import Core, Miss, Mlp, Site
 _ADD = torch.ops.aten.add.Tensor
 _SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
 _JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul")
-_CONVOLUTIONS = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.convolution")
 Types = Mapping[Node, tuple[TensorType, ...]]
 
 
@@ -190,10 +189,9 @@ def _is_linear(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     call = bind(node)
-    if call.name not in _CONVOLUTIONS:
-        return call.name == "aten.linear"
-    weight = tensor_value(call["weight"])
-    return call["groups"] == 1 and weight is not None and weight[0, 0].numel() == 1
+    if call.name in CONVOLUTIONS:
+        return call["groups"] == 1 and sees_one_place(call)
+    return call.name == "aten.linear"
 
 
 def _parallel_mlp(

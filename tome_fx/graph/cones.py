@@ -12,6 +12,8 @@ from tome_fx.graph.calls import bind
 
 _LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
            "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
+_LIKE = ("sym_size", "full_like", "ones_like", "zeros_like", "empty_like", "new_full", "new_ones",
+         "new_zeros", "new_empty")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,21 @@ def made_of_inputs(graph: Graph) -> set[Node]:
     """The nodes whose values, not only their shapes, depend on an input."""
     found: set[Node] = set()
     for node in graph.nodes:
-        made = node.op == "placeholder" or any(n in found for n in node.all_input_nodes)
-        if made and node.target is not torch.ops.aten.sym_size.int:
+        if node.op == "placeholder" or any(n in found for n in read_values(node)):
             found.add(node)
     return found
+
+
+def read_values(node: Node) -> list[Node]:
+    """The operands that an op reads more of than the shape."""
+    return node.all_input_nodes[reads_a_shape(node) :]
+
+
+def reads_a_shape(node: Node) -> bool:
+    """Is the shape all that an op reads of its first operand?"""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    return node.target._schema.name.removeprefix("aten::") in _LIKE
 
 
 def laid_out(node: Node) -> Node:

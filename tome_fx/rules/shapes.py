@@ -18,6 +18,7 @@ from tome_fx.graph.axes import (
     is_merged,
 )
 from tome_fx.graph.calls import Call
+from tome_fx.graph.convolutions import sees_one_place
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 from tome_fx.rules.layout import sized
@@ -48,9 +49,8 @@ def factory(context: Context) -> Lifted | Refusal:
 def convolution(context: Context) -> Lifted | Refusal:
     """A convolution: with a kernel of one position a linear on axis 1, else an op over a grid."""
     call, type_ = context.call, context.types["input"]
-    weight = call["weight"].meta["val"]
-    axis = type_.rank - weight.dim() + 1
-    if not _is_pointwise(call, weight.shape[2:]) or axis < 0:
+    axis = type_.rank - call["weight"].meta["val"].dim() + 1
+    if not sees_one_place(call) or axis < 0:
         return grid(context)
     if has_stream(type_.axes[axis]) or has_batch(type_.axes[axis]):
         return Refusal("it mixes tokens by a weight for each position")
@@ -58,12 +58,6 @@ def convolution(context: Context) -> Lifted | Refusal:
     channel: Axis = (Atom(context.shape[axis], Origin("channel", call.node.name, (axis,))),)
     result = (*kind.axes[:axis], channel, *kind.axes[axis + 1 :])
     return one(TensorType(result), operands={"input": kind})
-
-
-def _is_pointwise(call: Call, kernel: Sequence[int]) -> bool:
-    strides, padding = call["stride"], call["padding"]
-    still = isinstance(padding, str) or not any(padding)
-    return all(size == 1 for size in (*kernel, *strides)) and still and not call.get("transposed")
 
 
 def pad(context: Context) -> Lifted | Refusal:

@@ -1,0 +1,58 @@
+"""Attention that shows a token only those before it, by a mask that the model makes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from tome_fx.finding.masks import masks_of
+from tome_fx.graph.cones import cones_of
+from tome_fx.graph.values import value_of
+from tome_fx.program import Core, Miss, Program, Site
+
+_FOLLOWS = "a causal attention follows: a merged token has no place in its order"
+# Less than any bias: what is added to hide a token.
+_HIDDEN = -1e3
+
+
+def is_causal(core: Core, program: Program) -> bool:
+    """Does a mask that no input has a part in hide from each token all that follow it?"""
+    for node, hides in masks_of(core):
+        value = None if node in program.of_images else value_of(node, program.constants)
+        if value is not None and _is_triangle(value, hides):
+            return True
+    return False
+
+
+def before_order(
+    sites: Iterable[Site], causal: Iterable[Core], program: Program
+) -> tuple[tuple[Site, ...], list[Miss]]:
+    """The sites whose merged tokens no attention of ``causal`` sees, and the others."""
+    cones = cones_of(program.graph)
+    ordered = list(causal)
+    kept, dropped = [], []
+    for site in sites:
+        seen = any(
+            core.stream == site.stream and cones.depends(core.node, site.node) for core in ordered
+        )
+        if seen:
+            dropped += [Miss(core.node, "attention", _FOLLOWS) for core in site.cores]
+        else:
+            kept.append(site)
+    return tuple(kept), dropped
+
+
+def _is_triangle(mask: Tensor, hides: bool) -> bool:
+    """Is one side of the diagonal hidden, and neither the diagonal nor all of the other side?"""
+    if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] < 2:
+        return False
+    if mask.dtype != torch.bool:
+        mask, hides = mask < _HIDDEN, True
+    hidden = mask if hides else ~mask
+    if bool(hidden.diagonal(dim1=-2, dim2=-1).any()):
+        return False
+    side = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
+    above, below = (bool(hidden[..., half].all()) for half in (side, side.mT))
+    return above != below
