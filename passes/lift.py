@@ -85,7 +85,7 @@ class _Walk:
 
     lifter: Lifter
     schedule: MergeSchedule
-    depths: dict[Step, int] = field(default_factory=dict)
+    depths: dict[tuple[Node, int], int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,7 +145,8 @@ class _Walk:
             deeper = lifter.deepest(now, stream)
             lifter.before.setdefault(node, Value(held, (now,)))
             lifter.put(node, coercer.coerce(held, now, deeper), (deeper,))
-        self.depths[step] = levels.depth(stream)
+            level = levels.depth(stream)
+        self.depths[node, stream] = level
 
     def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
@@ -161,13 +162,13 @@ class _Walk:
         return emit(ops.match, scores, step.removed, parity)
 
     def _level(self, step: Step) -> int:
-        """The level that a site merges from: the deepest, or where its own value stands.
+        """The level that a site merges from: of the site before it, or where its own value stands.
 
         The latter where tokens that an op told apart are not averaged again: their groups are over.
         """
-        depth = self.lifter.coercer.levels.depth(step.site.stream)
         if self.lifter.remerge == "mean":
-            return depth
+            after = step.site.after
+            return self.depths[after, step.site.stream] if after is not None else 0
         own = self.lifter.values[step.site.node].types[0]
         return next(s.level for s in streams(own) if s.id == step.site.stream)
 
@@ -194,7 +195,7 @@ class _Walk:
         image = next(n for n in lifter.program.graph.nodes if n.name in lifter.program.batched)
         like, result = lifter.values[image].node, []
         for step in self.schedule.steps:
-            stream, depth = step.site.stream, self.depths[step]
+            stream, depth = step.site.stream, self.depths[step.site.node, step.site.stream]
             if depth:
                 result.append(lifter.coercer.levels.assignment(stream, depth))
             else:

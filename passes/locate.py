@@ -91,7 +91,7 @@ def _proved(
 ) -> tuple[list[Core], list[Miss]]:
     """The cores that types prove, those of one anchor a softmax, and why the others are none.
 
-    Streams of ``words`` stay whole where others stand beside them.
+    Streams of ``words`` stay whole where others stand beside them, or in other attention.
     """
     cores: list[Core] = []
     misses: list[Miss] = []
@@ -102,6 +102,9 @@ def _proved(
         cores.extend(seen)
         misses.extend(Miss(core.node, "attention", _WORDS) for core in proved if core not in seen)
         misses.extend(answer for answer in answers[:1] if not proved and isinstance(answer, Miss))
+    if any(core.stream not in words for core in cores):  # a text has a tower of its own
+        misses.extend(Miss(c.node, "attention", _WORDS) for c in cores if c.stream in words)
+        cores = [core for core in cores if core.stream not in words]
     return cores, [miss for miss in misses if not _is_part(miss.node, found, cores)]
 
 

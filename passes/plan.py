@@ -6,7 +6,7 @@
 
 The schedule counts the sites in program order: the attention blocks where a merge can go. What a
 site cannot give is clamped to half of its unprotected tokens (section 3.2). Each stream is planned
-by itself.
+by itself, and so is each branch of one, from where it parts.
 """
 
 from __future__ import annotations
@@ -52,16 +52,33 @@ def plan(
         first = findings.sites[own[0]]
         tokens = stream_tokens(findings, first)
         protected = tokens_of(findings.types[first.node][0], stream) - tokens
-        skipped = {place // every for place, i in enumerate(own) if i in left_out}
-        idle = [place for place in range(len(own)) if place // every in skipped]
-        ideal = plain([wanted[i] for i in own], tokens, share(r), idle)
-        merges = grouped(ideal, every, multiple, protected)
-        for i, merge in zip(own, merges, strict=True):
-            steps[i] = Step(findings.sites[i], merge.before, merge.removed, merge.asked)
+        left: dict[Node | None, int] = {None: tokens}
+        for line in _lines(findings.sites, own):
+            skipped = {place // every for place, i in enumerate(line) if i in left_out}
+            idle = [place for place in range(len(line)) if place // every in skipped]
+            start = left[findings.sites[line[0]].after]
+            ideal = plain([wanted[i] for i in line], start, share(r), idle)
+            merges = grouped(ideal, every, multiple, protected)
+            for i, merge in zip(line, merges, strict=True):
+                site = findings.sites[i]
+                left[site.node] = merge.before - merge.removed
+                steps[i] = Step(site, merge.before, merge.removed, merge.asked)
     schedule = MergeSchedule(tuple(steps[i] for i in sorted(steps)), multiple)
     if strict:
         _check(schedule, wanted if is_list(r) else None)
     return schedule
+
+
+def _lines(sites: Sequence[Site], own: Sequence[int]) -> list[list[int]]:
+    """The sites of a stream as rows of one behind the other; a branch is a row of its own."""
+    lines: list[list[int]] = []
+    for i in own:
+        line = next((line for line in lines if sites[line[-1]].node is sites[i].after), None)
+        if line is None:
+            lines.append([i])
+        else:
+            line.append(i)
+    return lines
 
 
 def _wanted(r: object, sites: Sequence[Site], rounding: Rounding) -> tuple[int, ...]:

@@ -218,3 +218,27 @@ def test_inputs_of_hugging_face_and_torchvision_are_inferred() -> None:
     assert torch.equal(fast(x).logits, model(x).logits)
     fast = tome_fx.transform(torchvision_vit(), 2)
     assert fast.report.blocks[0].tokens_in == 10
+
+
+class Queries(nn.Module):
+    """Detection by words: so many texts for each image, laid out by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.words = tiny(global_pool="", num_classes=0), nn.Embedding(9, 32)
+
+    def forward(self, image: Tensor, words: Tensor) -> Tensor:
+        each = words.shape[0] // image.shape[0]
+        texts = self.words(words).mean(1).reshape(image.shape[0], each, 32)
+        return self.body(image) @ texts.transpose(1, 2)
+
+
+def test_a_fixed_number_over_the_batch_fixes_the_batch() -> None:
+    model, x, words = Queries().eval(), images(), torch.arange(12).reshape(4, 3) % 9
+    fast = tome_fx.transform(model, 2, example_inputs=(x, words))
+    assert fast.schedule == (2, 2)
+    assert "the model's own code fixes the batch at 2" in str(fast.report)
+    fast.r = 0
+    assert torch.equal(fast(x, words), model(x, words))
+    with pytest.raises(tome_fx.ToMeError, match="batch of 3"):
+        fast(images(3), words)

@@ -122,6 +122,31 @@ def test_each_row_merges_within_itself(kind: tuple[bool, bool, bool, bool]) -> N
     assert torch.equal(fast(image, text), model(image, text))
 
 
+class Towers(nn.Module):
+    """An image and a text by themselves, then side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.embed = nn.Conv2d(3, C, 2, 2), nn.Embedding(11, C)
+        self.image, self.text, self.both = Mixed(False), Mixed(False), Mixed(False)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        x, y = self.image(self.stem(image).flatten(2).mT), self.text(self.embed(text))
+        return self.both(torch.cat([x, y], dim=1)).mean(1)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_words_stay_whole_in_a_tower_of_their_own() -> None:
+    model = Towers().double().eval()
+    randomise(model, 2)
+    image, text = inputs(words=True)
+    fast = tome_fx.transform(model, 3, example_inputs=(image, text))
+    assert [block.attention for block in fast.report.blocks] == ["image", "both"]
+    assert [miss.module for miss in fast.report.near_misses] == ["both", "text"]
+    tiles = image[:, :, :2, :2].repeat(1, 1, 4, 4)
+    assert distance(fast(tiles, text), model(tiles, text)) < 1e-12
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("doubled", [False, True])
 def test_words_stay_whole_beside_an_image(doubled: bool) -> None:

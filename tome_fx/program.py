@@ -101,12 +101,16 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a merge goes: behind the residual add that follows one or more parallel cores."""
+    """Where a merge goes: behind the residual add that follows one or more parallel cores.
+
+    ``after`` is the site whose tokens reach it: the one before it, or where its branch began.
+    """
 
     node: Node
     cores: tuple[Core, ...]
     stream: int
     mlp: Mlp | None
+    after: Node | None = None
 
 
 @dataclass(frozen=True)

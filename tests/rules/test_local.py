@@ -48,6 +48,7 @@ CHANNELS = {
     "norm of heads": lambda x: joined(F.layer_norm(heads(x), (C // H,))),
     "batch norm": lambda x: F.batch_norm(x.transpose(1, 2), BIAS, SLOPES).transpose(1, 2),
     "batch norm of folded tokens": lambda x: F.batch_norm(x.flatten(0, 1), BIAS, SLOPES).view_as(x),
+    "written normalize": lambda x: x / torch.linalg.norm(x, dim=-1, keepdim=True),
     "normalize": lambda x: F.normalize(x, dim=-1) + x / x.norm(dim=-1, keepdim=True),
     "statistics": lambda x: (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True).sqrt(),
     "gated": lambda x: torch.cat([F.glu(x), F.glu(-x)], -1),

@@ -52,6 +52,7 @@ EXTREMES = {
 }
 NORMS = {
     "norm": lambda x: x.norm(dim=1),
+    "written norm": lambda x: torch.linalg.norm(x, dim=1),
     "norm of order 1": lambda x: x.norm(p=1, dim=1, keepdim=True),
     "norm of order 3": lambda x: torch.linalg.vector_norm(x, 3, dim=1),
     "largest": lambda x: x.norm(p=math.inf, dim=1),
@@ -95,13 +96,15 @@ TELLS_APART = {
     "the three largest": lambda x: x.topk(3, dim=1)[0],
     "log of shares": lambda x: x.log_softmax(1),
     "number of values": lambda x: x.relu().norm(p=0, dim=1),
+    "norm of a matrix": lambda x: torch.linalg.norm(x, dim=(1, 2)),
     "adaptive pool": lambda x: F.adaptive_avg_pool1d(x.transpose(1, 2), 2),
 }
 
 
 def test_needs_all_tokens() -> None:
     expected = {"var", "prod", "median", "cumsum", "logcumsumexp", "argmax", "max", "sort", "topk",
-                "log_softmax", "linalg_vector_norm", "adaptive_avg_pool1d"}  # fmt: skip
+                "log_softmax", "linalg_norm", "linalg_vector_norm",
+                "adaptive_avg_pool1d"}  # fmt: skip
     assert unmerged(TELLS_APART, how="aside") == expected
 
 

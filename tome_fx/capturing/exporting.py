@@ -15,6 +15,7 @@ from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
+from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions
 from tome_fx.program import Program
@@ -37,22 +38,38 @@ def from_export(model: nn.Module, example: Example, shared: bool = False) -> Pro
         return {0: dynamic} if batched else None
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
+    program = _exported(model, example, _named_shapes(model, shapes))
+    if _divides(program):
+        program = _exported(model, example, None)
+    call_leaves(program.graph)
+    given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
+    accept_defaults(program.graph, model, set(given.arguments))
+    return program
+
+
+def _exported(model: nn.Module, example: Example, shapes: Any) -> Program:
     try:
         with no_fast_path():
             exported = torch.export.export(
                 model,
                 example.args,
                 dict(example.kwargs),
-                dynamic_shapes=_named_shapes(model, shapes),
+                dynamic_shapes=shapes,
                 strict=False,
             )
     except Exception as error:
         raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error
-    program = from_exported_program(exported)
-    call_leaves(program.graph)
-    given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
-    accept_defaults(program.graph, model, set(given.arguments))
-    return program
+    return from_exported_program(exported)
+
+
+def _divides(program: Program) -> bool:
+    """Does the model's code divide a fixed number by the batch, as that of texts by the images?
+
+    Such a program is none for other batches: at a large one nothing is left of the quotient.
+    """
+    values = [tensor_value(node) for node in program.graph.nodes]
+    sizes = [size for value in values if value is not None for size in value.shape]
+    return any(not isinstance(s, int) and program.extents.of(s) == 0 for s in sizes)
 
 
 def _named_shapes(model: nn.Module, shapes: Any) -> Any:

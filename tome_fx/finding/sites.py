@@ -44,11 +44,49 @@ def find_sites(
     places = sorted({node for node, _ in groups}, key=lambda node: cones.order[node])
     after = dict(itertools.pairwise(places))
     anchors = [core.node for core in cores]
-    sites = []
+    sites: list[Site] = []
     for (node, stream), own in sorted(groups.items(), key=lambda item: cones.order[item[0][0]]):
         mlp = _mlp(graph, node, residuals[node], own, after.get(node), anchors, types, cones)
-        sites.append(Site(node, tuple(own), stream, mlp))
+        before = {site.node: site.after for site in sites if site.stream == stream}
+        came = _reaching(node, stream, before, types)
+        sites.append(Site(node, tuple(own), stream, mlp, came))
     return tuple(sites), misses
+
+
+def _reaching(
+    site: Node, stream: int, before: Mapping[Node, Node | None], types: Types
+) -> Node | None:
+    """The last site whose tokens reach ``site``, not only what was read of them.
+
+    Branches (the frames of a clip one by one, two decoders) each go on from where they part, and
+    what joins them from there too. ``before``: earlier sites, and what reaches each.
+    """
+    waiting, seen = [site], {site}
+    found: list[Node] = []
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node in seen or not _holds(node, stream, types):
+                continue
+            seen.add(node)
+            (found if node in before else waiting).append(node)
+    ways = [_way(node, before) for node in found]
+    last = max(ways, key=len, default=[])
+    return next((node for node in last if all(_on_one_line(node, way, last) for way in ways)), None)
+
+
+def _way(site: Node, before: Mapping[Node, Node | None]) -> list[Node]:
+    """A site and those before it, the last first."""
+    way: list[Node] = []
+    node: Node | None = site
+    while node is not None:
+        way.append(node)
+        node = before[node]
+    return way
+
+
+def _on_one_line(node: Node, way: list[Node], last: list[Node]) -> bool:
+    """Is ``node`` on this way, or is the way a part of the one that it is on?"""
+    return node in way or way[0] in last
 
 
 def _shares_images(type_: TensorType) -> bool:

@@ -119,7 +119,9 @@ class Coercer:
             rows = ops.take, self.levels.origin(stream.id, goal.level)
             node = self._rows(node, have, at, goal, rows)
             have, stream = _changed(have, at, replace(goal, extensive=False))
-        if stream.extensive and (goal.level < stream.level or not goal.extensive):
+        other = stream.level != goal.level
+        back = other and self.levels.step(stream, goal.level) < stream.level
+        if stream.extensive and (back or not goal.extensive):
             if stream.level:
                 node = self._by_size(node, have, at, ops.divide_by_size)
             have, stream = _changed(have, at, replace(stream, extensive=False))

@@ -67,6 +67,17 @@ class Levels:
             return way[way.index(stream.level) - 1]
         return goal if goal in self._way(stream.id, stream.level) else 0
 
+    def common(self, stream: int, first: int, second: int) -> int:
+        """Where values at two levels meet: at the one that was merged from the other.
+
+        Of two branches neither was: what they both were merged from, since a group of one need not
+        be one of the other.
+        """
+        ways = self._way(stream, first), self._way(stream, second)
+        if second in ways[0] or first in ways[1]:
+            return max(first, second)
+        return next(level for level in ways[0] if level in ways[1])
+
     def _way(self, stream: int, level: int) -> list[int]:
         """A level, what it was merged from, and so on to level 0."""
         way = [level]

@@ -152,6 +152,10 @@ class Lifter:
             return
         for node, why in self.averages.made(operands):
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
+        for path, node in paths.items():
+            if _is_deeper(have[path], met[path]):
+                why = "it joins branches that merged each by itself"
+                self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
         nodes = {
             path: self.coercer.coerce(
                 self.values[node].node, have[path], want[path], node not in self.averages.of_images
@@ -195,11 +199,15 @@ class Lifter:
     # -- levels -----------------------------------------------------------------------------
 
     def _meet(self, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
-        """Operands that share a stream at the deepest level that any of them has."""
+        """Operands that share a stream at the deepest level that any of them has.
+
+        Where they come from branches that merged each by itself, at the level they parted at.
+        """
         depth: dict[int, int] = {}
         for type_ in have.values():
             for stream in streams(type_):
-                depth[stream.id] = max(depth.get(stream.id, 0), stream.level)
+                known = depth.get(stream.id, 0)
+                depth[stream.id] = self.coercer.levels.common(stream.id, known, stream.level)
 
         def deepen(stream: Stream) -> Stream:
             return self.coercer.levels.at(stream, depth[stream.id])
@@ -238,6 +246,11 @@ class RuleBuilder:
     def key_size_along(self, type_: TensorType, axis: int) -> Node | None:
         """The same for the keys of an attention, unless proportional attention is off."""
         return self.size_along(type_, axis) if self.lifter.prop_attn else None
+
+
+def _is_deeper(have: TensorType, met: TensorType) -> bool:
+    """Has ``have`` fewer tokens than it meets others with?"""
+    return any(s.merged > m.merged for s, m in zip(streams(have), streams(met), strict=False))
 
 
 def hides_images(have: TensorType, want: TensorType) -> bool:

@@ -56,7 +56,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(tokens.softmax, "softmax _softmax log_softmax"),
         **_family(
             tokens.reduction,
-            "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm prod",
+            "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm "
+            "linalg_norm prod",
         ),
         **_family(
             tokens.pool_to_one, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"

@@ -35,7 +35,7 @@ from tome_fx.rules.shapes import grid
 
 aten = torch.ops.aten
 _SUMS = ("aten.sum", "aten.mean")
-_SCALED = ("aten.logsumexp", "aten.norm", "aten.linalg_vector_norm")
+_SCALED = ("aten.logsumexp", "aten.norm", "aten.linalg_norm", "aten.linalg_vector_norm")
 _EXTREMES = ("aten.amax", "aten.amin", "aten.any", "aten.all", "aten.max", "aten.min")
 
 
@@ -117,7 +117,8 @@ def _scaled(
     call = context.call
     order = call.get("ord", call.get("p", 2))
     order = 2 if order is None else order
-    if len(over) != 1 or not isinstance(order, (int, float)) or order <= 0:
+    matrix = call.name == "aten.linalg_norm" and len(dims) > 1
+    if len(over) != 1 or matrix or not isinstance(order, (int, float)) or order <= 0:
         return Refusal("its value over tokens is not known")
 
     def build(builder: Builder, operands: Operands) -> Any:
