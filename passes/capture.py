@@ -1,6 +1,7 @@
 """Capture: any model to one program in pre-dispatch ATen, with shapes and a dynamic batch.
 
     nn.Module        -> torch.export (FX tracing below the module level), non-strict
+                     or torch.export with branches that its own buffers decide
                      or torch.fx.symbolic_trace, then functorch's make_fx
                      or torch.export with the modules that it fails in as calls
     fx.GraphModule   -> make_fx
@@ -13,12 +14,14 @@ parameters by their own names, nothing that mutates.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.leaves import as_leaves, culprit
@@ -71,6 +74,22 @@ def _module(model: nn.Module, example: Example, door: Door) -> Program:
 
 
 def _exported(model: nn.Module, example: Example) -> Program:
+    try:
+        return _plainly(model, example)
+    except CaptureError as failure:
+        first = failure
+    reading = DecidedByBuffers(model)
+    if not reading.serves:
+        raise first
+    try:
+        with reading:
+            program = _plainly(model, example)
+    except CaptureError as second:
+        raise (second if reading.names else first) from None
+    return replace(program, decided=tuple(sorted(reading.names)))
+
+
+def _plainly(model: nn.Module, example: Example) -> Program:
     program = from_export(model, example)
     single = example.single if program.static_batch else None
     return from_export(model, single) if single is not None else program

@@ -184,7 +184,7 @@ class ToMeModule(GraphModule):
     def _located(self) -> Located:
         if self.training not in self._programs:
             with LOCK:
-                model = self._source.like(self)
+                model = self._source.to_trace(self)
                 example = self._source.example_like(self._example, self)
                 located = locate_program(model, example, self._settings)
                 self._programs[self.training] = self._source.adopt(self, located)

@@ -30,6 +30,7 @@ class Program:
         static_batch: the model's own code fixed the batch size.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
+        decided: buffers whose values decided which of its code was captured.
     """
 
     graph: Graph
@@ -41,6 +42,7 @@ class Program:
     static_batch: bool
     guarded: bool = False
     checkpointed: bool = False
+    decided: tuple[str, ...] = ()
 
     @cached_property
     def of_images(self) -> frozenset[Node]:

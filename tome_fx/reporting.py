@@ -194,5 +194,10 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             f"{path} stays a call, and all tokens that it makes are patches unless protect= says "
             f"otherwise: {reason}"
         )
+    if done.program.decided:
+        yield (
+            f"the model's code branches on the values of {', '.join(done.program.decided)}: the "
+            "program is the one for what they hold now; transform again when they change"
+        )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -74,6 +74,15 @@ class Source:
             self.skeleton.train(target.training)
         return self.skeleton
 
+    def to_trace(self, target: nn.Module) -> nn.Module | torch.export.ExportedProgram:
+        """:meth:`like`, in a structure for one capture.
+
+        A forward may keep what it made for later calls, a table that it looked up once, say. Made
+        in a trace, that has no values.
+        """
+        model = self.like(target)
+        return _skeleton(model) if isinstance(model, nn.Module) else model
+
     def release(self, target: nn.Module) -> None:
         """Hold shapes in place of what ``target`` holds, until the next capture.
 

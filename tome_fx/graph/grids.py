@@ -3,7 +3,9 @@
 The value of each op between two reshapes may have them so. Unmerged, they are what the captured
 program has; merged, the first axis holds all tokens and the others one: ``[b, n, 1, c]``. So a
 value keeps its rank, and what acts on each token alone runs unchanged. Axes of one may stand
-between, as in a window that is the whole grid, ``[b, 1, h, 1, w, c]``: they move no token.
+between, as in a window that is the whole grid, ``[b, 1, h, 1, w, c]``: they move no token. The
+first axis may hold the images too, as where windows stand in the batch,
+``[b * windows, window, c]``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import replace
 
 from tome_fx.graph.axes import (
     Axis,
+    Batch,
     Concat,
     Factor,
     GridAxis,
@@ -24,8 +27,11 @@ from tome_fx.graph.axes import (
 
 
 def grid_axis(axis: Axis) -> GridAxis | None:
-    """The axis of a grid that ``axis`` is, if it is nothing else."""
-    return axis[0] if len(axis) == 1 and isinstance(axis[0], GridAxis) else None
+    """The axis of a grid that ``axis`` is, if it is nothing else; images may stand before it."""
+    found = axis[-1] if axis else None
+    if not isinstance(found, GridAxis) or (found.place and len(axis) > 1):
+        return None
+    return found if all(isinstance(factor, Batch) for factor in axis[:-1]) else None
 
 
 def has_grid(type_: TensorType) -> bool:
@@ -46,7 +52,7 @@ def fused(type_: TensorType) -> TensorType:
         found = grid_axis(axis)
         if found is None:
             return axis
-        return () if found.place else (found.row,)
+        return () if found.place else (*axis[:-1], found.row)
 
     return TensorType(tuple(map(flat, type_.axes)))
 
@@ -99,12 +105,20 @@ def named_grid(axes: Sequence[Axis], atoms: Axis, name: Factor) -> tuple[Axis, .
     """
     row = list(axes)
     for start in range(len(row)):
+        images, first = _images(row[start])
         for stop in range(start + 2, len(row) + 1):
-            run = row[start:stop]
+            run = [first, *row[start + 1 : stop]]
             if run[0] and run[-1] and sum(run, ()) == atoms:
-                row[start:stop] = spread(name, [extent(axis) for axis in run]) or run
+                grid = spread(name, [extent(axis) for axis in run]) or run
+                row[start:stop] = [(*images, *grid[0]), *grid[1:]]
                 return tuple(row)
     return tuple(row)
+
+
+def _images(axis: Axis) -> tuple[Axis, Axis]:
+    """The images that stand first on an axis, and what else it holds."""
+    width = next((i for i, f in enumerate(axis) if not isinstance(f, Batch)), len(axis))
+    return axis[:width], axis[width:]
 
 
 def completed(axes: Sequence[Axis], target: TensorType) -> list[Axis]:
@@ -118,5 +132,5 @@ def completed(axes: Sequence[Axis], target: TensorType) -> list[Axis]:
     for place, axis in enumerate(axes):
         goal = grid_axis(target.axes[place + shift])
         if goal and extent(axis) == 1 and goal.row in touched:
-            row[place] = (goal,)
+            row[place] = target.axes[place + shift]
     return row

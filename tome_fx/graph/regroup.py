@@ -34,35 +34,39 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis
     queue: list[Factor] = [f for axis in flat for f in axis if factor_extent(f) != 1 or _kept(f)]
     result: list[Axis] = []
     while len(result) < len(shape):
-        size = shape[len(result)]
-        if size == 1 and queue and _is_one_image(queue[0]):
-            result.append((queue.pop(0),))
-            continue
-        if queue and has_stream((queue[0],)) and 1 < size < factor_extent(queue[0]):
-            grid = spread(queue[0], shape[len(result) :])
-            if grid:
-                queue.pop(0)
-                result.extend(grid)
-                continue
-        taken: list[Factor] = []
-        while size > 1:
-            if not queue:
-                return None
-            factor = queue.pop(0)
-            whole = factor_extent(factor)
-            if size % whole == 0:
-                taken.append(factor)
-                size //= whole
-                continue
-            split = _split(factor, size, node, len(result))
-            if split is None:
-                return None
-            taken.append(split[0])
-            queue.insert(0, split[1])
-            size = 1
-        result.append(tuple(taken))
+        dealt = _dealt(queue, shape[len(result) :], node, len(result))
+        if dealt is None:
+            return None
+        result.extend(dealt)
     # A stream of one token has extent 1 and is not asked for by any size: it has no place.
     return tuple(result) if not queue else None
+
+
+def _dealt(queue: list[Factor], sizes: Sequence[int], node: str, place: int) -> list[Axis] | None:
+    """The next axis, of factors taken off the queue, or all axes of a grid; None if none fit."""
+    size = sizes[0]
+    if size == 1 and queue and _is_one_image(queue[0]):
+        return [(queue.pop(0),)]
+    taken: list[Factor] = []
+    while size > 1:
+        if not queue:
+            return None
+        factor = queue.pop(0)
+        whole = factor_extent(factor)
+        if size % whole == 0:
+            taken.append(factor)
+            size //= whole
+            continue
+        if has_stream((factor,)) and all(isinstance(images, Batch) for images in taken):
+            grid = spread(factor, [size, *sizes[1:]])
+            return [(*taken, *grid[0]), *grid[1:]] if grid else None
+        split = _split(factor, size, node, place)
+        if split is None:
+            return None
+        taken.append(split[0])
+        queue.insert(0, split[1])
+        size = 1
+    return [tuple(taken)]
 
 
 def _kept(factor: Factor) -> bool:
