@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,21 +28,25 @@ def is_causal(core: Core, program: Program) -> bool:
 
 
 def before_order(
-    sites: Iterable[Site], causal: Iterable[Core], program: Program
+    sites: Sequence[Site], causal: Iterable[Core], program: Program
 ) -> tuple[tuple[Site, ...], list[Miss]]:
     """The sites whose merged tokens no attention of ``causal`` sees, and the others."""
     cones = cones_of(program.graph)
     ordered = list(causal)
-    kept, dropped = [], []
-    for site in sites:
-        seen = any(
-            core.stream == site.stream and cones.depends(core.node, site.node) for core in ordered
-        )
-        if seen:
-            dropped += [Miss(core.node, "attention", _FOLLOWS) for core in site.cores]
-        else:
-            kept.append(site)
-    return tuple(kept), dropped
+    dropped = [
+        site
+        for site in sites
+        if any(c.stream == site.stream and cones.depends(c.node, site.node) for c in ordered)
+    ]
+    gone = {(site.node, site.stream) for site in dropped}
+    # What a dropped site comes after is dropped too.
+    kept = tuple(
+        replace(site, after=None) if (site.after, site.stream) in gone else site
+        for site in sites
+        if (site.node, site.stream) not in gone
+    )
+    cores = [core for site in dropped for core in site.cores]
+    return kept, [Miss(core.node, "attention", _FOLLOWS) for core in cores]
 
 
 def _is_triangle(mask: Tensor, hides: bool) -> bool:
