@@ -94,7 +94,7 @@ def test_pieces_of_two_reshapes_are_different() -> None:
     ("axes", "shape"),
     [
         (((stream(12),), (atom(2),)), [3, 8]),
-        (((BATCH,), (stream(12),)), [PRIME * 3, 4]),
+        (((BATCH,), (atom(2),), (stream(12),)), [PRIME * 6, 4]),
         (((BATCH, atom(2)),), [2, PRIME]),
         (row(1, 11), [5, 3]),
         (((atom(4),), (atom(6),)), [6, 4]),
@@ -107,6 +107,16 @@ def test_what_would_cut_tokens_or_reorder_factors_has_no_type(
 ) -> None:
     axes = axes if isinstance(axes[0], tuple) else (axes,)
     assert regroup(axes, shape, "reshape") is None
+
+
+def test_tokens_are_dealt_out_to_windows_in_the_batch() -> None:
+    windows = regroup(((BATCH,), (stream(12),), (atom(2),)), [PRIME * 3, 4, 2], "reshape")
+    assert windows is not None
+    assert [extent(axis) for axis in windows] == [PRIME * 3, 4, 2]
+    assert windows[0][0] == BATCH
+    assert is_whole(TensorType(windows))
+    assert fused(TensorType(windows)).axes == ((BATCH, stream(12)), (), (atom(2),))
+    assert regroup(windows, [PRIME, 12, 2], "back") == ((BATCH,), (stream(12),), (atom(2),))
 
 
 def test_tokens_fold_into_the_batch_whole() -> None:

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 # More numbers than that are data, which decide nothing.
 _FEW = 64
 _IN_PLACE = frozenset(
-    f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
-) | {"__setitem__", "__set__"}
+    {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__",
+     "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"}
+)  # fmt: skip
 _READERS = frozenset({"__bool__", "__int__", "__float__", "__index__", "item", "tolist"})
 
 
