@@ -38,7 +38,7 @@ def from_export(model: nn.Module, example: Example, shared: bool = False) -> Pro
         return {0: dynamic} if batched else None
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
-    program = _exported(model, example, _named_shapes(model, shapes))
+    program = _exported(model, example, shapes)
     if _divides(program):
         program = _exported(model, example, None)
     call_leaves(program.graph)
@@ -54,7 +54,7 @@ def _exported(model: nn.Module, example: Example, shapes: Any) -> Program:
                 model,
                 example.args,
                 dict(example.kwargs),
-                dynamic_shapes=shapes,
+                dynamic_shapes=None if shapes is None else _named_shapes(model, shapes),
                 strict=False,
             )
     except Exception as error:

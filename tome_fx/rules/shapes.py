@@ -101,6 +101,19 @@ def _places(call: Call, type_: TensorType, shape: Sequence[int]) -> list[Axis]:
     return sides if same and known and bool(steps) and all(step == 1 for step in steps) else []
 
 
+def _frames(call: Call, type_: TensorType) -> Axis | None:
+    """The frames of a clip where a convolution sees one at a time: ``(1, p, p)``, as images would.
+
+    They stay what they are; None for any other convolution.
+    """
+    weight, axis = call["weight"].meta["val"], type_.axes[2] if type_.rank == 5 else ()
+    if weight.dim() != 5 or has_stream(axis):
+        return None
+    padding = call["padding"]
+    still = isinstance(padding, str) or padding[0] == 0
+    return axis if weight.shape[2] == 1 and call["stride"][0] == 1 and still else None
+
+
 def _inside(axis: Axis, size: int) -> Axis:
     """What a ``pad`` has put its borders around, if that has this size."""
     parts = axis[0].parts if len(axis) == 1 and isinstance(axis[0], Concat) else ()
@@ -127,6 +140,7 @@ def grid(context: Context) -> Lifted | Refusal:
     conv = context.call.name.startswith("aten.conv")
     # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
     stays = _places(context.call, as_intensive(type_), context.shape)
+    frames = _frames(context.call, type_) if conv else None
     axes: list[Axis] = [type_.axes[0]]
     for place, size in enumerate(context.shape[1:], start=1):
         kind = "conv" if place > 1 else "channel" if conv else "unknown"
@@ -134,6 +148,8 @@ def grid(context: Context) -> Lifted | Refusal:
             axes.append(type_.axes[1])
         elif place > 1 and stays:
             axes.append(stays[place - 2])
+        elif place == 2 and frames:
+            axes.append(frames)
         else:
             axes.append((Atom(size, Origin(kind, name, (place,))),) if size != 1 else ())
     result = TensorType(tuple(axes))
