@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
+from tome_fx.graph.checks import is_check
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -30,16 +31,13 @@ _MOVES = (aten.unsqueeze.default, aten.squeeze.dim, aten.view.default, aten.resh
           aten.expand.default, aten.transpose.int, aten.permute.default)  # fmt: skip
 # Larger tables than this are no masks of ones.
 _FEW = 1 << 22
-# Their only effect is to stop the program on inputs that the example did not have.
-_CHECKS = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range",
-           "sym_constrain_range_for_size")  # fmt: skip
 
 
 def normalize(graph: Graph) -> Graph:
     """Edit ``graph`` in place and return it."""
     known: dict[Node, torch.Tensor] = {}
     for node in list(graph.nodes):
-        if _is_check(node):
+        if is_check(node):
             graph.erase_node(node)
         elif _is_nothing(node):
             node.replace_all_uses_with(node.args[0])
@@ -114,13 +112,6 @@ def _read_einsum(node: Node) -> None:
     if sorted(before) == sorted(after) and len(set(before)) == len(before):
         order = [before.index(letter) for letter in after]
         node.target, node.args = aten.permute.default, (source, order)
-
-
-def _is_check(node: Node) -> bool:
-    if node.op == "call_module":
-        return node.target == "_guards_fn"
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return node.op == "call_function" and not node.users and name in _CHECKS
 
 
 def _is_nothing(node: Node) -> bool:

@@ -242,3 +242,52 @@ def test_a_fixed_number_over_the_batch_fixes_the_batch() -> None:
     assert torch.equal(fast(x, words), model(x, words))
     with pytest.raises(tome_fx.ToMeError, match="batch of 3"):
         fast(images(3), words)
+
+
+class Checking(nn.Module):
+    """Checks of values, by which nothing is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check_tensor_all(torch.tensor([3, 3]).prod() == 9, lambda: "not the grid")
+        torch._check_tensor_all(x.isfinite(), lambda: "not finite")
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_checks_of_values_read_no_numbers() -> None:
+    model, x = Checking(), images()
+    fast = tome_fx.transform(model, 3, example_inputs=x, capture="export")
+    assert fast.schedule == (3, 3)
+    assert not any("aten.item" in str(node.target) for node in fast.graph.nodes)
+    assert same(fast(x), tome_fx.transform(model.body, 3, example_inputs=x)(x))
+
+
+class Counting(Checking):
+    """A shape that follows a value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.ones(int(x.sum().item()) ** 0).sum()
+
+
+def test_numbers_that_make_shapes_are_refused() -> None:
+    with pytest.raises(tome_fx.CaptureError):
+        tome_fx.transform(Counting(), 3, example_inputs=images(), capture="export")
+
+
+class Finding(Checking):
+    """Places that fulfil a condition are looked up by their numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        y[torch.where(y > 1.0)] = 1.0
+        return y  # type: ignore[no-any-return]
+
+
+def test_shapes_that_follow_from_values_are_refused_with_the_line() -> None:
+    with pytest.raises(
+        tome_fx.CaptureError, match=r"shape that follows from values .*torch\.where"
+    ):
+        tome_fx.transform(Finding(), 3, example_inputs=images(), capture="export")

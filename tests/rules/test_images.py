@@ -29,17 +29,11 @@ def twice(x: Tensor) -> Tensor:
     return first + second
 
 
-def halves(x: Tensor) -> Tensor:
-    """The mean of two rows of images (SegGPT's prompt and image)."""
-    return (x[: x.shape[0] // 2] + x[x.shape[0] // 2 :]) * 0.5
-
-
 COPIES = {
     "two views": twice,
     "three views": lambda x: sum(torch.cat([x, 2 * x, 3 * x]).sin().split(x.shape[0])),
     "repeated": lambda x: x.repeat(2, 1, 1).sin().unflatten(0, (2, -1)).mean(0),
     "repeated and cut": lambda x: x.repeat(2, 1, 1).sin()[: x.shape[0]],
-    "cut in halves by their number": lambda x: halves(torch.cat([x, x.cos()])),
     "each twice": lambda x: x.repeat_interleave(2, 0).sin().unflatten(0, (-1, 2)).mean(1),
     "folded with tokens": lambda x: x.flatten(0, 1).softmax(-1).unflatten(0, (-1, N)),
     "images last": lambda x: x.permute(1, 2, 0).sin().permute(2, 0, 1),

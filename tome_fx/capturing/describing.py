@@ -8,16 +8,22 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
 
 from tome_fx.errors import CaptureError
+from tome_fx.graph.checks import is_only_checked
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
+
+_READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     """Read the batch axis off the inputs of a captured graph."""
     _refuse_read_values(graph)
+    _refuse_open_shapes(graph)
     extents = Extents()
     images = [node for node in graph.nodes if node.op == "placeholder"]
     first = images_of(graph)
@@ -65,13 +71,27 @@ def _same(node: Node, size: Any) -> bool:
 
 def _refuse_read_values(graph: Graph) -> None:
     for node in graph.nodes:
-        if node.target in (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default):
+        if node.target in _READS and not is_only_checked(node):
             raise CaptureError(
                 f"{module_path(node) or 'forward'} reads a number out of a tensor "
                 f"({source_line(node)}), so shapes depend on the values of an input.",
                 module_path(node),
                 "Make that number a constant of the model, in a wrapper say, and transform the "
                 "wrapper.",
+            )
+
+
+def _refuse_open_shapes(graph: Graph) -> None:
+    """How many places an op finds is not known of merged tokens, so nothing could be checked."""
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, torch.Tensor)]
+        if any(free_unbacked_symbols(tensor) for tensor in tensors):
+            raise CaptureError(
+                f"{module_path(node) or 'forward'} makes a shape that follows from values "
+                f"({source_line(node)}).",
+                module_path(node),
+                "Use torch.where(condition, a, b) or masked_fill in place of an index of places.",
             )
 
 

@@ -33,8 +33,6 @@ def slice_(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     axis, whole = type_.axes[dim], extent(type_.axes[dim])
     start, end = span(context, whole)
-    if start is None or end is None:
-        start, end = _by_what_is_left(context, whole, context.shape[dim])
     if start is None or end is None or context.call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
@@ -63,17 +61,6 @@ def span(context: Context, whole: int) -> tuple[int | None, int | None]:
         return None, None
     start, end = (v + whole if v < 0 else v for v in (start, end))
     return min(max(start, 0), whole), min(max(end, 0), whole)
-
-
-def _by_what_is_left(context: Context, whole: int, left: int) -> tuple[int | None, int | None]:
-    """``x[: b // 2]``, ``x[b // 2 :]``: from one end, a computed border follows from the result."""
-    start, end = context.call.get("start"), context.call.get("end")
-    if context.call.name == "aten.slice":
-        if start is None or (isinstance(start, int) and start == 0):
-            return 0, left
-        if end is None or (isinstance(end, int) and end >= whole):
-            return whole - left, whole
-    return None, None
 
 
 def _size(context: Context, value: Any) -> Any:
