@@ -60,6 +60,9 @@ def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) ->
         second = first
     with ExitStack() as stack:
         for path, module in modules.items():
+            if len(first[path]) != len(second[path]):
+                text = f"{path} is called once for each image, so it cannot stay a call."
+                raise CaptureError(text, path)
             calls = zip(first[path], second[path], strict=True)
             leaves = [_leaf(path, reasons[path], module, example.batch, *pair) for pair in calls]
             for leaf_, call in zip(leaves, first[path], strict=True):
