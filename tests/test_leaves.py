@@ -295,20 +295,3 @@ def test_numbers_that_follow_the_batch_cannot_come_in() -> None:
 
     with pytest.raises(tome_fx.CaptureError, match="abs"):
         tome_fx.transform(Asked().eval(), 3, example_inputs=torch.rand(2, N, C))
-
-
-class EachAlone(Sized):
-    """A part that reads a number is called for one image after the other (keypoint detectors)."""
-
-    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
-        rows = [self.embed(x[i : i + 1], sizes[i : i + 1]) for i in range(x.shape[0])]
-        x = torch.cat(rows)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean(1))  # type: ignore[no-any-return]
-
-
-def test_a_module_that_each_image_calls_is_refused_with_text() -> None:
-    x, sizes = torch.randn(2, N, 6), torch.tensor([[4, 4], [2, 8]])
-    with pytest.raises(tome_fx.CaptureError, match="embed is called once for each image"):
-        tome_fx.transform(EachAlone(), 3, example_inputs=(x, sizes))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.drawing import randomise
 from tests.laws.common import TINY, distance
-from tests.test_leaves import Between, Block, Branching, C, N
+from tests.test_leaves import Between, Block, Branching, C, N, Sized
 
 pytestmark = TINY
 
@@ -129,3 +129,20 @@ def test_weights_of_others_are_refused() -> None:
     source.step = Borrowing(source.head)
     with pytest.raises(tome_fx.CaptureError, match=r"assert float.*step reads weights of others"):
         tome_fx.transform(source, 3, example_inputs=torch.randn(2, 3, 8, 8))
+
+
+class EachAlone(Sized):
+    """A part that reads a number is called for one image after the other (keypoint detectors)."""
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        rows = [self.embed(x[i : i + 1], sizes[i : i + 1]) for i in range(x.shape[0])]
+        x = torch.cat(rows)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_module_that_each_image_calls_is_refused_with_text() -> None:
+    x, sizes = torch.randn(2, N, 6), torch.tensor([[4, 4], [2, 8]])
+    with pytest.raises(tome_fx.CaptureError, match="embed is called once for each image"):
+        tome_fx.transform(EachAlone(), 3, example_inputs=(x, sizes))
