@@ -8,12 +8,14 @@
     ExportedProgram  -> its own graph
 
 All end in the same graph: ``linear``, ``layer_norm``, ``softmax`` and fused attention whole,
-parameters by their own names, nothing that mutates.
+parameters by their own names, nothing that mutates. Where a program does not compute what the
+model does, since its code acts differently while it is traced, the next way is tried.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -24,18 +26,25 @@ from torch.fx import GraphModule
 from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
+from tome_fx.capturing.faithful import check_faithful
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.program import Program
 
 Door: TypeAlias = Literal["auto", "export", "symbolic_trace"]
+# Raises CaptureError for a program that is not the model's.
+Check: TypeAlias = Callable[[Program], None]
 # Modules that may stay calls, each found by a failure of its own, before a model is given up.
 MOST = 8
 
 
 def capture(
-    model: Any, example: Example | None, door: Door = "auto", shared: bool = False
+    model: Any,
+    example: Example | None,
+    door: Door = "auto",
+    shared: bool = False,
+    original: nn.Module | None = None,
 ) -> Program:
     """Capture ``model`` in the mode that it is in.
 
@@ -44,6 +53,8 @@ def capture(
         example: inputs; not used for an exported program.
         door: ``auto`` tries export, symbolic tracing, and export around what cannot be captured.
         shared: export with one batch for all inputs, which fails where they have several.
+        original: a copy of the model, which is run to see that the program computes what it does;
+            None takes any program.
 
     Raises:
         CaptureError: neither way works; the text quotes the model's own line.
@@ -53,27 +64,42 @@ def capture(
     if isinstance(model, torch.export.ExportedProgram):
         return from_exported_program(model)
     assert example is not None, "a module is captured with example inputs"
+    given = example
+
+    def check(program: Program) -> None:
+        if original is not None:
+            check_faithful(program, original, given)
+
     if isinstance(model, GraphModule):
-        return from_graph_module(model, model, example, "graph_module")
-    if shared:
-        return from_export(model, example, shared=True)
-    return _module(model, example, door)
+        program = from_graph_module(model, model, example, "graph_module")
+    elif shared:
+        program = from_export(model, example, shared=True)
+    else:
+        return _module(model, example, door, check)
+    check(program)
+    return program
 
 
-def _module(model: nn.Module, example: Example, door: Door) -> Program:
+def _module(model: nn.Module, example: Example, door: Door, check: Check) -> Program:
     if door == "symbolic_trace":
-        return _traced(model, example)
+        return _traced(model, example, check)
     try:
-        return _exported(model, example)
+        return _exported(model, example, check)
     except CaptureError as failure:
         first = failure
     if door == "auto":
         with contextlib.suppress(CaptureError):
-            return _traced(model, example)
-    return _around_leaves(model, example, first)
+            return _traced(model, example, check)
+    return _around_leaves(model, example, first, check)
 
 
-def _exported(model: nn.Module, example: Example) -> Program:
+def _exported(model: nn.Module, example: Example, check: Check) -> Program:
+    program = _decided(model, example)
+    check(program)
+    return program
+
+
+def _decided(model: nn.Module, example: Example) -> Program:
     try:
         return _plainly(model, example)
     except CaptureError as failure:
@@ -95,11 +121,15 @@ def _plainly(model: nn.Module, example: Example) -> Program:
     return from_export(model, single) if single is not None else program
 
 
-def _traced(model: nn.Module, example: Example) -> Program:
-    return from_graph_module(symbolic_trace(model), model, example, "symbolic_trace")
+def _traced(model: nn.Module, example: Example, check: Check) -> Program:
+    program = from_graph_module(symbolic_trace(model), model, example, "symbolic_trace")
+    check(program)
+    return program
 
 
-def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> Program:
+def _around_leaves(
+    model: nn.Module, example: Example, first: CaptureError, check: Check
+) -> Program:
     """The program with the modules that cannot be captured as calls, found one by one."""
     failure, reasons = first, dict[str, str]()
     for _ in range(MOST):
@@ -110,7 +140,7 @@ def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> P
         reasons[path] = failure.found
         try:
             with as_leaves(model, reasons, example):
-                return _exported(model, example)
+                return _exported(model, example, check)
         except CaptureError as error:
             failure = error
     if failure.found == first.found:

@@ -62,9 +62,9 @@ def test_each_mode_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[bool] = []
     capture = pipeline.capture
 
-    def counted(model: Any, *rest: Any) -> Any:
+    def counted(model: Any, *rest: Any, **options: Any) -> Any:
         modes.append(model.training)
-        return capture(model, *rest)
+        return capture(model, *rest, **options)
 
     monkeypatch.setattr(pipeline, "capture", counted)
     model = tiny()

@@ -43,6 +43,7 @@ def transform(
     example_kwargs: Mapping[str, Any] | None = None,
     prop_attn: bool = True,
     capture: str = "auto",
+    check: bool = True,
     rounding: Rounding = "truncate",
     strict: bool = False,
     protect: int | tuple[int, int] | None = None,
@@ -74,6 +75,10 @@ def transform(
         example_kwargs: keyword inputs.
         prop_attn: add ``log size`` to attention (equation 1); False for models trained without.
         capture: ``export``, ``symbolic_trace`` or ``auto`` (export, then symbolic tracing).
+        check: run the model and what was captured of it once, on two of the example images, and
+            raise CaptureError where they differ by more than rounding: a model's code may act
+            differently while it is traced. Not done for what draws random numbers, and without
+            weights; False saves the time.
         rounding: how ``(r, inflect)`` becomes whole numbers: ``truncate`` as the paper does, or
             ``exact``, whose sum is ``r`` times the number of layers.
         strict: an ``r`` that must be clamped is an error, and so is a list of it that ``every`` or
@@ -112,7 +117,8 @@ def transform(
         TypeError: ``model`` is not a model.
         ConfigError: an option is unknown or outside its range.
         InputError: example inputs are missing or the model rejects them.
-        CaptureError: the model cannot be turned into a graph.
+        CaptureError: the model cannot be turned into a graph, or only into that of another
+            computation.
         NoAttentionFoundError: there is no attention to merge at.
         AlreadyTransformedError: ``model`` is the result of a transform.
     """
@@ -122,6 +128,7 @@ def transform(
             r,
             prop_attn,
             capture,
+            check,
             rounding,
             strict,
             protect,  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ class Settings:
     r: Any = 16
     prop_attn: bool = True
     capture: str = "auto"
+    check: bool = True
     rounding: Rounding = "truncate"
     strict: bool = False
     protect: tuple[int, int] | None = None
@@ -52,8 +53,9 @@ class Settings:
 
 _OWN = tuple(option.name for option in fields(Settings))
 OPTIONS = (*_OWN, "example_inputs", "example_kwargs")
-BACKEND_OPTIONS = (*(name for name in _OWN if name != "capture"), "inner_backend", "mode",
-                   "inner_options")  # fmt: skip
+# A compiler captures by itself.
+_COMPILED = tuple(name for name in _OWN if name not in ("capture", "check"))
+BACKEND_OPTIONS = (*_COMPILED, "inner_backend", "mode", "inner_options")
 # Rules are code, and r says more than JSON can tell apart.
 SAVED_OPTIONS = tuple(name for name in _OWN if name not in ("r", "rules"))
 
@@ -65,7 +67,7 @@ def checked(settings: Settings) -> Settings:
         ConfigError: field, value and the allowed range.
     """
     check_r(settings.r, settings.rounding)
-    for name in ("prop_attn", "strict", "scatter"):
+    for name in ("prop_attn", "check", "strict", "scatter"):
         if not isinstance(getattr(settings, name), bool):
             raise ConfigError(f"{name}={getattr(settings, name)!r} is not True or False.")
     if settings.capture not in ("auto", "export", "symbolic_trace"):

@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule
 
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.errors import CaptureError, NoAttentionFoundError
@@ -72,12 +73,14 @@ def locate_program(
         checkpoints_noticed() as checkpoints,
     ):
         door = cast(Door, settings.capture)
-        program = capture(model, example, door)
+        asks = settings.check and isinstance(model, nn.Module)
+        original = structure_copy(cast(nn.Module, model)) if asks else None
+        program = capture(model, example, door, original=original)
         found = _findings(program, settings)
         if not found.sites and program.how == "export" and _several_inputs(program):
             # What picks tokens by an index of its own has the batch of the index.
             with contextlib.suppress(CaptureError):
-                again = capture(model, example, door, shared=True)
+                again = capture(model, example, door, shared=True, original=original)
                 better = _findings(again, settings)
                 program, found = (again, better) if better.sites else (program, found)
     asked = bool(checkpoints) or asks_for_checkpoints(model)

@@ -67,16 +67,17 @@ def rejection(model: nn.Module, example: Example) -> str | None:
     return None
 
 
-def run_apart(model: nn.Module, example: Example) -> None:
-    """Run the model on the example, which leaves it and the random state as they were.
+def run_apart(model: nn.Module, example: Example) -> Any:
+    """The model's result for the example; the run leaves it and the random state as they were.
 
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
     Buffers that the run changes are copies.
     """
     state: dict[str, Tensor] = dict(model.named_parameters())
     state |= {name: value.clone() for name, value in model.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.func.functional_call(model, state, example.args, dict(example.kwargs))
+    devices = {value.device for value in state.values() if value.device.type == "cuda"}
+    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        return torch.func.functional_call(model, state, example.args, dict(example.kwargs))
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -167,4 +168,7 @@ def _image(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     dtype = weight.dtype if weight is not None else torch.float32
     device = weight.device if weight is not None else torch.device("cpu")
     with torch.inference_mode(False):  # what is made in it cannot be traced for training later
-        return torch.zeros((2, *shape), dtype=dtype, device=device)
+        if device.type == "meta":
+            return torch.zeros((2, *shape), dtype=dtype, device=device)
+        noise = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+        return noise.to(device, dtype)

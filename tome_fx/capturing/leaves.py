@@ -138,8 +138,8 @@ class _Stub:
         self.calls += 1
         if given != called.given:
             raise CaptureError(
-                f"{called.path} is called with other numbers in a trace than in a run: sizes that "
-                "follow the batch."
+                f"{called.path} is called with other arguments in a trace than in a run, say "
+                "sizes that follow the batch."
             )
         weights = _weights(self.module)
         made = leaf(called.key, [*came, *(weights[name] for name in called.names)])

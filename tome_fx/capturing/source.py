@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute
-from tome_fx.graph.shells import owner_of, shell
+from tome_fx.graph.shells import owner_of
 from tome_fx.pipeline import LOCK, Located
 
 
@@ -81,7 +82,7 @@ class Source:
         in a trace, that has no values.
         """
         model = self.like(target)
-        return _skeleton(model) if isinstance(model, nn.Module) else model
+        return structure_copy(model) if isinstance(model, nn.Module) else model
 
     def release(self, target: nn.Module) -> None:
         """Hold shapes in place of what ``target`` holds, until the next capture.
@@ -107,7 +108,7 @@ class Source:
         with LOCK:
             model = self.like(target)
             if isinstance(model, nn.Module):
-                model = _skeleton(model)
+                model = structure_copy(model)
             self.release(target)
         return replace(self, skeleton=model, training=target.training)
 
@@ -194,32 +195,13 @@ def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:
     """The source for ``model``."""
     if not isinstance(model, nn.Module):
         return Source(model, type(model.graph_module).__name__, False, None)
-    return Source(_skeleton(model), type(model).__name__, model.training, _weight(model))
+    return Source(structure_copy(model), type(model).__name__, model.training, _weight(model))
 
 
 def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
     """dtype and device of the first floating parameter."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     return None if weight is None else (weight.dtype, weight.device)
-
-
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A deep copy that shares every parameter and buffer.
-
-    Where an attribute cannot be copied (a lock, a value with a gradient), the modules are copied
-    one by one and share their plain attributes.
-    """
-    shared = [*model.parameters(), *model.buffers()]
-    memo = {id(tensor): tensor for tensor in shared}
-    try:
-        result = copy.deepcopy(model, memo)
-    except Exception:
-        result = shell(model)
-    for module in result.modules():
-        # They have no place in a program, and would wrap every value of it.
-        module._backward_hooks.clear()
-        module._backward_pre_hooks.clear()
-    return result
 
 
 def _tensors(

@@ -13,10 +13,15 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<
 
 def module_path(node: Node) -> str:
     """``blocks.3.attn``, or an empty text at the top level or where it is not known."""
+    paths = module_paths(node)
+    return paths[-1] if paths else ""
+
+
+def module_paths(node: Node) -> tuple[str, ...]:
+    """``blocks``, ``blocks.3`` and ``blocks.3.attn``: the modules around it, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple)]
-    path = str(paths[-1]) if paths else ""
-    return re.sub(r"^L__self___?|^L\['self'\]\.?", "", path)
+    paths = (str(entry[0]) for entry in stack.values() if isinstance(entry, tuple))
+    return tuple(re.sub(r"^L__self___?|^L\['self'\]\.?", "", path) for path in paths)
 
 
 def source_line(node: Node) -> str:
