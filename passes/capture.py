@@ -23,7 +23,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
+from tome_fx.capturing.describing import images_of
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.faithful import check_faithful
@@ -62,7 +64,9 @@ def capture(
     if door not in ("auto", "export", "symbolic_trace"):
         raise ConfigError(f"capture={door!r} is not one of 'auto', 'export', 'symbolic_trace'.")
     if isinstance(model, torch.export.ExportedProgram):
-        return from_exported_program(model)
+        own = model.example_inputs
+        program = from_exported_program(model)
+        return program if own is None else _knowing(program, Example(own[0], own[1], 0))
     assert example is not None, "a module is captured with example inputs"
     given = example
 
@@ -72,12 +76,24 @@ def capture(
 
     if isinstance(model, GraphModule):
         program = from_graph_module(model, model, example, "graph_module")
+        check(program)
     elif shared:
         program = from_export(model, example, shared=True)
+        check(program)
     else:
-        return _module(model, example, door, check)
-    check(program)
-    return program
+        program = _module(model, example, door, check)
+    return _knowing(program, example)
+
+
+def _knowing(program: Program, example: Example) -> Program:
+    """The program with what the example holds for its inputs, but for the images themselves."""
+    images = images_of(program.graph)
+    given = {
+        node.name: value
+        for node, value in inputs_of(program.graph, example)
+        if isinstance(value, torch.Tensor) and node is not images
+    }
+    return replace(program, given=given)
 
 
 def _module(model: nn.Module, example: Example, door: Door, check: Check) -> Program:

@@ -141,6 +141,43 @@ def test_tokens_merge_behind_the_last_order(mix: Mix) -> None:
     assert distance(run(places, X), run(model, X)) == 0
 
 
+held: list[Tensor] = []
+
+
+class Given(Model):
+    """The mask is an input."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        held.append(mask)
+        return super().forward(image)
+
+
+def hidden_by_input(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    far = torch.where(held[-1], 0.0, float("-inf")).to(q.dtype)
+    return (scores(q, k) + far).softmax(-1) @ v
+
+
+def seen_by_input(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=held[-1])
+
+
+@pytest.mark.parametrize("mix", [hidden_by_input, seen_by_input])
+def test_a_mask_that_is_an_input_is_read_from_the_example(mix: Mix) -> None:
+    model = Given(mix, mix).eval()
+    randomise(model)
+    model.double()
+    order = torch.ones(N, N, dtype=torch.bool).tril()
+    for mask in (order, order.expand(2, 1, N, N).clone()):
+        with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
+            tome_fx.transform(model, 3, example_inputs=(X, mask))
+    exported = torch.export.export(model, (X, order), strict=False)
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
+        tome_fx.transform(exported, 3)
+    every = torch.ones(2, 1, N, N, dtype=torch.bool)
+    fast = tome_fx.transform(model, 3, example_inputs=(X, every), min_ratio=0)
+    assert fast.schedule == (3, 3)
+
+
 def test_the_backend_reads_the_mask_too() -> None:
     """Else the first block would merge."""
     model = model_of(added, gpt, fused)

@@ -54,8 +54,8 @@ class Settings:
 _OWN = tuple(option.name for option in fields(Settings))
 OPTIONS = (*_OWN, "example_inputs", "example_kwargs")
 # A compiler captures by itself.
-_COMPILED = tuple(name for name in _OWN if name not in ("capture", "check"))
-BACKEND_OPTIONS = (*_COMPILED, "inner_backend", "mode", "inner_options")
+COMPILED = tuple(name for name in _OWN if name not in ("capture", "check"))
+BACKEND_OPTIONS = (*COMPILED, "inner_backend", "mode", "inner_options")
 # Rules are code, and r says more than JSON can tell apart.
 SAVED_OPTIONS = tuple(name for name in _OWN if name not in ("r", "rules"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -31,6 +31,7 @@ class Program:
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         decided: buffers whose values decided which of its code was captured.
+        given: what the example held for the inputs, by their names.
     """
 
     graph: Graph
@@ -43,6 +44,7 @@ class Program:
     guarded: bool = False
     checkpointed: bool = False
     decided: tuple[str, ...] = ()
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def of_images(self) -> frozenset[Node]:

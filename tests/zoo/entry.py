@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Parameters and buffers with one of these in their names say where a token stands.
@@ -80,6 +82,33 @@ def without_borders(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d) and any(module._reversed_padding_repeated_twice):
             module.padding_mode = "circular"
     return model
+
+
+@contextmanager
+def padded_round() -> Iterator[None]:
+    """The same for models that pad by themselves: zeros around a map become what is opposite."""
+    plain = F.pad
+
+    def pad(x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
+        sides = list(zip(pad[::2], pad[1::2], strict=True))
+        places = [axis for axis, ends in enumerate(sides) if any(ends)]
+        known = mode == "constant" and not value and x.dim() == 4 and x.is_floating_point()
+        if not known or len(places) > 2 or min(pad) < 0:
+            return plain(x, pad, mode, value)
+        for axis in places:
+            dim, (before, after) = x.dim() - 1 - axis, sides[axis]
+            size = x.shape[dim]
+            if max(before, after) > size:
+                return plain(x, pad, mode, value)
+            first, last = x.narrow(dim, size - before, before), x.narrow(dim, 0, after)
+            x = torch.cat([first, x, last], dim)
+        return x
+
+    F.pad = pad
+    try:
+        yield
+    finally:
+        F.pad = plain
 
 
 def leaves(value: Any) -> list[Tensor]:

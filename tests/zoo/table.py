@@ -31,8 +31,8 @@ part to what is written here.
 - **r=0**: is the result bit-identical to the model?
 - **law**: with an image of one colour, positions that are the same everywhere and padding that goes
   round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in
-  float64, `to float32` where the model itself computes in that. A number: the model pads with
-  zeros in a way of its own, so that tokens at the border are no duplicates.
+  float64, `to float32` where the model itself computes in that. A number: the model tells tokens at
+  the border apart in a way of its own, so that they are no duplicates.
 - **graph**: one graph for `torch.compile`, without a break.
 
 """

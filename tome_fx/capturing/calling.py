@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 
 from tome_fx import ops
+from tome_fx.capturing.examples import Example
 
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -44,6 +46,16 @@ class Calling(_PyTreeCodeGen):
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
         return [*super().additional_globals(), ("_left_at_default", _left_at_default)]
+
+
+def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:
+    """The inputs of a program, and what the example holds for each."""
+    kwargs, codegen = dict(example.kwargs), graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen) and kwargs:
+        names = codegen.pytree_info.in_spec.child(1).context
+        kwargs = {name: kwargs[name] for name in names}
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    yield from zip(inputs, pytree.tree_leaves((example.args, kwargs)), strict=True)
 
 
 def accept_defaults(graph: Graph, model: nn.Module, given: set[str]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Interpreter, Node
-from torch.fx.graph import _PyTreeCodeGen
+from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import mutates, no_fast_path
 from tome_fx.capturing.examples import Example, run_apart
 from tome_fx.graph.checks import is_check
@@ -94,8 +94,7 @@ class _Run(Interpreter):
         }
 
     def result(self, example: Example) -> Any:
-        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
-        given = dict(zip(inputs, _leaves(self.graph, example), strict=True))
+        given = dict(inputs_of(self.graph, example))
         with torch.no_grad(), no_fast_path():
             return self.run(initial_env=given, enable_io_processing=False)
 
@@ -104,12 +103,3 @@ class _Run(Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._held[target]
-
-
-def _leaves(graph: Graph, example: Example) -> list[Any]:
-    """The leaves of the example's inputs, as the program has them."""
-    kwargs, codegen = dict(example.kwargs), graph._codegen
-    if isinstance(codegen, _PyTreeCodeGen) and kwargs:
-        names = codegen.pytree_info.in_spec.child(1).context
-        kwargs = {name: kwargs[name] for name in names}
-    return pytree.tree_leaves((example.args, kwargs))

@@ -16,7 +16,7 @@ from tome_fx.compiling.inputs import Given, fold_numbers, given
 from tome_fx.compiling.parts import from_outside
 from tome_fx.compiling.tracing import program_of
 from tome_fx.errors import CaptureError, ConfigError, NoAttentionFoundError, ToMeWarning
-from tome_fx.options import BACKEND_OPTIONS, Settings, checked, reject_unknown, rule_table
+from tome_fx.options import BACKEND_OPTIONS, COMPILED, Settings, checked, reject_unknown, rule_table
 from tome_fx.pipeline import LOCK, locate_captured, rewrite
 from tome_fx.program import Program
 from tome_fx.report import Report
@@ -208,10 +208,8 @@ def _made(options: Mapping[str, Any], reports: list[Report]) -> Backend:
 
 
 def _plain(backend: Backend) -> dict[str, Any]:
-    own = {name: getattr(backend.settings, name) for name in Settings.__dataclass_fields__}
-    own.pop("capture")
     return {
-        **own,
+        **{name: getattr(backend.settings, name) for name in COMPILED},
         "inner_backend": backend.inner,
         "mode": backend.mode,
         "inner_options": dict(backend.inner_options),

@@ -1,4 +1,4 @@
-"""Attention that shows a token only those before it, by a mask that the model makes itself."""
+"""Attention that shows a token only those before it, by a mask of the model or the example."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import Node
 
 from tome_fx.finding.masks import masks_of
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.values import value_of
+from tome_fx.graph.values import needed_for, value_of
 from tome_fx.program import Core, Miss, Program, Site
 
 _FOLLOWS = "a causal attention follows: a merged token has no place in its order"
@@ -19,12 +20,24 @@ _HIDDEN = -1e3
 
 
 def is_causal(core: Core, program: Program) -> bool:
-    """Does a mask that no input has a part in hide from each token all that follow it?"""
+    """Does a mask hide from each token all that follow it?
+
+    Read where the model makes it without images, or from an input as the example has it.
+    """
     for node, hides in masks_of(core):
-        value = None if node in program.of_images else value_of(node, program.constants)
+        given = node in program.of_images
+        if given and _has_weights(node, program):
+            continue  # logits, or a bias that is made of features
+        value = value_of(node, {**program.constants, **program.given})
         if value is not None and _is_triangle(value, hides):
             return True
     return False
+
+
+def _has_weights(node: Node, program: Program) -> bool:
+    """Have parameters a part in a value?"""
+    read = (program.constants.get(str(own.target)) for own in needed_for(node))
+    return any(isinstance(value, nn.Parameter) for value in read)
 
 
 def before_order(

@@ -1,4 +1,4 @@
-"""What a value is worth where no input has a part in it."""
+"""What a value is worth where all that it is made of is known."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ARITHMETIC = {
 
 
 def value_of(node: Node, held: Mapping[str, Any]) -> Tensor | None:
-    """The value of ``node`` from what the program reads, ``held`` by name.
+    """The value of ``node`` from what the program reads and gets, ``held`` by name.
 
-    None where an input has a part in it by more than its shape, where a draw has one, and where
-    weights have no values.
+    None where another input has a part in it by more than its shape, where a draw has one, and
+    where weights have no values.
     """
     worth: dict[Node, Any] = {}
-    for own in _needed(node):
+    for own in needed_for(node):
         value = _size(own.meta["val"]) if own.target is _SIZE else _worth(own, worth, held)
         if value is None:
             return None
@@ -36,7 +36,7 @@ def value_of(node: Node, held: Mapping[str, Any]) -> Tensor | None:
     return value if isinstance(value, Tensor) and _has_values(value) else None
 
 
-def _needed(node: Node) -> list[Node]:
+def needed_for(node: Node) -> list[Node]:
     """What a value is made of and itself, in the program's order; of shapes nothing but these."""
     needed = {node}
     row = []
@@ -53,8 +53,8 @@ def _size(size: Any) -> int:
 
 
 def _worth(node: Node, worth: Mapping[Node, Any], held: Mapping[str, Any]) -> Any:
-    if node.op == "get_attr":
-        value = held.get(str(node.target))
+    if node.op in ("get_attr", "placeholder"):
+        value = held.get(str(node.target) if node.op == "get_attr" else node.name)
         return value if isinstance(value, Tensor) and _has_values(value) else None
     if node.op != "call_function" or not _is_plain(node.target):
         return None
