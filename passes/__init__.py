@@ -2,7 +2,8 @@
 
 The pipeline is capture -> normalize -> locate -> plan -> lift -> lower -> verify,
 and fuse where a device has kernels for it. Passes exchange
-frozen dataclasses and never import each other; `tome_fx.pipeline` puts them in order.
+frozen dataclasses and never import each other; `tome_fx.locating` puts the first three in order,
+`tome_fx.pipeline` the others.
 """
 
 if __name__ != "tome_fx.passes":  # a second copy of every class here would match nothing

@@ -110,12 +110,12 @@ def _module(model: nn.Module, example: Example, door: Door, check: Check) -> Pro
 
 
 def _exported(model: nn.Module, example: Example, check: Check) -> Program:
-    program = _decided(model, example)
+    program = _by_export(model, example)
     check(program)
     return program
 
 
-def _decided(model: nn.Module, example: Example) -> Program:
+def _by_export(model: nn.Module, example: Example) -> Program:
     try:
         return _plainly(model, example)
     except CaptureError as failure:

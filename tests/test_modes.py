@@ -57,16 +57,16 @@ def test_layers_drop_in_training_only(capture: str) -> None:
 
 
 def test_each_mode_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tome_fx.pipeline as pipeline
+    from tome_fx import locating
 
     modes: list[bool] = []
-    capture = pipeline.capture
+    capture = locating.capture
 
     def counted(model: Any, *rest: Any, **options: Any) -> Any:
         modes.append(model.training)
         return capture(model, *rest, **options)
 
-    monkeypatch.setattr(pipeline, "capture", counted)
+    monkeypatch.setattr(locating, "capture", counted)
     model = tiny()
     fast = tome_fx.transform(model, 2)
     fast.eval()

@@ -145,7 +145,7 @@ def test_r_plans_anew_without_a_capture(monkeypatch: pytest.MonkeyPatch) -> None
     def no_capture(*_: Any) -> None:
         raise AssertionError("captured again")
 
-    monkeypatch.setattr("tome_fx.pipeline.capture", no_capture)
+    monkeypatch.setattr("tome_fx.locating.capture", no_capture)
     for r in (1, 0, [1, 2], (2, -1.0), 0.25, 3):
         fast.r = r
         assert fast.r == r

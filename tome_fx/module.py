@@ -16,8 +16,9 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
 from tome_fx.errors import ToMeWarning
+from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
-from tome_fx.pipeline import LOCK, Located, Rewritten, locate_program, maps_graph, rewrite
+from tome_fx.pipeline import Rewritten, maps_graph, rewrite
 from tome_fx.report import Report
 
 

@@ -1,51 +1,30 @@
-"""The passes in their order: capture, normalize, locate, plan, lift, lower, verify, fuse."""
+"""From what was located to a rewritten module: plan, lift, lower, verify, attend and fuse."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.fx import Graph, GraphModule
 
-from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
-from tome_fx.capturing.examples import Example
-from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
-from tome_fx.errors import CaptureError, NoAttentionFoundError
-from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.segments import forget_segments, segment
+from tome_fx.locating import LOCK, Located
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
-from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.fuse import fuse
 from tome_fx.passes.lift import LiftedGraph, lift
-from tome_fx.passes.locate import locate
 from tome_fx.passes.lower import lower
-from tome_fx.passes.normalize import normalize
 from tome_fx.passes.plan import plan
 from tome_fx.passes.recognize import recognize
 from tome_fx.passes.verify import verify
-from tome_fx.program import Findings, MergeSchedule, Program
+from tome_fx.program import MergeSchedule, Program
 from tome_fx.report import Report, giga
 from tome_fx.reporting import Done, report_of
 from tome_fx.trust import has_kernels
-
-# Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
-LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Located:
-    """A captured program and what was found in it: all that planning needs."""
-
-    program: Program
-    findings: Findings
 
 
 @dataclass(frozen=True)
@@ -54,71 +33,6 @@ class Rewritten:
 
     report: Report
     schedule: MergeSchedule
-
-
-def locate_program(
-    model: nn.Module | torch.export.ExportedProgram, example: Example | None, settings: Settings
-) -> Located:
-    """Capture, normalize and locate.
-
-    Raises:
-        CaptureError: the model cannot be turned into a graph.
-        NoAttentionFoundError: it holds no attention over tokens.
-    """
-    # What is made in inference mode cannot be traced for training later.
-    with (
-        LOCK,
-        torch.inference_mode(False),
-        torch.random.fork_rng(devices=[]),
-        checkpoints_noticed() as checkpoints,
-    ):
-        door = cast(Door, settings.capture)
-        asks = settings.check and isinstance(model, nn.Module)
-        original = structure_copy(cast(nn.Module, model)) if asks else None
-        program = capture(model, example, door, original=original)
-        found = _findings(program, settings)
-        if not found.sites and program.how == "export" and _several_inputs(program):
-            # What picks tokens by an index of its own has the batch of the index.
-            with contextlib.suppress(CaptureError):
-                again = capture(model, example, door, shared=True, original=original)
-                better = _findings(again, settings)
-                program, found = (again, better) if better.sites else (program, found)
-    asked = bool(checkpoints) or asks_for_checkpoints(model)
-    return _checked(replace(program, checkpointed=asked), found)
-
-
-def locate_captured(program: Program, settings: Settings) -> Located:
-    """Normalize and locate.
-
-    Raises:
-        NoAttentionFoundError: ``program`` holds no attention over tokens.
-    """
-    return _checked(program, _findings(program, settings))
-
-
-def _findings(program: Program, settings: Settings) -> Findings:
-    normalize(program.graph)
-    return locate(program, settings.rules, settings.protect)
-
-
-def _several_inputs(program: Program) -> bool:
-    given = [node for node in program.graph.nodes if node.op == "placeholder"]
-    return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in given) > 1
-
-
-def _checked(program: Program, findings: Findings) -> Located:
-    misses = findings.misses
-    leaves = leaves_of(program.graph)
-    if leaves and not findings.sites:
-        raise CaptureError(
-            leaves[0].reason,
-            leaves[0].path,
-            "No attention is found around it. Make what it reads a constant of the model, in a "
-            "wrapper say, and transform the wrapper.",
-        )
-    if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
-        raise NoAttentionFoundError(_nothing_found(program, findings))
-    return Located(program, findings)
 
 
 def rewrite(target: GraphModule, located: Located, settings: Settings, name: str) -> Rewritten:
@@ -285,17 +199,3 @@ def _inputs_only(graph: Graph, captured: Graph) -> Graph:
         spec = pytree.tree_structure(tuple(0 for _ in cast(Any, maps)))
         graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=spec)))
     return graph
-
-
-def _nothing_found(program: Program, findings: Findings) -> str:
-    kinds: dict[str, int] = {}
-    for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload):
-            name = node.target._schema.name.replace("aten::", "")
-            kinds[name] = kinds.get(name, 0) + 1
-    common = sorted(kinds, key=lambda name: -kinds[name])[:5]
-    seen = ", ".join(f"{kinds[name]} {name}" for name in common)
-    text = f"No self-attention over tokens with a residual add was found; the program holds {seen}."
-    for miss in findings.misses[:3]:
-        text += f" {miss.node.name}: {miss.reason}."
-    return text + " Token merging needs attention; tome_fx.explain shows what was looked at."

@@ -20,7 +20,7 @@ from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute
 from tome_fx.graph.shells import owner_of
-from tome_fx.pipeline import LOCK, Located
+from tome_fx.locating import LOCK, Located
 
 
 @dataclass(frozen=True)

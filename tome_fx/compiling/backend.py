@@ -16,8 +16,9 @@ from tome_fx.compiling.inputs import Given, fold_numbers, given
 from tome_fx.compiling.parts import from_outside
 from tome_fx.compiling.tracing import program_of
 from tome_fx.errors import CaptureError, ConfigError, NoAttentionFoundError, ToMeWarning
+from tome_fx.locating import LOCK, locate_captured
 from tome_fx.options import BACKEND_OPTIONS, COMPILED, Settings, checked, reject_unknown, rule_table
-from tome_fx.pipeline import LOCK, locate_captured, rewrite
+from tome_fx.pipeline import rewrite
 from tome_fx.program import Program
 from tome_fx.report import Report
 

@@ -20,10 +20,10 @@ from tome_fx.cli.measure import GIGA, MEBI, Settings, measure, subjects
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.options import parse_r
 from tome_fx.cli.suites.cases import EAGER, INFERENCE, Case
+from tome_fx.locating import LOCK
 from tome_fx.passes.capture import capture
 from tome_fx.passes.locate import locate
 from tome_fx.passes.normalize import normalize
-from tome_fx.pipeline import LOCK
 
 
 @dataclass(frozen=True)
