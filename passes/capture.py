@@ -30,6 +30,8 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.faithful import check_faithful
 from tome_fx.capturing.leaves import as_leaves, culprit
+from tome_fx.capturing.results import register_results
+from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.program import Program
@@ -66,7 +68,7 @@ def capture(
     if isinstance(model, torch.export.ExportedProgram):
         own = model.example_inputs
         program = from_exported_program(model)
-        return program if own is None else _knowing(program, Example(own[0], own[1], 0))
+        return program if own is None else _with_given(program, Example(own[0], own[1], 0))
     assert example is not None, "a module is captured with example inputs"
     given = example
 
@@ -82,12 +84,13 @@ def capture(
         check(program)
     else:
         program = _module(model, example, door, check)
-    return _knowing(program, example)
+    return _with_given(program, example)
 
 
-def _knowing(program: Program, example: Example) -> Program:
+def _with_given(program: Program, example: Example) -> Program:
     """The program with what the example holds for its inputs, but for the images themselves."""
     images = images_of(program.graph)
+    example = example.sized(program.batch if program.static_batch else None)
     given = {
         node.name: value
         for node, value in inputs_of(program.graph, example)
@@ -97,12 +100,15 @@ def _knowing(program: Program, example: Example) -> Program:
 
 
 def _module(model: nn.Module, example: Example, door: Door, check: Check) -> Program:
-    if door == "symbolic_trace":
-        return _traced(model, example, check)
+    by_door = _traced if door == "symbolic_trace" else _exported
     try:
-        return _exported(model, example, check)
+        return by_door(model, example, check)
     except CaptureError as failure:
         first = failure
+    if register_results(structure_copy(model), example):
+        return _module(model, example, door, check)
+    if door == "symbolic_trace":
+        raise first
     if door == "auto":
         with contextlib.suppress(CaptureError):
             return _traced(model, example, check)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +42,14 @@ RESULTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "constants": lambda tokens, logits: (logits, None, 3, "name", 0.5),
     "named tuple": Pair,
     "dataclass": Result,
+    "dataclass that torch does not know": lambda *both: new("Own")(*both),
+    "one within another": lambda *both: {"all": new("Outer")(new("Inner")(*both), both[1])},
 }
+
+
+@cache
+def new(name: str) -> type:
+    return make_dataclass(name, ["tokens", "logits"])
 
 
 @pytest.mark.parametrize("capture", BOTH)
@@ -56,6 +65,16 @@ def test_results_keep_their_structure(name: str, capture: str) -> None:
     fast.r = 2
     shapes = [pytree.tree_map_only(Tensor, lambda t: t.shape, f(x)) for f in (fast, model)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("capture", BOTH)
+@pytest.mark.parametrize("made", [SimpleNamespace, type("Named", (dict,), {})])
+def test_a_result_that_torch_cannot_take_apart_is_refused(made: Any, capture: str) -> None:
+    """Its tensors would be constants of the program."""
+    model = Around(lambda body, x: made(logits=body(x)))
+    for door in (capture, "auto"):
+        with pytest.raises(tome_fx.CaptureError, match=r"pytree|SimpleNamespace"):
+            tome_fx.transform(model, 2, example_inputs=images(), capture=door)
 
 
 class Keywords(nn.Module):

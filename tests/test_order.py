@@ -178,6 +178,54 @@ def test_a_mask_that_is_an_input_is_read_from_the_example(mix: Mix) -> None:
     assert fast.schedule == (3, 3)
 
 
+def test_padding_in_the_example_does_not_hide_the_order() -> None:
+    model = Given(seen_by_input, seen_by_input).eval()
+    randomise(model)
+    order = torch.ones(2, 1, N, N, dtype=torch.bool).tril()
+    order[1, :, :, 12:] = False
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
+        tome_fx.transform(model.double(), 3, example_inputs=(X, order))
+
+
+class Twice(Model):
+    """An input has the name of a buffer."""
+
+    def __init__(self, *mixes: Mix) -> None:
+        super().__init__(*mixes)
+        self.register_buffer("mask", torch.ones(N, N, dtype=torch.bool).tril())
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return super().forward(image * mask.any().to(image.dtype))
+
+
+def test_an_input_is_not_taken_for_a_buffer_of_its_name() -> None:
+    def mix(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=model.mask)
+
+    model, every = Twice(mix, mix).eval(), torch.ones(2, N, N, dtype=torch.bool)
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
+        tome_fx.transform(model.double(), 3, example_inputs=(X, every))
+
+
+class Fixed(Given):
+    """A program for one image."""
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        images = int(image.shape[0])
+        return super().forward(image.reshape(images, 3, 8, 8), mask.reshape(images, 1, N, N))
+
+
+def test_a_mask_for_the_one_image_of_a_program() -> None:
+    model = Fixed(seen_by_input, seen_by_input).eval()
+    randomise(model)
+    mask = torch.ones(1, N, N, dtype=torch.bool)
+    fast = tome_fx.transform(model.double(), 3, example_inputs=(X[:1], mask), min_ratio=0)
+    assert fast.schedule == (3, 3)
+    assert fast.float()(X[:1].float(), mask).shape == (1, C)
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
+        tome_fx.transform(model, 3, example_inputs=(X[:1], mask.tril()))
+
+
 def test_the_backend_reads_the_mask_too() -> None:
     """Else the first block would merge."""
     model = model_of(added, gpt, fused)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.skeleton import structure_copy
+from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.options import Settings
@@ -51,7 +51,7 @@ def locate_program(
     ):
         door = cast(Door, settings.capture)
         asks = settings.check and isinstance(model, nn.Module)
-        original = structure_copy(cast(nn.Module, model)) if asks else None
+        original = uncompiled(structure_copy(cast(nn.Module, model))) if asks else None
         program = capture(model, example, door, original=original)
         found = _findings(program, settings)
         if not found.sites and program.how == "export" and _several_inputs(program):

@@ -31,7 +31,7 @@ class Program:
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         decided: buffers whose values decided which of its code was captured.
-        given: what the example held for the inputs, by their names.
+        given: tensors that the example held for other inputs than the images, by their names.
     """
 
     graph: Graph

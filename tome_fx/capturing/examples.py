@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,11 @@ class Example:
     kwargs: Mapping[str, Any]
     batch: int
     single: Example | None = None
+
+    def sized(self, batch: int | None) -> Example:
+        """What a program of a fixed batch was captured with; None for one of any batch."""
+        fits = self.single is not None and batch == self.single.batch
+        return self.single if fits and self.single is not None else self
 
 
 def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
@@ -67,17 +73,23 @@ def rejection(model: nn.Module, example: Example) -> str | None:
     return None
 
 
-def run_apart(model: nn.Module, example: Example) -> Any:
+def run_apart(model: nn.Module, example: Example, gradients: bool = False) -> Any:
     """The model's result for the example; the run leaves it and the random state as they were.
 
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
-    Buffers that the run changes are copies.
+    Buffers and inputs that the run changes are copies.
     """
     state: dict[str, Tensor] = dict(model.named_parameters())
     state |= {name: value.clone() for name, value in model.named_buffers()}
-    devices = {value.device for value in state.values() if value.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-        return torch.func.functional_call(model, state, example.args, dict(example.kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (example.args, dict(example.kwargs)))
+    with torch.set_grad_enabled(gradients), draws_undone(state.values()):
+        return torch.func.functional_call(model, state, args, kwargs)
+
+
+def draws_undone(tensors: Iterable[Any]) -> AbstractContextManager[None]:
+    """Within, random numbers are drawn as ever, on the devices of ``tensors`` too; then undone."""
+    found = {value.device for value in tensors if isinstance(value, Tensor)}
+    return torch.random.fork_rng(devices=[d for d in found if d.type == "cuda"])
 
 
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
@@ -170,5 +182,6 @@ def _image(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     with torch.inference_mode(False):  # what is made in it cannot be traced for training later
         if device.type == "meta":
             return torch.zeros((2, *shape), dtype=dtype, device=device)
-        noise = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.rand((2, *shape), generator=generator, device="cpu")
         return noise.to(device, dtype)

@@ -17,7 +17,7 @@ from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.leaves import call_leaves
-from tome_fx.graph.regions import has_regions, inline_regions
+from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.program import Program
 
 
@@ -82,13 +82,13 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     """The program's own graph with its parameters as attributes, made functional.
 
     Regions of another gradient mode or autocast are subprograms there: they are inlined, so that
-    tokens are followed through them.
+    tokens are followed through them. What runs under ``vmap`` becomes ops on all images.
     """
     module = exported.module()
     assert isinstance(module, GraphModule)
     if has_regions(module.graph):
         inline_regions(module)
-    if has_regions(module.graph) or mutates(module.graph):
+    if has_regions(module.graph) or mutates(module.graph) or is_mapped(module.graph):
         module = exported.run_decompositions({}).module()
         assert isinstance(module, GraphModule)
     return describe(module.graph, read_by(module), "export")

@@ -6,6 +6,8 @@ tensor), and go another way then. No graph tells so: both are run once, on a few
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.rounding import excess, precision_of, relative
+from tome_fx.capturing.results import refuse_unknown
+from tome_fx.capturing.rounding import excess, is_inexact, precision_of, relative
 from tome_fx.capturing.running import first_unlike, run_model, run_program
-from tome_fx.errors import CaptureError
+from tome_fx.errors import CaptureError, ToMeWarning
 from tome_fx.graph.calls import bind
 from tome_fx.program import Program
 
@@ -29,33 +33,37 @@ FEW = 2
 def check_faithful(program: Program, original: nn.Module, example: Example) -> None:
     """Run the model and its program on the example, and compare what they return.
 
-    Nothing is said of what draws random numbers, and of models without values.
+    Nothing is said of programs that draw random numbers, and of models on the meta device.
 
     Args:
         original: a copy of the model that was never traced.
 
     Raises:
-        CaptureError: they differ by more than rounding, which is the root of the relative precision
-            of the narrowest floating dtype in the program; the error's module is the first one to
-            end with another result, where one is found.
+        CaptureError: they differ by more than rounding may, see :mod:`tome_fx.capturing.rounding`;
+            the error's module is the first one to end with another result, where one is found.
     """
     if not _can_tell(program, original, example):
         return
-    failure: Exception | None = None
+    failure: Exception = RuntimeError()
+    ran = False
     for some in _samples(program, example):
         try:
             expected = run_model(original, some)
-        except Exception:  # the first images alone may be none of its inputs
-            continue
-        try:
+            ran = True
             result = run_program(program, some)
-        except Exception as error:
+        except Exception as error:  # the first images alone may be none of its inputs
             failure = error
             continue
         _compare(program, original, some, expected, result)
         return
-    if failure is not None:
+    if ran:
         raise CaptureError(f"The captured program does not run: {failure}") from failure
+    warnings.warn(
+        f"The model does not run on its example inputs ({blame(failure)}), so what was captured of "
+        "it could not be compared with it.",
+        ToMeWarning,
+        stacklevel=2,
+    )
 
 
 def _compare(
@@ -65,15 +73,14 @@ def _compare(
     what = _difference(expected, result, precision)
     if not what:
         return
-
-    def alike(one: Tensor, other: Tensor) -> bool:
-        return excess(one, other, precision) <= 1.0
-
-    module = first_unlike(program, original, example, alike)
+    module = ""
+    with contextlib.suppress(Exception):  # a model may refuse a second call
+        module = first_unlike(program, original, example, precision)
     where = f", first in {module}" if module else ""
     raise CaptureError(
         f"The model computes something else while it is captured than when it is run: {what}"
-        f"{where}. Its code asks whether it is traced, or remembers earlier calls.",
+        f"{where}. Its code asks whether it is traced, remembers earlier calls or draws numbers by "
+        "itself.",
         module,
         "Make it go one way in both, and transform it then; check=False takes the program as it "
         "was captured.",
@@ -81,22 +88,33 @@ def _compare(
 
 
 def _difference(expected: Any, result: Any, precision: float) -> str:
-    """What is not the same, an empty text if nothing is."""
+    """What is not the same; an empty text if nothing is, or if it cannot be told.
+
+    Raises:
+        CaptureError: the model returns what no program can.
+    """
     leaves, _ = pytree.tree_flatten_with_path(expected)
     wanted = [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
     got = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    refuse_unknown([leaf for _, leaf in leaves])
+    if any(isinstance(leaf, FakeTensor) for _, leaf in leaves):
+        return ""  # out of a cache that another trace filled
     if len(wanted) != len(got):
         return f"it returns {len(got)} tensors in place of {len(wanted)}"
-    floating = any(value.is_floating_point() for value in got)
+    rounded = any(map(is_inexact, got))
     for (path, one), other in zip(wanted, got, strict=True):
         name = f"result{path}"
-        if one.shape != other.shape:
-            return f"{name} is {list(other.shape)} in place of {list(one.shape)}"
-        if floating and not one.is_floating_point():
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            return f"{name} is {_kind(other)} in place of {_kind(one)}"
+        if rounded and not is_inexact(one):
             continue  # an argmax, say, where rounding may decide
         if excess(one, other, precision) > 1.0:
             return f"{name} differs by {relative(one, other):.2g} times its norm"
     return ""
+
+
+def _kind(value: Tensor) -> str:
+    return f"{list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def _can_tell(program: Program, original: nn.Module, example: Example) -> bool:
@@ -122,8 +140,7 @@ def _draws(node: Node) -> bool:
 def _samples(program: Program, example: Example) -> Iterator[Example]:
     """The first images where the program takes any number, then all."""
     if program.static_batch:
-        single = example.single
-        yield single if single is not None and program.batch == single.batch else example
+        yield example.sized(program.batch)
         return
 
     def first(value: Tensor) -> Tensor:

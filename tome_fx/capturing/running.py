@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,42 +13,59 @@ from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.calling import inputs_of
-from tome_fx.capturing.describing import mutates, no_fast_path
-from tome_fx.capturing.examples import Example, run_apart
+from tome_fx.capturing.describing import no_fast_path
+from tome_fx.capturing.examples import Example, draws_undone, run_apart
+from tome_fx.capturing.rounding import allowed, excess, norm_of
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.provenance import module_paths
 from tome_fx.program import Program
 
 
 def run_program(program: Program, example: Example) -> Any:
-    """What a program returns for an example: its leaves, in their order."""
+    """What the graph of a program returns for an example, which keeps its values."""
     return _Run(program).result(example)
 
 
 def run_model(model: nn.Module, example: Example) -> Any:
     """What the model itself returns, without the fast path that no capture takes."""
     with no_fast_path():
-        return run_apart(model, example)
+        return run_apart(model, example, torch.is_grad_enabled())
 
 
-def first_unlike(
-    program: Program, model: nn.Module, example: Example, alike: Callable[[Tensor, Tensor], bool]
-) -> str:
+@dataclass(frozen=True)
+class _Made:
+    """A tensor and its norm: what differs in that need not be compared."""
+
+    value: Tensor
+    norm: float
+
+    def is_like(self, other: _Made, precision: float) -> bool:
+        a, b = self.value, other.value
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        near = abs(self.norm - other.norm) <= allowed(self.norm, a.numel(), precision)
+        return near and excess(a, b, precision) <= 1.0
+
+
+def first_unlike(program: Program, model: nn.Module, example: Example, precision: float) -> str:
     """The path of the first module to end that makes other tensors of what it gets; "" if none."""
     run = _Run(program, keep=True)
     run.result(example)
-    values = {node: value for node, value in run.env.items() if isinstance(value, Tensor)}
-    inside: dict[str, list[Tensor]] = {}
-    for node, value in values.items():
-        for path in module_paths(node):
-            inside.setdefault(path, []).append(value)
+    inside: dict[str, list[_Made]] = {}
+    every: list[_Made] = []
+    for node, value in run.env.items():
+        if isinstance(value, Tensor):
+            every.append(_Made(value, norm_of(value)))
+            for path in module_paths(node):
+                inside.setdefault(path, []).append(every[-1])
 
-    def has(value: Tensor, among: Iterable[Tensor]) -> bool:
-        return any(alike(value, own) for own in among if own.shape == value.shape)
+    def has(value: Tensor, among: list[_Made]) -> bool:
+        own = _Made(value, norm_of(value))
+        return any(own.is_like(other, precision) for other in among)
 
     for path, came, made in _calls(model, example):
         own = inside.get(path, [])
-        if own and not has(made, own) and (came is None or has(came, values.values())):
+        if own and not has(made, own) and (came is None or has(came, every)):
             return path
     return ""
 
@@ -60,14 +78,15 @@ def _calls(model: nn.Module, example: Example) -> list[tuple[str, Tensor | None,
         def note(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
             came, made = _tensors((args, kwargs)), _tensors(result)
             if made:
-                calls.append((path, came[0].clone() if came else None, made[0].clone()))
+                first = came[0].detach().clone() if came else None
+                calls.append((path, first, made[0].detach().clone()))
 
         return note
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if path:
-                stack.enter_context(_hooked(module, noting(path)))
+                stack.enter_context(module.register_forward_hook(noting(path), with_kwargs=True))
         run_model(model, example)
     return calls
 
@@ -76,26 +95,18 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _hooked(module: nn.Module, hook: Callable[..., None]) -> Any:
-    """A context at whose end the hook is gone."""
-    return module.register_forward_hook(hook, with_kwargs=True)
-
-
 class _Run(Interpreter):
     """A captured graph, run node by node; ``keep`` holds all that its nodes make."""
 
     def __init__(self, program: Program, keep: bool = False) -> None:
         super().__init__(nn.Module(), garbage_collect_values=not keep, graph=program.graph)
         self.extra_traceback = False
-        copies = mutates(program.graph)
-        self._held = {
-            name: value.clone() if copies and isinstance(value, Tensor) else value
-            for name, value in program.constants.items()
-        }
+        # Some ops write to buffers though their schema does not say so (running statistics).
+        self._held = {name: _own(value) for name, value in program.constants.items()}
 
     def result(self, example: Example) -> Any:
-        given = dict(inputs_of(self.graph, example))
-        with torch.no_grad(), no_fast_path():
+        given = {node: _own(value) for node, value in inputs_of(self.graph, example)}
+        with torch.no_grad(), no_fast_path(), draws_undone(self._held.values()):
             return self.run(initial_env=given, enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
@@ -103,3 +114,9 @@ class _Run(Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._held[target]
+
+
+def _own(value: Any) -> Any:
+    """A copy of what a run may write to."""
+    tensor = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    return value.detach().clone() if tensor else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 
 from tome_fx.graph.shells import shell
@@ -26,3 +27,12 @@ def structure_copy(model: nn.Module) -> nn.Module:
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return result
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """``model`` itself, whose modules run as they are where ``torch.compile`` wraps them."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, torch._dynamo.eval_frame.OptimizedModule):
+                module._modules[name] = child._orig_mod
+    return model

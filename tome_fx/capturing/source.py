@@ -158,7 +158,7 @@ class Source:
         args, kwargs = torch.utils._pytree.tree_map_only(
             Tensor, moved, (example.args, dict(example.kwargs))
         )
-        return Example(args, kwargs, example.batch)
+        return Example(args, kwargs, example.batch, self.example_like(example.single, target))
 
     def adopt(self, target: nn.Module, located: Located) -> Located:
         """Put the captured constants on ``target`` and make the graph read them there."""

@@ -25,6 +25,7 @@ from tome_fx.capturing.blame import blame
 from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.results import refuse_unknown
 from tome_fx.errors import CaptureError
 from tome_fx.graph.inplace import make_plain
 from tome_fx.program import Program
@@ -102,6 +103,7 @@ def from_graph_module(
 
     def flat_call(weights: dict[str, torch.Tensor], *inputs: Any) -> Any:
         leaves, out_spec = pytree.tree_flatten(call(weights, *inputs))
+        refuse_unknown(leaves)
         outputs.append(out_spec)
         return leaves
 
@@ -135,6 +137,8 @@ def aten_module(
             # What follows may drop or move a node by its result alone.
             functional = FunctionalTensorMode(pre_dispatch=True, export=True)
             traced = trace(dispatch_functionalize(function, functional))
+    except CaptureError:
+        raise
     except Exception as error:
         raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error
     return traced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -25,10 +26,11 @@ def is_causal(core: Core, program: Program) -> bool:
     Read where the model makes it without images, or from an input as the example has it.
     """
     for node, hides in masks_of(core):
-        given = node in program.of_images
-        if given and _has_weights(node, program):
+        if node in program.of_images and _has_weights(node, program):
             continue  # logits, or a bias that is made of features
-        value = value_of(node, {**program.constants, **program.given})
+        value = None
+        with contextlib.suppress(RuntimeError):  # the example may be one of another program
+            value = value_of(node, program.constants, program.given)
         if value is not None and _is_triangle(value, hides):
             return True
     return False
@@ -36,8 +38,8 @@ def is_causal(core: Core, program: Program) -> bool:
 
 def _has_weights(node: Node, program: Program) -> bool:
     """Have parameters a part in a value?"""
-    read = (program.constants.get(str(own.target)) for own in needed_for(node))
-    return any(isinstance(value, nn.Parameter) for value in read)
+    read = [own for own in needed_for(node) if own.op == "get_attr"]
+    return any(isinstance(program.constants.get(str(n.target)), nn.Parameter) for n in read)
 
 
 def before_order(
@@ -63,13 +65,19 @@ def before_order(
 
 
 def _is_triangle(mask: Tensor, hides: bool) -> bool:
-    """Is one side of the diagonal hidden, and neither the diagonal nor all of the other side?"""
+    """Is one side of the diagonal hidden, and neither the diagonal nor all of the other side?
+
+    Of tokens that are no padding.
+    """
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] < 2:
         return False
     if mask.dtype != torch.bool:
         mask, hides = mask < _HIDDEN, True
     hidden = mask if hides else ~mask
-    if bool(hidden.diagonal(dim1=-2, dim2=-1).any()):
+    # Padding is hidden from all, itself among them.
+    padding = hidden.all(-2, keepdim=True)
+    told = int((~padding).sum(-1).max()) > 1
+    if not told or bool((hidden & ~padding).diagonal(dim1=-2, dim2=-1).any()):
         return False
     side = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
     above, below = (bool(hidden[..., half].all()) for half in (side, side.mT))

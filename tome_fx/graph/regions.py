@@ -15,6 +15,12 @@ _EXIT = torch.amp.autocast_mode._exit_autocast
 _NAMES = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
+def is_mapped(graph: Graph) -> bool:
+    """Does a part of a graph run under ``torch.vmap``, on values without the axis that it maps?"""
+    names = (getattr(node.target, "__name__", "") for node in graph.nodes)
+    return "_vmap_increment_nesting" in names
+
+
 def has_regions(graph: Graph) -> bool:
     """Does the graph call subprograms under another mode?"""
     return any(_name(node) in _NAMES for node in graph.nodes)

@@ -26,7 +26,7 @@ def _shell(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
         seen[id(module)] = new
         new.__dict__.update(module.__dict__)
         for name, table in module.__dict__.items():
-            if name.startswith("_") and isinstance(table, (dict, set)):
+            if isinstance(table, (dict, list, set)):  # a cache of its own among them
                 new.__dict__[name] = copy.copy(table)
         for name, child in module._modules.items():
             new._modules[name] = None if child is None else _shell(child, seen)

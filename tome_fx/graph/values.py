@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,15 +21,20 @@ _ARITHMETIC = {
 }
 
 
-def value_of(node: Node, held: Mapping[str, Any]) -> Tensor | None:
-    """The value of ``node`` from what the program reads and gets, ``held`` by name.
+def value_of(
+    node: Node, held: Mapping[str, Any], given: Mapping[str, Any] = MappingProxyType({})
+) -> Tensor | None:
+    """The value of ``node`` from what the program reads, ``held`` by name, and inputs ``given``.
 
     None where another input has a part in it by more than its shape, where a draw has one, and
     where weights have no values.
     """
     worth: dict[Node, Any] = {}
     for own in needed_for(node):
-        value = _size(own.meta["val"]) if own.target is _SIZE else _worth(own, worth, held)
+        if own.op == "placeholder":
+            value = given.get(own.name)
+        else:
+            value = _size(own.meta["val"]) if own.target is _SIZE else _worth(own, worth, held)
         if value is None:
             return None
         worth[own] = value
@@ -53,8 +59,8 @@ def _size(size: Any) -> int:
 
 
 def _worth(node: Node, worth: Mapping[Node, Any], held: Mapping[str, Any]) -> Any:
-    if node.op in ("get_attr", "placeholder"):
-        value = held.get(str(node.target) if node.op == "get_attr" else node.name)
+    if node.op == "get_attr":
+        value = held.get(str(node.target))
         return value if isinstance(value, Tensor) and _has_values(value) else None
     if node.op != "call_function" or not _is_plain(node.target):
         return None

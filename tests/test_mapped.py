@@ -1,0 +1,55 @@
+"""Parts of a model that run under ``torch.vmap``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tome_fx
+from tests.laws.common import TINY, distance, run
+from tests.zoo.entry import randomise
+
+pytestmark = TINY
+C, HEADS = 8, 2
+
+
+def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * 0.5).softmax(-1) @ v
+
+
+class Mapped(nn.Module):
+    """Blocks, a pool and a head that are written for one image, or for all."""
+
+    def __init__(self, attention: bool, head: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, C, 2, 2), nn.Linear(C, 5)
+        self.qkv = nn.ModuleList(nn.Linear(C, 3 * C) for _ in range(2))
+        self.mlp = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
+        self.attention, self.mapped = attention, head
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image).flatten(2).mT
+        attend = torch.vmap(written) if self.attention else written
+        for qkv, mlp in zip(self.qkv, self.mlp, strict=True):
+            q, k, v = qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            x = x + attend(q, k, v).transpose(1, 2).flatten(2)
+            x = x + mlp(x).relu()
+        if self.mapped:
+            return torch.vmap(lambda tokens: self.head(tokens.mean(0)))(x)
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("attention", "head"), [(True, False), (False, True), (True, True)])
+def test_what_is_mapped_over_images_is_about_all_of_them(attention: bool, head: bool) -> None:
+    model = Mapped(attention, head).eval()
+    randomise(model)
+    model.double()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(model, 4, example_inputs=x[:2], min_ratio=0)
+    assert fast.schedule == (4, 4)
+    assert distance(run(fast, x), run(model, x)) > 1e-6
+    flat = x[..., :1, :1].expand_as(x).contiguous()
+    assert distance(run(fast, flat), run(model, flat)) < 1e-9
+    fast.r = 0
+    assert distance(run(fast, x), run(model, x)) < 1e-12
