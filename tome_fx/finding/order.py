@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,35 @@ def is_causal(core: Core, program: Program) -> bool:
         value = None if node in program.of_images else value_of(node, program.constants)
         if value is not None and _is_triangle(value, hides):
             return True
-    return False
+    return core.kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
+
+
+def _tables(core: Core, program: Program) -> Iterator[Tensor]:
+    """What no input has a part in between the product that makes weights and what they are.
+
+    Weights that no softmax made can be hidden by a factor too, at any step.
+    """
+    made_of = cones_of(program.graph)
+    waiting, seen = [core.node], {core.node}
+    while waiting:
+        node = waiting.pop()
+        value = None if node in program.of_images else value_of(node, program.constants)
+        if value is not None:
+            yield value
+            continue
+        for before in node.all_input_nodes:
+            # A table that the queries are made of too is one of an earlier attention, used again.
+            above = before in program.of_images and made_of.depends(core.query, before)
+            if before not in seen and before is not core.key and not above:
+                seen.add(before)
+                waiting.append(before)
+
+
+def _is_one_sided(table: Tensor) -> bool:
+    """Does a table hide one side of the diagonal, as a mask of either sense or as a factor?"""
+    if table.dtype == torch.bool:
+        return _is_triangle(table, True) or _is_triangle(table, False)
+    return _is_triangle(table, True) or _is_triangle(table == 0, True)
 
 
 def before_order(
