@@ -19,7 +19,14 @@ from dataclasses import replace
 from torch.fx import Node
 
 from tome_fx.finding.contractions import contraction_anchors
-from tome_fx.finding.cores import CAUSAL, Anchor, anchors, cores_of, token_atoms
+from tome_fx.finding.cores import (
+    CAUSAL,
+    Anchor,
+    anchors,
+    cores_of,
+    opaque_misses,
+    token_atoms,
+)
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
@@ -47,6 +54,7 @@ def locate(
     proved, misses = _proved(found, types, _words(streams, program))
     cores, causal = _by_order(proved, program)
     misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
+    misses += opaque_misses(program.graph)
     sites, unplaced = find_sites(program.graph, cores, types)
     sites, too_early = before_order(sites, causal, program)
     misses += [*unplaced, *too_early]

@@ -16,6 +16,7 @@ from tests.zoo.entry import randomise
 
 pytestmark = TINY
 C, GRID = 16, 4
+GATES = torch.randn(2, 3 * C, C, generator=torch.Generator().manual_seed(0)).double() / 4
 Join = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -79,12 +80,18 @@ def silence(model: nn.Module) -> None:
             module.weight[..., 1, 1] = middle
 
 
+def gated(x: Tensor, y: Tensor) -> Tensor:
+    """The branch is a step, and the residual the state, of a recurrent cell on rows of tokens."""
+    return torch.gru_cell(y.flatten(0, 1), x.flatten(0, 1), *GATES).view_as(x)
+
+
 JOINS: dict[str, Join] = {
     "add": lambda x, y: y + x,
     "subtract": lambda x, y: x - y,
     "interpolate": lambda x, y: torch.lerp(x, y, 0.3),
     "scaled add": lambda x, y: torch.addcmul(x, y, y.new_full((C,), 0.5)),
     "normalised": lambda x, y: F.normalize(torch.lerp(x, F.normalize(y, dim=-1), 0.4), dim=-1),
+    "gated": gated,
 }
 
 

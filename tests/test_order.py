@@ -84,6 +84,22 @@ def windowed(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
+def decayed(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Retention: no softmax, and a factor that is nothing for what follows."""
+    places = torch.arange(N, dtype=q.dtype)
+    share = 0.9 ** (places[:, None] - places[None, :])
+    return (scores(q, k) * (share * model.seen[0, 0, :N, :N])) @ v
+
+
+def by_hand(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    shares = (scores(q, k) + model.hidden).exp()
+    return shares / shares.sum(-1, keepdim=True) @ v
+
+
+def opened(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores(q, k).sigmoid().masked_fill(model.hidden.isinf(), 0.0) @ v
+
+
 def free(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -101,6 +117,13 @@ def sloped(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores(q, k) - 2000 * far).softmax(-1) @ v
 
 
+def near(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same by factors, without a softmax."""
+    places = torch.arange(N, dtype=q.dtype)
+    far = (places[:, None] - places[None, :]).abs()
+    return (scores(q, k).sigmoid() * 0.9**far) @ v
+
+
 def model_of(*mixes: Mix) -> nn.Module:
     model = Model(*mixes).eval()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
@@ -110,7 +133,7 @@ def model_of(*mixes: Mix) -> nn.Module:
     return model.double()
 
 
-CAUSAL = (gpt, chosen, added, fused, made, like, backwards, windowed)
+CAUSAL = (gpt, chosen, added, fused, made, like, backwards, windowed, decayed, by_hand, opened)
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
@@ -120,7 +143,7 @@ def test_a_causal_mask_is_refused_however_it_is_made(mix: Mix) -> None:
         tome_fx.transform(model_of(mix, mix), 3, example_inputs=X)
 
 
-@pytest.mark.parametrize("mix", [local, sloped])
+@pytest.mark.parametrize("mix", [local, sloped, near])
 def test_a_mask_without_an_order_is_none(mix: Mix) -> None:
     fast = tome_fx.transform(model_of(mix, mix), 3, example_inputs=X, min_ratio=0)
     assert fast.schedule == (3, 3)

@@ -27,6 +27,7 @@ from tests.rules.common import (
 pytestmark = TINY
 MIX = torch.tensor([[1.0, 0.5], [0.3, 2.0]], dtype=torch.float64)
 WEIGHT = random(C, C) / 3
+MEMORIES = random(1, 2, C)
 BIAS = tied(random(N, N), (0, 1))
 
 
@@ -74,6 +75,20 @@ def key_first_matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(scores.softmax(-1) @ heads(v))
 
 
+def one_key_for_all_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bhid,bjd->bhij", heads(q), k[..., :D]).softmax(-1)
+    return joined(torch.einsum("bhij,bjd->bhid", weights, v[..., D:]))
+
+
+def one_query_for_all_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.einsum("bid,bhjd->bhij", q[..., :D], heads(k)).softmax(-1)
+    return joined(weights @ heads(v))
+
+
+def by_distances(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return joined((-torch.cdist(heads(q), heads(k)).square()).softmax(-1) @ heads(v))
+
+
 def bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = torch.bmm(folded(q), folded(k).transpose(1, 2)).softmax(-1)
     return unfolded(torch.bmm(weights, folded(v)))
@@ -112,7 +127,8 @@ def differential(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 SPELLINGS = [einsums, ellipsis, key_first, key_first_matmul, bmm, baddbmm, baddbmm_of_nothing,
-             outside, joined_by_cat, residual_inside, differential]  # fmt: skip
+             outside, joined_by_cat, residual_inside, differential, one_key_for_all_heads,
+             one_query_for_all_heads, by_distances]  # fmt: skip
 
 
 def test_attention_in_every_spelling_stays_merged() -> None:
@@ -162,6 +178,11 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(q @ (k.transpose(-1, -2) @ v) / total)
 
 
+def behind(x: Tensor) -> Tensor:
+    """Heads of the tokens with learned ones in front."""
+    return heads(torch.cat([MEMORIES.expand(x.shape[0], -1, -1), x], 1))
+
+
 SUMS: dict[str, Callable[..., Tensor]] = {
     "cross-covariance": xca,
     "linear": linear_attention,
@@ -172,6 +193,9 @@ SUMS: dict[str, Callable[..., Tensor]] = {
     "no softmax": lambda q, k, v: joined(heads(q) @ heads(k).mT @ heads(v) / N),
     "relu": lambda q, k, v: joined((heads(q) @ heads(k).mT).relu() / N @ heads(v)),
     "sigmoid": lambda q, k, v: joined((heads(q) @ heads(k).mT).sigmoid() @ heads(v) / N),
+    "with memories": lambda q, k, v: joined(
+        (heads(q) @ behind(k).mT).sigmoid() @ behind(v.sin()) / N
+    ),
     "softmax by hand": lambda q, k, v: joined(by_hand(heads(q) @ heads(k).mT) @ heads(v)),
     "gram": lambda q, k, v: torch.bmm(q, torch.bmm(k.transpose(1, 2), v)) / N,
     "added": lambda q, k, v: torch.baddbmm(v, q, k.transpose(1, 2) @ v / N),
@@ -182,7 +206,8 @@ SUMS: dict[str, Callable[..., Tensor]] = {
 
 
 # Those whose result meets values of the same tokens again are attention: tokens merge behind them.
-LINEAR = ("cross-covariance", "linear", "efficient", "einsum", "gram", "added")
+LINEAR = ("cross-covariance", "linear", "efficient", "einsum", "gram", "added", "no softmax",
+          "relu", "sigmoid", "with memories", "softmax by hand")  # fmt: skip
 
 
 def by_hand(scores: Tensor) -> Tensor:

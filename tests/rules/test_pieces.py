@@ -51,6 +51,9 @@ OTHERS = {
     "unbound q, k, v": lambda x: torch.stack([x, x.sin(), x.cos()], 2).unbind(2)[1],
     "one head": lambda x: heads(x)[:, 0].repeat(1, 1, H),
     "heads by number": lambda x: joined(heads(x)[:, [1, 0]]),
+    "all images with their heads": lambda x: joined(
+        heads(x).flatten(0, 1)[: x.shape[0] * H].sin().unflatten(0, (-1, H))
+    ),
     "channels by number": lambda x: x[..., [3, 1, 2, 0, 7, 6, 5, 4]],
 }
 TELLS_APART = {

@@ -1,10 +1,11 @@
-"""Attention without a softmax over tokens: linear and cross-covariance attention.
+"""Attention without a softmax over tokens: linear and cross-covariance attention, other weights.
 
     linear            q (k' v)          the keys' channels meet the queries'
     cross-covariance  softmax(q' k) v'  the keys' channels meet the values'
+    weights           sigmoid(q k') v   each token's weights for all, made by anything pointwise
 
-Both contract two values over their tokens, and what comes out meets a third value of the same
-tokens in another product. The keys are the operand whose channels are contracted there.
+The first two contract two values over their tokens, and what comes out meets a third value of the
+same tokens in another product. The keys are the operand whose channels are contracted there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.finding.cores import PRODUCTS, Anchor, is_inside_places, is_tokens, letters_of, runs
+from tome_fx.finding.cores import (
+    PRODUCTS,
+    Anchor,
+    anchors_above,
+    is_inside_places,
+    is_tokens,
+    letters_of,
+    runs,
+)
 from tome_fx.graph.axes import Axis, TensorType
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
@@ -52,10 +61,34 @@ def contraction_anchors(graph: Graph, plain: Types, extents: Extents) -> list[tu
         if contraction is not None:
             found[node] = contraction
             continue
+        anchors.extend(_weights_anchors(call, letters, plain, extents))
         row = tuple(_anchors(call, letters, found, plain, extents)) if found else ()
         if row:
             anchors.append(row)
     return anchors
+
+
+def _is_for_each(type_: TensorType, place: int) -> bool:
+    """Does another axis hold tokens of this one: is it a weight of each token for each?"""
+    keys = list(filter(is_tokens, runs(type_.axes[place])))
+    others = (axis for i, axis in enumerate(type_.axes) if i != place)
+    return any(run in keys for axis in others for run in runs(axis))
+
+
+def _weights_anchors(
+    call: Call, letters: Letters, plain: Types, extents: Extents
+) -> Iterator[tuple[Anchor, ...]]:
+    """``call`` as a sum of values by weights of each token for each, that no softmax made."""
+    summed = [c for c in letters.left if c in letters.right and c not in letters.result]
+    for node, names in zip(_operands(call), letters[:2], strict=True):
+        type_ = plain.get(node)
+        if len(summed) != 1 or not type_:
+            continue
+        place = names.index(summed[0])
+        if _is_for_each(type_[0], place):
+            row = tuple(anchors_above(node, "weights", node, place, extents))
+            if row:
+                yield row
 
 
 def _operands(call: Call) -> tuple[Node, Node]:
@@ -76,8 +109,8 @@ def _contraction(call: Call, letters: Letters, plain: Types) -> _Contraction | N
     axis = rows[0][0].axes[rows[0][1]]
     if not any(map(is_tokens, runs(axis))) or rows[1][0].axes[rows[1][1]] != axis:
         return None
-    if any(type_.axes.count(axis) != 1 or is_inside_places(type_, at) for type_, at in rows):
-        return None  # weights of one token for another, or tokens of a window
+    if any(_is_for_each(type_, at) or is_inside_places(type_, at) for type_, at in rows):
+        return None  # or tokens of a window
     return _Contraction((left, right), letters, summed[0], axis)
 
 

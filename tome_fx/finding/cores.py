@@ -25,9 +25,10 @@ from tome_fx.graph.extents import Extents
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.upstream import operands_along
 from tome_fx.program import Core, Miss
-from tome_fx.rules.contract import Letters, einsum_letters, matmul_letters
+from tome_fx.rules.contract import Letters, distance_letters, einsum_letters, matmul_letters
 
-PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum")
+PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum", "aten.cdist")
+SOFTMAXES = ("aten.softmax", "aten._softmax")
 # A history that makes an axis a row of places in an image, a clip or a sequence.
 _PLACES = ("input", "conv")
 # A row of such or unknown factors may be tokens if it is a product; these never are.
@@ -37,7 +38,7 @@ CAUSAL = "it is causal: a merged token has no place in the order"
 
 @dataclass(frozen=True)
 class Anchor:
-    """A softmax or fused attention with the product that makes its logits.
+    """A softmax, fused attention or other weights with the product that makes its logits.
 
     ``query_axis`` and ``key_axis`` index the axes of ``query`` and ``key`` that become rows and
     columns of the logits, ``channel`` the contracted axis of ``key``.
@@ -66,34 +67,44 @@ def anchors(graph: Graph, extents: Extents) -> list[tuple[Anchor, ...]]:
         if call.name == "aten.scaled_dot_product_attention":
             query, key = call["query"], call["key"]
             found.append((Anchor(node, "sdpa", query, key, -2, -2, -1),))
-        elif call.name in ("aten.softmax", "aten._softmax"):
+        elif call.name in SOFTMAXES:
             row = tuple(_softmax_anchors(call, extents))
             if row:
                 found.append(row)
     return found
 
 
-def _softmax_anchors(call: Call, extents: Extents) -> Iterator[Anchor]:
+def _softmax_anchors(call: Call, extents: Extents) -> list[Anchor]:
     """Walk from a softmax up to the products that make its logits, with the axis it runs over."""
     start = call["self"]
     dim = call["dim"] % max(1, start.meta["val"].dim())
+    return anchors_above(call.node, "softmax", start, dim, extents)
+
+
+def anchors_above(node: Node, kind: str, start: Node, dim: int, extents: Extents) -> list[Anchor]:
+    """The products that make what stands on axis ``dim`` of ``start``, as anchors at ``node``.
+
+    None for weights that a softmax has a part in: it has anchors of its own.
+    """
     waiting, seen = [(start, range(dim, dim + 1))], set()
+    found: list[Anchor] = []
     while waiting:
-        node, stretch = waiting.pop(0)
-        if node in seen or not isinstance(node.target, torch._ops.OpOverload):
+        here, stretch = waiting.pop(0)
+        if here in seen or not isinstance(here.target, torch._ops.OpOverload):
             continue
-        seen.add(node)
-        inner = bind(node)
+        seen.add(here)
+        inner = bind(here)
         if inner.name in PRODUCTS:
             letters = letters_of(inner)
             if letters is None or len(stretch) != 1:
                 continue
-            anchor = _product_anchor(call.node, inner, letters, stretch.start)
-            if anchor is not None:
-                yield anchor
+            found.extend(_product_anchors((node, kind), inner, letters, stretch.start))
             waiting.extend(_through_product(inner, letters, stretch.start))
+        elif kind != "softmax" and inner.name in SOFTMAXES:
+            return []
         else:
             waiting.extend(operands_along(inner, stretch, extents))
+    return found
 
 
 def letters_of(product: Call) -> Letters | None:
@@ -102,7 +113,7 @@ def letters_of(product: Call) -> Letters | None:
     ranks = [node.meta["val"].dim() for node in operands]
     if product.name == "aten.einsum":
         return einsum_letters(product["equation"], ranks)
-    return matmul_letters(*ranks)
+    return (distance_letters if product.name == "aten.cdist" else matmul_letters)(*ranks)
 
 
 def _through_product(product: Call, letters: Letters, dim: int) -> Iterator[tuple[Node, range]]:
@@ -115,7 +126,10 @@ def _through_product(product: Call, letters: Letters, dim: int) -> Iterator[tupl
             yield node, range(own.index(column), own.index(column) + 1)
 
 
-def _product_anchor(softmax: Node, product: Call, letters: Letters, dim: int) -> Anchor | None:
+def _product_anchors(
+    at: tuple[Node, str], product: Call, letters: Letters, dim: int
+) -> Iterator[Anchor]:
+    """One for each axis that the queries alone have: heads too, where all share one row of keys."""
     query, key = [node for _, node in tensor_operands(product)][-2:]
     column = letters.result[dim]
     names, other = letters.left, letters.right
@@ -124,10 +138,11 @@ def _product_anchor(softmax: Node, product: Call, letters: Letters, dim: int) ->
     inner = [c for c in other if c in names and c not in letters.result]
     rows = [c for c in names if c in letters.result and c not in other]
     columns = [c for c in other if c in letters.result and c not in names]
-    if len(inner) != 1 or len(rows) != 1 or columns != [column]:
-        return None
-    places = names.index(rows[0]), other.index(column), other.index(inner[0])
-    return Anchor(softmax, "softmax", query, key, *places)
+    if len(inner) != 1 or column not in columns:
+        return
+    for row in reversed(rows):
+        places = names.index(row), other.index(column), other.index(inner[0])
+        yield Anchor(*at, query, key, *places)
 
 
 def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) -> Iterator[Axis]:
@@ -241,6 +256,13 @@ def _ids(axis: Axis) -> list[int]:
     if len(axis) != 1 or extent(axis) < 2:
         return []
     return [stream.id for stream in streams_of_axis(axis)]
+
+
+def opaque_misses(graph: Graph) -> list[Miss]:
+    """Attention that no rule reads: FlexAttention is a call of a program that the graph holds."""
+    reason = "flex_attention is one op with a program of its own inside, which no rule reads"
+    held = [node for node in graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    return [Miss(n, "attention", reason) for n in held if n.target.name() == "flex_attention"]
 
 
 def _miss(anchor: Anchor, reason: str) -> Miss:

@@ -31,14 +31,13 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
     Of a fused attention its mask; of a softmax what is added to its logits or filled into them, the
     nearest first.
     """
-    call = bind(core.node)
     if core.kind == "sdpa":
-        mask = call.get("attn_mask")
+        mask = bind(core.node).get("attn_mask")
         return [(mask, False)] if isinstance(mask, Node) else []
-    if core.kind != "softmax":
+    if core.kind not in ("softmax", "weights"):
         return []
     found: list[tuple[Node, bool]] = []
-    waiting: list[Node] = [call["self"]]
+    waiting: list[Node] = [bind(core.node)["self"] if core.kind == "softmax" else core.node]
     while waiting:
         node = waiting.pop(0)
         if isinstance(node.target, torch._ops.OpOverload):

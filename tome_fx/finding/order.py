@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -26,14 +26,47 @@ def is_causal(core: Core, program: Program) -> bool:
     Read where the model makes it without images, or from an input as the example has it.
     """
     for node, hides in masks_of(core):
-        if node in program.of_images and _has_weights(node, program):
-            continue  # logits, or a bias that is made of features
-        value = None
-        with contextlib.suppress(RuntimeError):  # the example may be one of another program
-            value = value_of(node, program.constants, program.given)
+        value = _known(node, program)
         if value is not None and _is_triangle(value, hides):
             return True
-    return False
+    return core.kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
+
+
+def _tables(core: Core, program: Program) -> Iterator[Tensor]:
+    """What no image has a part in between the product that makes weights and what they are.
+
+    Weights that no softmax made can be hidden by a factor too, at any step.
+    """
+    made_of = cones_of(program.graph)
+    waiting, seen = [core.node], {core.node}
+    while waiting:
+        node = waiting.pop()
+        value = _known(node, program)
+        if value is not None:
+            yield value
+            continue
+        for before in node.all_input_nodes:
+            # A table that the queries are made of too is one of an earlier attention, used again.
+            above = before in program.of_images and made_of.depends(core.query, before)
+            if before not in seen and before is not core.key and not above:
+                seen.add(before)
+                waiting.append(before)
+
+
+def _is_one_sided(table: Tensor) -> bool:
+    """Does a table hide one side of the diagonal, as a mask of either sense or as a factor?"""
+    if table.dtype == torch.bool:
+        return _is_triangle(table, True) or _is_triangle(table, False)
+    return _is_triangle(table, True) or _is_triangle(table == 0, True)
+
+
+def _known(node: Node, program: Program) -> Tensor | None:
+    """What a value is, if the model makes it without images or the example has it."""
+    if node in program.of_images and _has_weights(node, program):
+        return None  # logits, or a bias that is made of features
+    with contextlib.suppress(RuntimeError):  # the example may be one of another program
+        return value_of(node, program.constants, program.given)
+    return None
 
 
 def _has_weights(node: Node, program: Program) -> bool:

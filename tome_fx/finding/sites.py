@@ -19,7 +19,7 @@ from tome_fx.program import Core, Miss, Mlp, Site
 
 _ADD = torch.ops.aten.add.Tensor
 _SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
-_JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul")
+_JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul", "aten.gru_cell")
 Types = Mapping[Node, tuple[TensorType, ...]]
 
 

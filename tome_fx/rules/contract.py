@@ -9,6 +9,7 @@ operand is scaled by the group sizes, or divided by them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from tome_fx.graph.axes import (
@@ -79,6 +80,22 @@ def einsum(context: Context) -> Lifted | Refusal:
         return Refusal("this form of einsum is not known")
     left, right = context.types
     return contract(context, (left, right), letters)
+
+
+def distances(context: Context) -> Lifted | Refusal:
+    """``cdist``: rows against rows over their channels, as a product, but linear in neither."""
+    letters = distance_letters(*(type_.rank for type_ in context.types.values()))
+    types = {path: as_intensive(type_) for path, type_ in context.types.items()}
+    if any(has_stream(type_.axes[-1]) for type_ in types.values()):
+        return Refusal("it takes distances over tokens")
+    first, second = types
+    return contract(replace(context, types=types), (first, second), letters)
+
+
+def distance_letters(left: int, right: int) -> Letters:
+    """The letters of a cdist of operands with these ranks."""
+    letters = matmul_letters(left, right)
+    return Letters(letters.left, letters.right[:-2] + letters.right[:-3:-1], letters.result)
 
 
 def einsum_letters(equation: str, ranks: list[int]) -> Letters | None:

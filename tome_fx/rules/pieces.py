@@ -32,7 +32,7 @@ def slice_(context: Context) -> Lifted | Refusal:
     type_ = context.types["self"]
     dim = context.dim(context.call["dim"], type_.rank)
     axis, whole = type_.axes[dim], extent(type_.axes[dim])
-    start, end = span(context, whole)
+    start, end = (0, whole) if _takes_all(context, dim) else span(context, whole)
     if start is None or end is None or context.call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
@@ -45,6 +45,15 @@ def slice_(context: Context) -> Lifted | Refusal:
     else:
         literal = {"start": first, "end": first + count(result)}
     return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
+
+
+def _takes_all(context: Context, dim: int) -> bool:
+    """Is the piece as long as the axis, whatever the batch? Its end may be any product of sizes."""
+    call = context.call
+    values = [node.meta["val"] for node in (call["self"], call.node)]
+    # By their text: a symbolic size that is compared is guarded on.
+    before, after = (str(value.shape[dim]) for value in values)
+    return call.name == "aten.slice" and call.get("start") in (None, 0) and before == after
 
 
 def span(context: Context, whole: int) -> tuple[int | None, int | None]:

@@ -8,7 +8,18 @@ from types import MappingProxyType
 import torch
 
 from tome_fx.graph.calls import UNTAGGED, Call
-from tome_fx.rules import along, attention, contract, layout, local, pieces, shapes, tokens, written
+from tome_fx.rules import (
+    along,
+    attention,
+    cells,
+    contract,
+    layout,
+    local,
+    pieces,
+    shapes,
+    tokens,
+    written,
+)
 from tome_fx.rules.base import Rule
 
 
@@ -53,6 +64,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(contract.matmul, "matmul bmm mm mv"),
         **_family(contract.added_matmul, "baddbmm addmm"),
         **_family(contract.einsum, "einsum"),
+        **_family(contract.distances, "cdist"),
+        **_family(cells.cell, "gru_cell rnn_tanh_cell rnn_relu_cell"),
         **_family(tokens.softmax, "softmax _softmax log_softmax"),
         **_family(
             tokens.reduction,
