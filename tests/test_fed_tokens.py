@@ -101,3 +101,31 @@ def test_positions_that_a_model_is_given_are_a_table() -> None:
         assert fast.schedule == other.schedule == (3, 3)
         assert not fast.report.unmerges
         assert distance(fast(image, places), other(image, places)) < 1e-12
+
+
+class Series(nn.Module):
+    """Windows of a series are its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, C), nn.Linear(C, 3)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(C, HEADS, 16, 0.0, batch_first=True) for _ in "12"
+        )
+
+    def forward(self, series: Tensor) -> Tensor:
+        x = self.embed(series.unfold(-1, 6, 4))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_windows_of_a_series_are_tokens() -> None:
+    model, x = Series().double().eval(), torch.randn(3, 50, dtype=torch.float64)
+    fast = tome_fx.transform(model, 3, example_inputs=x)
+    assert fast.schedule == (3, 3)
+    assert distance(fast(x), model(x)) > 1e-6
+    assert distance(fast(x[:1]), fast(x)[:1]) < 1e-12
+    periodic = x[:, :4].repeat(1, 13)[:, :50]
+    assert distance(fast(periodic), model(periodic)) < 1e-12
