@@ -99,6 +99,18 @@ def test_a_history_that_says_more_wins(better: str, worse: str) -> None:
     assert unify(left, right) == unify(right, left) == left
 
 
+@pytest.mark.parametrize("kind", ["input", "conv"])
+def test_a_table_put_together_of_pieces_takes_the_name_of_what_it_indexes(kind: str) -> None:
+    image: Axis = (atom(6, "x", kind),)
+    table: Axis = (Concat(((atom(2, "a", "literal"),), (atom(4, "b", "constant"),))),)
+    assert unify(image, table) == unify(table, image) == image
+    row: Axis = (Concat(((atom(2, "a", "constant"),), (atom(4, "y", kind),))),)
+    assert unify(row, table) == unify(table, row) == row
+    assert unify(image, row) == unify(row, image) == row
+    written: Axis = (atom(6, "n", "literal"),)
+    assert unify(written, table) == unify(table, written) == table
+
+
 def test_several_axes() -> None:
     tokens, table = (stream(6),), (atom(6, "table", "constant"),)
     assert unify_all([]) == ()

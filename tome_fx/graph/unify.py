@@ -105,5 +105,21 @@ def _worthier(left: Axis, right: Axis) -> Axis:
 def _worth(axis: Axis) -> float:
     if not _plain(axis):
         return 10.0
-    kinds = [_WORTH.get(f.origin.kind, 2) if isinstance(f, Atom) else 5 for f in axis]
+    kinds = [
+        _WORTH.get(f.origin.kind, 2) if isinstance(f, Atom) else _worth_of_row(f) for f in axis
+    ]
     return sum(kinds) / max(1, len(kinds))
+
+
+def _worth_of_row(row: Factor) -> float:
+    """Pieces say more than one name, but a table put together of pieces says nothing of images."""
+    return 3.5 if all(map(_of_tables, pieces(row))) else 5
+
+
+def _of_tables(axis: Axis) -> bool:
+    return all(
+        f.origin.kind in ("literal", "constant", "unknown")
+        if isinstance(f, Atom)
+        else isinstance(f, Concat) and all(map(_of_tables, f.parts))
+        for f in axis
+    )

@@ -9,7 +9,7 @@ from functools import cached_property
 from torch.fx import Node
 
 from tome_fx.finding.masks import padding_masks
-from tome_fx.graph.axes import TensorType, is_merged, streams
+from tome_fx.graph.axes import TensorType, batch_axis, is_merged, streams
 from tome_fx.graph.cones import Cones, cones_of, laid_out
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
@@ -105,5 +105,9 @@ class Averages:
         return any(self.cones.depends(site.node, user) for site in self.findings.sites)
 
     def _is_foreign(self, node: Node, have: TensorType) -> bool:
-        """Does an image have ``node`` for each position, without its being made of the tokens?"""
-        return node in self.of_images and node not in self.mixed and not any(streams(have))
+        """Does an image have ``node`` for each position, without its being made of the tokens?
+
+        What has no axis of images is a table, the same for all, though the model was given it.
+        """
+        own = node in self.of_images and batch_axis(have) is not None
+        return own and node not in self.mixed and not any(streams(have))

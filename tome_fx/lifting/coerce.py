@@ -261,15 +261,16 @@ class Coercer:
         assert batch is not None, "a merged type has a batch axis"
         lead = 0
         for place in range(have.rank):
+            left = TensorType((unmerged(want.axes[place + shift]),))  # as far as rows were taken
             for which, stream in enumerate(streams_of_axis(want.axes[place + shift])):
                 if not stream.level:
                     continue
                 index = self.levels.origin(stream.id, stream.level)
-                front, back = ends_of(want.axes[place + shift], which)
+                front, back = ends_of(left.axes[0], which)
                 ends = {"front": front, "back": back} if front or back else {}
                 target = ops.take if lead else ops.take_constant
                 node = self.emit(target, node, index, place + lead, **ends)
-                lead = 1
+                left, lead = _changed(left, (0, which), stream)[0], 1
         outer, inner = heads_around(want.axes[batch])
         # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
         heads = [inner] if inner > 1 else []

@@ -154,3 +154,24 @@ def grid(context: Context) -> Lifted | Refusal:
             axes.append((Atom(size, Origin(kind, name, (place,))),) if size != 1 else ())
     result = TensorType(tuple(axes))
     return Lifted(tuple(result for _ in context.shapes[:1]), tells_apart=bool(stays))
+
+
+def unfold(context: Context) -> Lifted | Refusal:
+    """``unfold``: windows along an axis, the positions of each on a new last axis.
+
+    Windows of an image are places of it, as those of a convolution are.
+    """
+    type_ = context.types["self"]
+    dim = context.dim(context.call["dimension"], type_.rank)
+    axis, name = type_.axes[dim], context.call.node.name
+    if has_stream(axis) or has_batch(axis):
+        return Refusal("it takes windows of the tokens")
+    kind = "conv" if axis_kind(axis) in ("conv", "input") else "unknown"
+    kinds = (dim, kind), (type_.rank, "unknown")
+    windows, inside = (
+        (Atom(context.shape[place], Origin(of, name, (place,))),)
+        if context.shape[place] > 1
+        else ()
+        for place, of in kinds
+    )
+    return one(TensorType((*type_.axes[:dim], windows, *type_.axes[dim + 1 :], inside)))

@@ -97,6 +97,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         ),
         **_family(shapes.convolution, "conv1d conv2d conv3d convolution"),
         **_family(shapes.pad, "pad constant_pad_nd"),
+        **_family(shapes.unfold, "unfold"),
         **_family(
             shapes.grid,
             "conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d max_pool2d max_pool3d "

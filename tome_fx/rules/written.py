@@ -82,7 +82,9 @@ def _of_tokens(
         return None
     arguments: dict[str, object] = {}
     if src.rank == type_.rank and where[0] is not None:
-        first = where[0]  # what stands in front is as long as it was: it holds no tokens
+        first, end = where[0], where[0] if where[1] is None else where[1]
+        cut = cut_axis(axes[dim], first, end)
+        first = first if cut is None or first == end else cut[1]  # others may merge in front
         arguments = {"start": first, "end": first + count(src.axes[dim])}
     return one(result, operands={"self": result, "src": src}, arguments=arguments)
 
