@@ -14,6 +14,7 @@ parameters by their own names, nothing that mutates.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +23,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tome_fx.capturing.decided import DecidedByBuffers
+from tome_fx.capturing.describing import written
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.leaves import as_leaves, culprit
@@ -86,7 +88,7 @@ def _exported(model: nn.Module, example: Example) -> Program:
             program = _plainly(model, example)
     except CaptureError as second:
         raise (second if reading.names else first) from None
-    return replace(program, decided=tuple(sorted(reading.names)))
+    return _decided(program, reading.names)
 
 
 def _plainly(model: nn.Module, example: Example) -> Program:
@@ -96,7 +98,19 @@ def _plainly(model: nn.Module, example: Example) -> Program:
 
 
 def _traced(model: nn.Module, example: Example) -> Program:
-    return from_graph_module(symbolic_trace(model), model, example, "symbolic_trace")
+    traced, names = symbolic_trace(model)
+    return _decided(from_graph_module(traced, model, example, "symbolic_trace"), names)
+
+
+def _decided(program: Program, names: Set[str]) -> Program:
+    """The program that the values of buffers decided, if it leaves them as they are."""
+    changed = ", ".join(sorted(names & written(program.graph)))
+    if changed:
+        raise CaptureError(
+            f"The model's code branches on the values of {changed} and writes to it, so that one "
+            "call may do something else than the one before."
+        )
+    return replace(program, decided=tuple(sorted(names)))
 
 
 def _around_leaves(model: nn.Module, example: Example, first: CaptureError) -> Program:
