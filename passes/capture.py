@@ -15,7 +15,7 @@ model does, since its code acts differently while it is traced, the next way is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
-from tome_fx.capturing.describing import images_of
+from tome_fx.capturing.describing import images_of, written
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.faithful import check_faithful
@@ -134,7 +134,7 @@ def _by_export(model: nn.Module, example: Example) -> Program:
             program = _plainly(model, example)
     except CaptureError as second:
         raise (second if reading.names else first) from None
-    return replace(program, decided=tuple(sorted(reading.names)))
+    return _decided(program, reading.names)
 
 
 def _plainly(model: nn.Module, example: Example) -> Program:
@@ -144,9 +144,21 @@ def _plainly(model: nn.Module, example: Example) -> Program:
 
 
 def _traced(model: nn.Module, example: Example, check: Check) -> Program:
-    program = from_graph_module(symbolic_trace(model), model, example, "symbolic_trace")
+    traced, names = symbolic_trace(model)
+    program = _decided(from_graph_module(traced, model, example, "symbolic_trace"), names)
     check(program)
     return program
+
+
+def _decided(program: Program, names: Set[str]) -> Program:
+    """The program that the values of buffers decided, if it leaves them as they are."""
+    changed = ", ".join(sorted(names & written(program.graph)))
+    if changed:
+        raise CaptureError(
+            f"The model's code branches on the values of {changed} and writes to it, so that one "
+            "call may do something else than the one before."
+        )
+    return replace(program, decided=tuple(sorted(names)))
 
 
 def _around_leaves(

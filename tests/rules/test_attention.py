@@ -122,6 +122,44 @@ def test_shapes_of_attention_stay_merged() -> None:
     assert unmerged(blocks, sites=2 + len(blocks)) == set()
 
 
+def turned(x: Tensor) -> Tensor:
+    """``[B, N, H * D] -> [B, H, D, N]``."""
+    return heads(x).mT
+
+
+BETWEEN = random(H, D, D)
+CHANNELS = {
+    "scaled by hand": lambda q, k, v: joined(sdpa(*map(turned, (q, k, v)), scale=0.3).mT),
+    "scaled by the number of tokens": lambda q, k, v: joined(sdpa(*map(turned, (q, k, v))).mT),
+    "a mask of channels": lambda q, k, v: joined(
+        sdpa(*map(turned, (q, k, v)), attn_mask=BETWEEN).mT
+    ),
+    "in order": lambda q, k, v: joined(sdpa(*map(turned, (q, k, v)), is_causal=True).mT),
+    "normed along the tokens": lambda q, k, v: joined(
+        sdpa(*(F.normalize(turned(t), dim=-1) for t in (q, k)), turned(v), scale=2.0).mT
+    ),
+    "grouped keys": lambda q, k, v: joined(
+        sdpa(turned(q), turned(k)[:, :1], turned(v)[:, :1], enable_gqa=True).mT
+    ),
+    "three axes": lambda q, k, v: sdpa(q.mT, k.mT, v.mT).mT,
+}
+
+
+def test_attention_between_channels_counts_every_member() -> None:
+    blocks = {name: Projected(mix) for name, mix in CHANNELS.items()}
+    assert unmerged(blocks, how="beside", sites=2 + len(blocks)) == set()
+
+
+def test_channels_that_are_not_summed_over_the_tokens_are_no_attention_between_them() -> None:
+    table = tied(random(1, H, D, N), (3,))
+    mixed = {
+        "a table as keys": lambda x: sdpa(
+            turned(x), table.expand(x.shape[0], -1, -1, -1), turned(x)
+        )
+    }
+    assert unmerged(mixed, how="aside") == {"scaled_dot_product_attention"}
+
+
 def pooled(x: Tensor) -> Tensor:
     """Latent queries that read all tokens."""
     latents = LATENTS.expand(x.shape[0], -1, -1)
@@ -176,11 +214,6 @@ def test_causal_attention_is_refused_and_exact() -> None:
     found = check(causal, how="aside")
     assert {u.op for u in found} == {"aten.scaled_dot_product_attention.default"}
     assert "causal" in found[0].reason
-
-
-def test_attention_among_channels_needs_all_tokens() -> None:
-    channels = {"sdpa": lambda x: sdpa(heads(x).mT, heads(x).mT, heads(x.sin()).mT)}
-    assert unmerged(channels, how="aside") == {"scaled_dot_product_attention"}
 
 
 class Torch(nn.Module):

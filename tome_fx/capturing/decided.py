@@ -66,8 +66,9 @@ class DecidedByBuffers(TorchFunctionMode):
         found = {id(tensor): self._find(tensor) for tensor in tensors}
         known = {place: seen for place, seen in found.items() if seen is not None}
         names = frozenset[str]().union(*(seen.names for seen in known.values()))
-        if _writes(func, named):
-            self._written |= names
+        goals = written_by(func, args, named)
+        if goals:
+            self._written |= {n for t in goals if (seen := known.get(id(t))) for n in seen.names}
         elif tensors and len(known) == len(found):
             return self._followed(func, known, names, args, named)
         return func(*args, **named)
@@ -77,21 +78,23 @@ class DecidedByBuffers(TorchFunctionMode):
     ) -> Any:
         """``func`` on known values: the number that it reads, or its result, known from here on."""
 
-        def value(leaf: Any) -> Any:
+        def own(leaf: Any) -> Any:
             return known[id(leaf)].value if isinstance(leaf, Tensor) else leaf
 
         def real() -> Any:
             with _disable_current_modes(), torch.no_grad():
-                own_args, own_kwargs = pytree.tree_map(value, (args, kwargs))
+                own_args, own_kwargs = pytree.tree_map(own, (args, kwargs))
                 return func(*own_args, **own_kwargs)
 
         if func.__name__ in _READERS:
             self.names |= names
             return real()
         result = func(*args, **kwargs)
-        made = real() if isinstance(result, Tensor) else None
-        if isinstance(made, Tensor) and made.numel() <= _FEW:
-            self._known[id(result)] = _Known(result, made, names)
+        traced = pytree.tree_leaves(result)
+        if any(isinstance(leaf, Tensor) for leaf in traced):
+            for leaf, value in zip(traced, pytree.tree_leaves(real()), strict=True):
+                if isinstance(value, Tensor) and value.numel() <= _FEW:
+                    self._known[id(leaf)] = _Known(leaf, value, names)
         return result
 
     def _find(self, tensor: Tensor) -> _Known | None:
@@ -106,8 +109,9 @@ class DecidedByBuffers(TorchFunctionMode):
         return None if known.names & self._written else known
 
 
-def _writes(func: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Does a function write to one of its arguments, by its name?"""
-    name = getattr(func, "__name__", "")
+def written_by(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
+    """What a function or a method writes to, by its name: its first argument, or ``out``."""
+    name = func if isinstance(func, str) else getattr(func, "__name__", "")
     own = name.endswith("_") and not name.endswith("__")
-    return own or name in _IN_PLACE or "out" in kwargs
+    goals = [args[:1]] if own or name in _IN_PLACE or f"__{name}__" in _IN_PLACE else []
+    return [g for g in pytree.tree_leaves([*goals, kwargs.get("out")]) if g is not None]

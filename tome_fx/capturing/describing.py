@@ -120,6 +120,18 @@ def mutates(graph: Graph, besides: str = "") -> bool:
     )
 
 
+def written(graph: Graph) -> frozenset[str]:
+    """What of the model's own the program writes to, by name."""
+    return frozenset(
+        str(node.args[0].target)
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.is_mutable
+        and isinstance(node.args[0], Node)
+        and node.args[0].op == "get_attr"
+    )
+
+
 @contextmanager
 def no_fast_path() -> Iterator[None]:
     """``nn.MultiheadAttention``'s fast path off: it is one op that hides the attention."""

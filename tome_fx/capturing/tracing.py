@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
-from torch.fx import Graph, GraphModule, Interpreter, Node, Proxy
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -21,62 +20,34 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.assigned import Tensors
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.held import HoldingTracer
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.errors import CaptureError
 from tome_fx.graph.inplace import make_plain
 from tome_fx.program import Program
 
 
-def symbolic_trace(model: nn.Module) -> GraphModule:
-    """``torch.fx.symbolic_trace``, which must not lose a region of another mode.
+def symbolic_trace(model: nn.Module) -> tuple[GraphModule, frozenset[str]]:
+    """``torch.fx.symbolic_trace``, and the buffers whose numbers decided what was traced.
 
     Raises:
         CaptureError: the model cannot be traced so; the text quotes its own line.
     """
-    tracer = _Tracer()
+    tracer, before = HoldingTracer(), Tensors(model)
     try:
-        graph = tracer.trace(model)
+        try:
+            graph = tracer.trace(model)
+        finally:
+            assigned = before.put_back()
+        before.record(graph, assigned)
     except Exception as error:
         raise CaptureError(f"torch.fx.symbolic_trace cannot trace it: {blame(error)}") from error
-    return GraphModule(tracer.root, graph, type(model).__name__)
-
-
-class _Tracer(torch.fx.Tracer):
-    """A tracer that does not record an op under another gradient mode or autocast than its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._modes = _modes()
-        self._thread = threading.get_ident()
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Tracing patches every module of the process; those of other threads run as they are."""
-        if threading.get_ident() != self._thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """The same for what other threads read of their modules."""
-        if threading.get_ident() != self._thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def create_proxy(self, *args: Any, **kwargs: Any) -> Proxy:
-        if _modes() != self._modes:
-            raise RuntimeError(
-                "a region under no_grad, enable_grad or autocast is not recorded by symbolic "
-                "tracing. Use capture='export'."
-            )
-        return super().create_proxy(*args, **kwargs)
-
-
-def _modes() -> tuple[bool, ...]:
-    devices = ("cpu", "cuda")
-    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in devices)
+    return GraphModule(tracer.root, graph, type(model).__name__), frozenset(tracer.names)
 
 
 def from_graph_module(
@@ -135,13 +106,29 @@ def aten_module(
         make_plain(traced.graph)
         if mutates(traced.graph, besides="placeholder"):
             # What follows may drop or move a node by its result alone.
-            functional = FunctionalTensorMode(pre_dispatch=True, export=True)
-            traced = trace(dispatch_functionalize(function, functional))
+            traced = trace(_functional(function))
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(f"make_fx cannot trace it: {blame(error)}") from error
     return traced
+
+
+def _functional(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` without writes, but for what it leaves in its inputs: those come last."""
+
+    def with_inputs(*inputs: Any) -> tuple[Any, list[Any]]:
+        return function(*inputs), pytree.tree_leaves(inputs)
+
+    def call(*inputs: Any) -> Any:
+        mode = FunctionalTensorMode(pre_dispatch=True, export=True)
+        outputs, left = dispatch_functionalize(with_inputs, mode)(*inputs)
+        for given, value in zip(pytree.tree_leaves(inputs), left, strict=True):
+            if isinstance(given, torch.Tensor) and value is not given:
+                given.copy_(value)
+        return outputs
+
+    return call
 
 
 def _bound(source: nn.Module, example: Example) -> tuple[list[str], dict[str, Any]]:

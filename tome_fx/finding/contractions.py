@@ -52,6 +52,8 @@ def contraction_anchors(graph: Graph, plain: Types, extents: Extents) -> list[tu
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         call = bind(node)
+        if call.name == "aten.scaled_dot_product_attention":
+            anchors.extend(_fused(call, plain))
         if call.name not in PRODUCTS:
             continue
         letters = letters_of(call)
@@ -89,6 +91,22 @@ def _weights_anchors(
             row = tuple(anchors_above(node, "weights", node, place, extents))
             if row:
                 yield row
+
+
+def _fused(call: Call, plain: Types) -> Iterator[tuple[Anchor, ...]]:
+    """A fused attention between channels: all three operands have the tokens last, and there alone.
+
+    Its values are what the result is made of, its keys what meets them by channels.
+    """
+    nodes = [call[name] for name in ("query", "key", "value")]
+    types = [plain[node][0] for node in nodes if plain.get(node)]
+    if len(types) < len(nodes) or any(type_.axes[-1] != types[0].axes[-1] for type_ in types):
+        return
+    axis = types[0].axes[-1]
+    alone = all(t.axes.count(axis) == 1 and not is_inside_places(t, t.rank - 1) for t in types)
+    if alone and any(map(is_tokens, runs(axis))):
+        _, key, value = nodes
+        yield (Anchor(call.node, "contraction", value, key, -1, -1, -2),)
 
 
 def _operands(call: Call) -> tuple[Node, Node]:

@@ -21,7 +21,7 @@ from tome_fx.graph.axes import (
 
 # What a plain axis's history is worth when two histories meet: data indexed by an axis (a
 # parameter, a written size) takes the name of the axis that it indexes.
-_WORTH = {"conv": 4, "input": 4, "channel": 3, "unknown": 2, "literal": 1, "constant": 0}
+_WORTH = {"conv": 4, "input": 4, "channel": 3, "unknown": 2, "constant": 1, "literal": 0}
 
 
 def unify(left: Axis, right: Axis) -> Axis | None:

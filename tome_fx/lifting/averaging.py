@@ -9,7 +9,7 @@ from functools import cached_property
 from torch.fx import Node
 
 from tome_fx.finding.masks import padding_masks
-from tome_fx.graph.axes import TensorType, batch_axis, is_merged, streams
+from tome_fx.graph.axes import TensorType, batch_axis, is_merged, repeated, streams
 from tome_fx.graph.cones import Cones, cones_of, laid_out
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
@@ -24,8 +24,14 @@ class Operands:
     want: Mapping[str, TensorType]
 
     def brought_down(self) -> list[str]:
-        """The paths of unmerged values that are needed merged."""
-        return [p for p in self.nodes if not is_merged(self.have[p]) and is_merged(self.want[p])]
+        """The paths of unmerged values that are needed merged, and differ among the tokens."""
+        return [
+            path
+            for path in self.nodes
+            if not is_merged(self.have[path])
+            and is_merged(self.want[path])
+            and not repeated(self.have[path], self.want[path])
+        ]
 
 
 @dataclass

@@ -30,7 +30,9 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     holds,
+    intensive,
     is_merged,
+    is_merged_axis,
     is_uniform,
     map_streams,
     pieces,
@@ -94,11 +96,14 @@ class Coercer:
         return node
 
     def _thinned(self, node: Node, have: TensorType, want: TensorType) -> tuple[Node, TensorType]:
-        """One position of axes with the same value at all, where no more is asked for."""
+        """As many positions as are asked for, of axes with the same value at all of them."""
         axes = list(have.axes)
+        several = batch_axis(have) is not None and not has_grid(want)
         for place, (axis, goal) in enumerate(zip(have.axes, want.axes, strict=True)):
             if is_uniform(axis) and extent(goal) == 1:
                 node, axes[place] = self.emit(_SLICE, node, place, 0, 1), ()
+            elif is_uniform(axis) and is_merged_axis(goal) and several:
+                node, axes[place] = self.emit(_SLICE, node, place, 0, count(goal)), intensive(goal)
         return node, TensorType(tuple(axes))
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:

@@ -19,6 +19,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
+from tome_fx.rules.channels import between_channels
 from tome_fx.rules.local import demands, thin
 
 aten = torch.ops.aten
@@ -30,10 +31,22 @@ def attention(context: Context) -> Lifted | Refusal:
     A boolean mask becomes an additive one where sizes join it. ``scale``, ``dropout_p`` and
     ``enable_gqa`` stay as they are.
     """
-    call = context.call
     types = {name: as_intensive(type_) for name, type_ in context.types.items()}
     query, key, value = types["query"], types["key"], types["value"]
-    if any(has_stream(t.axes[-1]) or has_batch(t.axes[-1]) for t in (query, key, value)):
+    lead = _lead(query, key, value)
+    if lead is None:
+        return Refusal("its operands hold different images or heads")
+    if has_stream(query.axes[-1]) or has_stream(key.axes[-1]):
+        return between_channels(context, types, lead)
+    return _among_tokens(context, types, lead)
+
+
+def _among_tokens(
+    context: Context, types: dict[str, TensorType], lead: tuple[Axis, ...]
+) -> Lifted | Refusal:
+    """Member values with these ``types`` and leading axes attend to each other."""
+    call, (query, key, value) = context.call, (types[n] for n in ("query", "key", "value"))
+    if has_stream(value.axes[-1]) or any(has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels hold tokens")
     if any(has_batch(t.axes[-2]) for t in (query, key, value)):
         return Refusal("its keys are images")
@@ -42,9 +55,6 @@ def attention(context: Context) -> Lifted | Refusal:
         return Refusal("its keys and values are different tokens")
     if call.get("is_causal") and any(is_merged(t) for t in types.values()):
         return Refusal("causal attention depends on the order of the tokens")
-    lead = _lead(query, key, value)
-    if lead is None:
-        return Refusal("its operands hold different images or heads")
     result = TensorType((*lead, query.axes[-2], value.axes[-1]))
     logits = TensorType((*lead, query.axes[-2], intensive(keys)))
     wanted = _keys_at_one_level(query, key, value, lead, keys)
