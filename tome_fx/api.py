@@ -75,10 +75,11 @@ def transform(
         example_kwargs: keyword inputs.
         prop_attn: add ``log size`` to attention (equation 1); False for models trained without.
         capture: ``export``, ``symbolic_trace`` or ``auto`` (export, then symbolic tracing).
-        check: run the model and what was captured of it once, on two of the example images, and
-            raise CaptureError where they differ by more than rounding: a model's code may act
-            differently while it is traced. Not done for what draws random numbers, and without
-            weights; False saves the time.
+        check: run the model and what was captured of it once, on two of the example images. Where
+            they differ by more than rounding (a model's code may act differently while it is
+            traced), another way to capture it is tried, and CaptureError raised if there is none.
+            Not done for what draws random numbers, on the meta device and for an ExportedProgram;
+            False saves the time.
         rounding: how ``(r, inflect)`` becomes whole numbers: ``truncate`` as the paper does, or
             ``exact``, whose sum is ``r`` times the number of layers.
         strict: an ``r`` that must be clamped is an error, and so is a list of it that ``every`` or

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import tome_fx
 from tests.zoo.allowed import allowed_ratio
@@ -32,6 +33,7 @@ class Row:
     allowed: float = 0.0
     identical: str = "-"
     law: str = "-"
+    alone: str = "-"
     compiled: str = "-"
     reason: str = ""
 
@@ -81,6 +83,7 @@ def _checked(entry: Entry) -> Row:
             model, 0.1, example_inputs=args, example_kwargs=kwargs or None, min_ratio=0, check=False
         )  # compared with the model itself at once
         law = _law(fast, _gap(fast, model, args, kwargs))
+    alone = _alone(fast, entry)
     averaged = sum(u.kind == "merge" for u in fused)
     reasons = dict.fromkeys(u.reason for u in fused)
     misses = dict.fromkeys(miss.reason for miss in report.near_misses)
@@ -96,6 +99,7 @@ def _checked(entry: Entry) -> Row:
         round(allowed, 3),
         identical,
         law,
+        alone,
         compiled,
         "; ".join([*reasons, *misses]),
     )
@@ -112,12 +116,36 @@ def _gap(fast: nn.Module, model: nn.Module, args: Any, kwargs: Any) -> float:
     return max(gaps)
 
 
-def _law(fast: nn.Module, gap: float) -> str:
+def _is_wide(fast: nn.Module) -> bool:
+    """Is all of it in float64?"""
     values = [node.meta.get("val") for node in fast.graph.nodes]
     dtypes = {v.dtype for v in values if isinstance(v, torch.Tensor) and v.is_floating_point()}
-    if dtypes == {torch.float64}:
+    return dtypes == {torch.float64}
+
+
+def _law(fast: nn.Module, gap: float) -> str:
+    if _is_wide(fast):
         return "exact" if gap < WIDE else f"{gap:.0e}"
     return "to float32" if gap < NARROW else f"{gap:.0e}"
+
+
+@torch.no_grad()
+def _alone(fast: Any, entry: Entry) -> str:
+    """Do two images have the same results without a third?"""
+    if entry.one_image or fast.located.program.static_batch:
+        return "-"
+    given = entry.inputs(3, flat=False, seed=4)
+
+    def two(value: torch.Tensor) -> torch.Tensor:
+        return value[:2] if value.dim() and value.shape[0] == 3 else value
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, two, given)
+    pairs = zip(leaves(fast(*given[0], **given[1])), leaves(fast(*args, **kwargs)), strict=True)
+    rows = [(a[:2], b) for a, b in pairs if a.dim() and a.shape[0] == 3]
+    if not rows:
+        return "-"
+    gap = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in rows)
+    return "yes" if gap < (WIDE if _is_wide(fast) else NARROW) else f"no ({gap:.0e})"
 
 
 def _identical(fast: nn.Module, model: nn.Module, entry: Entry) -> str:

@@ -41,7 +41,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
-from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, repeated_size
+from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels
 
@@ -187,22 +187,12 @@ class Coercer:
         if key not in self._sizes:
             if len(type_.axes[place]) == 1 and batch != place:
                 outer, inner = heads_around(type_.axes[batch])
-                parts = self.size_parts(type_.axes[place][0], which)
+                parts = size_parts(self, type_.axes[place][0], which)
                 extra = () if outer * inner == 1 else (outer, inner)
                 self._sizes[key] = self.emit(ops.along, parts, type_.rank, batch, place, *extra)
             else:
                 self._sizes[key] = folded_size(self, type_, place, which)
         return self._sizes[key]
-
-    def size_parts(self, factor: Factor, which: int | None = None) -> list[Node | int]:
-        """The sizes of each stream of a token factor, and the counts of what stands around them."""
-        parts: list[Node | int] = []
-        order = itertools.count()
-        for part in pieces(factor):
-            own = [s for s in streams_of_axis(part) if which in (next(order), None)]
-            size = self.levels.size(own[0].id, own[0].level) if own else None
-            parts.append(count(part) if size is None else repeated_size(self, size, part))
-        return parts
 
     def _on_tokens(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,16 +23,17 @@ from tome_fx.graph.axes import (
     pieces,
     streams_of_axis,
 )
+from tome_fx.lifting.levels import Levels
 
 aten = torch.ops.aten
 
 
 class Sizes(Protocol):
-    """What emits the sizes of one token factor."""
+    """What knows the sizes at each level and emits ops on them."""
+
+    levels: Levels
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node: ...
-
-    def size_parts(self, factor: Factor, which: int | None = None) -> list[Node | int]: ...
 
 
 def heads_around(axis: Axis) -> tuple[int, int]:
@@ -53,7 +55,7 @@ def folded_size(sizes: Sizes, type_: TensorType, place: int, which: int | None) 
     tokens, own = _token_place(flat, which)
     factor = flat[tokens]
     assert factor is not None, "a place that holds a stream is a factor"
-    row = sizes.emit(ops.along, sizes.size_parts(factor, own), len(flat), images, tokens)
+    row = sizes.emit(ops.along, size_parts(sizes, factor, own), len(flat), images, tokens)
     wide = [
         -1 if f is None or i in (images, tokens) else factor_count(f) for i, f in enumerate(flat)
     ]
@@ -72,7 +74,18 @@ def is_folded_piece(axis: Axis, which: int) -> bool:
     return False
 
 
-def repeated_size(sizes: Sizes, size: Node, part: Axis) -> Node:
+def size_parts(sizes: Sizes, factor: Factor, which: int | None = None) -> list[Node | int]:
+    """The sizes of each stream of a token factor, and the counts of what stands around them."""
+    parts: list[Node | int] = []
+    order = itertools.count()
+    for part in pieces(factor):
+        own = [s for s in streams_of_axis(part) if which in (next(order), None)]
+        size = sizes.levels.size(own[0].id, own[0].level) if own else None
+        parts.append(count(part) if size is None else _repeated(sizes, size, part))
+    return parts
+
+
+def _repeated(sizes: Sizes, size: Node, part: Axis) -> Node:
     """Sizes ``[B, n]`` for a piece that holds the tokens as one factor of several."""
     if len(part) == 1:
         return size
