@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY
 from tests.tiny import SIZE, Around, images, parametrized, same, tiny
-from tome_fx.capturing.examples import inferred_examples
 
 pytestmark = TINY
 
@@ -292,11 +291,3 @@ def test_shapes_that_follow_from_values_are_refused_with_the_line() -> None:
         tome_fx.CaptureError, match=r"shape that follows from values .*torch\.where"
     ):
         tome_fx.transform(Finding(), 3, example_inputs=images(), capture="export")
-
-
-def test_inferred_images_have_values_whatever_the_default_device() -> None:
-    model = tiny()
-    with torch.device("meta"):
-        image = next(inferred_examples(model)).args[0]
-    assert image.device.type == "cpu"
-    assert float(image.std()) > 0.1

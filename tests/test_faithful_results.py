@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY
 from tests.laws.world import world
+from tests.tiny import tiny
 from tests.tracing_models import C, Model, Scaled, made, traced
+from tome_fx.capturing.examples import inferred_examples
 
 pytestmark = TINY
 
@@ -150,3 +152,11 @@ def test_a_module_that_is_compiled_is_not_compiled_for_it() -> None:
     model.head = torch.compile(model.head, backend=backend)  # type: ignore[assignment]
     assert tome_fx.transform(model, 2, example_inputs=x).schedule == (2, 2)
     assert compiled == []
+
+
+def test_inferred_images_have_values_whatever_the_default_device() -> None:
+    model = tiny()
+    with torch.device("meta"):
+        image = next(inferred_examples(model)).args[0]
+    assert image.device.type == "cpu"
+    assert float(image.std()) > 0.1

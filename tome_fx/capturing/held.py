@@ -40,7 +40,7 @@ def _in_place(name: str) -> Callable[[Recorded, Any], Any]:
     return record
 
 
-for _name in (
+for _name in [
     "iadd",
     "isub",
     "imul",
@@ -51,7 +51,7 @@ for _name in (
     "iand",
     "ior",
     "ixor",
-):
+]:
     setattr(Recorded, f"__{_name}__", _in_place(_name))
 
 
