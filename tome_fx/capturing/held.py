@@ -40,18 +40,8 @@ def _in_place(name: str) -> Callable[[Recorded, Any], Any]:
     return record
 
 
-for _name in [
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "iand",
-    "ior",
-    "ixor",
-]:
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior",
+              "ixor"):  # fmt: skip
     setattr(Recorded, f"__{_name}__", _in_place(_name))
 
 
