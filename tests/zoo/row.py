@@ -33,7 +33,7 @@ class Row:
     allowed: float = 0.0
     identical: str = "-"
     law: str = "-"
-    alone: str = "-"
+    alone: str = "?"
     compiled: str = "-"
     reason: str = ""
 

@@ -35,7 +35,8 @@ part to what is written here.
   float64, `to float32` where the model itself computes in that. A number: the model tells tokens at
   the border apart in a way of its own, so that they are no duplicates.
 - **alone**: two images have the same results with a third beside them and without. `-` where the
-  model's own code fixes the batch, or its result is one for all images.
+  model's own code fixes the batch, or its result is one for all images; `?` where the row is older
+  than this question.
 - **graph**: one graph for `torch.compile`, without a break.
 
 """
