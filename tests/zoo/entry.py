@@ -86,29 +86,33 @@ def without_borders(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def padded_round() -> Iterator[None]:
-    """The same for models that pad by themselves: zeros around a map become what is opposite."""
-    plain = F.pad
+    """The same for code of a model's own: ``F.pad`` and ``F.conv2d`` with zeros around a map."""
+    pad, conv2d = F.pad, F.conv2d
 
-    def pad(x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
-        sides = list(zip(pad[::2], pad[1::2], strict=True))
-        places = [axis for axis, ends in enumerate(sides) if any(ends)]
-        known = mode == "constant" and not value and x.dim() == 4 and x.is_floating_point()
-        if not known or len(places) > 2 or min(pad) < 0:
-            return plain(x, pad, mode, value)
-        for axis in places:
-            dim, (before, after) = x.dim() - 1 - axis, sides[axis]
-            size = x.shape[dim]
-            if max(before, after) > size:
-                return plain(x, pad, mode, value)
-            first, last = x.narrow(dim, size - before, before), x.narrow(dim, 0, after)
-            x = torch.cat([first, x, last], dim)
+    def padded(x: Tensor, pads: Any, mode: str = "constant", value: Any = None) -> Tensor:
+        sides = list(zip(pads[::2], pads[1::2], strict=True))
+        zeros = mode == "constant" and not value and x.dim() == 4 and x.is_floating_point()
+        if not zeros or sum(map(any, sides)) > 2 or min(pads, default=0) < 0:
+            return pad(x, pads, mode, value)
+        for axis, (before, after) in enumerate(sides):
+            dim = x.dim() - 1 - axis
+            if max(before, after) > x.shape[dim]:
+                return pad(x, pads, mode, value)
+            first = x.narrow(dim, x.shape[dim] - before, before)
+            x = torch.cat([first, x, x.narrow(dim, 0, after)], dim) if before + after else x
         return x
 
-    F.pad = pad
+    def convolved(x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0,
+                  *rest: Any, **named: Any) -> Tensor:  # fmt: skip
+        if isinstance(padding, (tuple, list)) and any(padding):
+            x, padding = padded(x, [padding[1]] * 2 + [padding[0]] * 2), 0
+        return conv2d(x, weight, bias, stride, padding, *rest, **named)
+
+    F.pad, F.conv2d = padded, convolved
     try:
         yield
     finally:
-        F.pad = plain
+        F.pad, F.conv2d = pad, conv2d
 
 
 def leaves(value: Any) -> list[Tensor]:
