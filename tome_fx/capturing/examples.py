@@ -34,8 +34,8 @@ class Example:
 
     def sized(self, batch: int | None) -> Example:
         """What a program of a fixed batch was captured with; None for one of any batch."""
-        fits = self.single is not None and batch == self.single.batch
-        return self.single if fits and self.single is not None else self
+        single = self.single
+        return single if single is not None and batch == single.batch else self
 
 
 def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
