@@ -7,6 +7,7 @@
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
+    y = attention(...), unread -> (gone)
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
 after; shapes and bits of the result stay as they are. Dropout in training, casts, copies and
@@ -52,7 +53,7 @@ def normalize(graph: Graph) -> Graph:
             _keep_statistics(node)
         else:
             _compute(node, known)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_has_effects)
     return graph
 
 
@@ -112,6 +113,16 @@ def _read_einsum(node: Node) -> None:
     if sorted(before) == sorted(after) and len(set(before)) == len(before):
         order = [before.index(letter) for letter in after]
         node.target, node.args = aten.permute.default, (source, order)
+
+
+def _has_effects(node: Node) -> bool:
+    """Must a node stay that nobody reads? Attention only where it draws numbers for a dropout.
+
+    A tap before the last layer leaves that layer's attention behind, and all that it is made of.
+    """
+    if node.target is aten.scaled_dot_product_attention.default:
+        return bind(node)["dropout_p"] != 0
+    return node.is_impure()
 
 
 def _is_nothing(node: Node) -> bool:

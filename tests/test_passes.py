@@ -57,6 +57,25 @@ def test_normalize_drops_what_does_nothing_and_spells_views_as_reshapes() -> Non
     assert targets == [aten.dropout.default, aten.reshape.default]
 
 
+def test_normalize_drops_attention_that_nobody_reads() -> None:
+    graph = Graph()
+    q = graph.placeholder("q")
+    attention = aten.scaled_dot_product_attention.default
+    graph.call_function(attention, (q, q, q))
+    draws = graph.call_function(attention, (q, q, q, None, 0.5))
+    read = graph.call_function(attention, (q, q, q))
+    graph.output(read)
+    left = [node for node in normalize(graph).nodes if node.op == "call_function"]
+    assert left == [draws, read]  # what draws random numbers changes those drawn later
+
+
+def test_a_layer_behind_the_tap_is_no_miss() -> None:
+    model = Around(lambda body, x: body.get_intermediate_layers(x, n=[0])[0])
+    report = tome_fx.explain(model, 2, example_inputs=(images(),))
+    assert len(report.blocks) == 1
+    assert not report.near_misses
+
+
 def test_locate_prints_streams_and_sites(findings: Findings) -> None:
     lines = str(findings).splitlines()
     assert re.fullmatch(r"stream S0: \d+ of conv2d, \d+ of conv2d", lines[0])

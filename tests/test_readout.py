@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
-from tests.zoo.entry import randomise, without_borders
+from tests.zoo.around import without_borders
+from tests.zoo.entry import randomise
 
 pytestmark = TINY
 C, N = 16, 16

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Parameters and buffers with one of these in their names say where a token stands.
@@ -74,45 +72,6 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         else:
             centre = float("weight" in name or "gamma" in name or "scale" in name)
             value.copy_(centre + 0.2 * torch.randn(value.shape, generator=generator))
-
-
-def without_borders(model: nn.Module) -> nn.Module:
-    """An image of one colour gives one token everywhere: padding goes round, not to zeros."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and any(module._reversed_padding_repeated_twice):
-            module.padding_mode = "circular"
-    return model
-
-
-@contextmanager
-def padded_round() -> Iterator[None]:
-    """The same for code of a model's own: ``F.pad`` and ``F.conv2d`` with zeros around a map."""
-    pad, conv2d = F.pad, F.conv2d
-
-    def padded(x: Tensor, pads: Any, mode: str = "constant", value: Any = None) -> Tensor:
-        sides = list(zip(pads[::2], pads[1::2], strict=True))
-        zeros = mode == "constant" and not value and x.dim() == 4 and x.is_floating_point()
-        if not zeros or sum(map(any, sides)) > 2 or min(pads, default=0) < 0:
-            return pad(x, pads, mode, value)
-        for axis, (before, after) in enumerate(sides):
-            dim = x.dim() - 1 - axis
-            if max(before, after) > x.shape[dim]:
-                return pad(x, pads, mode, value)
-            first = x.narrow(dim, x.shape[dim] - before, before)
-            x = torch.cat([first, x, x.narrow(dim, 0, after)], dim) if before + after else x
-        return x
-
-    def convolved(x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0,
-                  *rest: Any, **named: Any) -> Tensor:  # fmt: skip
-        if isinstance(padding, (tuple, list)) and any(padding):
-            x, padding = padded(x, [padding[1]] * 2 + [padding[0]] * 2), 0
-        return conv2d(x, weight, bias, stride, padding, *rest, **named)
-
-    F.pad, F.conv2d = padded, convolved
-    try:
-        yield
-    finally:
-        F.pad, F.conv2d = pad, conv2d
 
 
 def leaves(value: Any) -> list[Tensor]:

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 import tome_fx
 from tests.zoo.allowed import allowed_ratio
-from tests.zoo.entry import Entry, leaves, padded_round, randomise, without_borders
+from tests.zoo.around import padded_round, without_borders
+from tests.zoo.entry import Entry, leaves, randomise
 
 # The duplicates law, relative: where all is float64, and where the model itself uses less.
 WIDE, NARROW = 1e-9, 1e-5

@@ -32,8 +32,8 @@ part to what is written here.
 - **r=0**: is the result bit-identical to the model?
 - **law**: with an image of one colour, positions that are the same everywhere and padding that goes
   round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in
-  float64, `to float32` where the model itself computes in that. A number: the model tells tokens at
-  the border apart in a way of its own (VOLO), or rounds in fifty convolutions before it has any.
+  float64, `to float32` where the model itself computes in that. A number: the model rounds in fifty
+  convolutions before it has any tokens, which are then not equal to the last bit.
 - **alone**: two images have the same results with a third beside them and without. `-` where the
   model's own code fixes the batch, or its result is one for all images; `?` where the row is older
   than this question.

@@ -16,9 +16,11 @@ from torch import nn
 from tests.zoo.entry import Entry
 
 THIN = {"depth": 2, "embed_dim": 64, "num_heads": 4}
+# Gated MLPs of 16/3 the width want a multiple of three.
+WIDER = {**THIN, "embed_dim": 96}
 # For each module the arguments to try, in order; the first that the constructor takes is used.
 SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "vision_transformer": (THIN, {"depth": 2}),
+    "vision_transformer": (THIN, WIDER, {"depth": 2}),
     "eva": (THIN, {**THIN, "num_kv_heads": (2, 2)}, {"depth": 2}),
     "deit": (THIN, {"depth": 2}),
     "vision_transformer_relpos": (THIN, {"depth": 2}),
@@ -41,6 +43,10 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "vitamin": ({"depth": 2}, {}),
     "swin_transformer": ({"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}, {}),
     "swin_transformer_v2": (
+        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+        {},
+    ),
+    "swin_transformer_v2_cr": (
         {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
@@ -75,7 +81,8 @@ FULL = (
     "cait_xxs24_224", "qwen3_vit_88m", "beit_base_patch16_224", "gemma4_vit_167m",
     "samvit_base_patch16_224", "deepseek_vit_412m", "convit_small", "xcit_tiny_24_p16_224",
     "volo_d1_224", "tnt_s_patch16_224", "pit_s_224", "crossvit_15_240", "vitamin_small_224",
-    "swin_small_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_small_224",
+    "swin_small_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224",
+    "hiera_small_224",
     "mvitv2_small", "levit_256", "twins_svt_small", "davit_small", "maxvit_tiny_tf_224",
 )  # fmt: skip
 # Modules whose models take any size: their largest images make a sweep long and a row no better.
