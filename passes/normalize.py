@@ -121,7 +121,7 @@ def _has_effects(node: Node) -> bool:
     A tap before the last layer leaves that layer's attention behind, and all that it is made of.
     """
     if node.target is aten.scaled_dot_product_attention.default:
-        return bind(node)["dropout_p"] != 0
+        return bool(bind(node)["dropout_p"])
     return node.is_impure()
 
 
