@@ -106,7 +106,11 @@ def _nothing_found(program: Program, findings: Findings) -> str:
             kinds[name] = kinds.get(name, 0) + 1
     common = sorted(kinds, key=lambda name: -kinds[name])[:5]
     seen = ", ".join(f"{kinds[name]} {name}" for name in common)
-    text = f"No self-attention over tokens with a residual add was found; the program holds {seen}."
-    for miss in findings.misses[:3]:
-        text += f" {miss.node.name}: {miss.reason}."
+    text = "No self-attention over tokens with a residual add was found."
+    found: dict[str, list[str]] = {}
+    for miss in findings.misses:
+        found.setdefault(miss.reason, []).append(miss.node.name)
+    for reason, (first, *more) in list(found.items())[:3]:
+        text += f" {first}{f' and {len(more)} more' if more else ''}: {reason}."
+    text += f" The program holds {seen}."
     return text + " Token merging needs attention; tome_fx.explain shows what was looked at."

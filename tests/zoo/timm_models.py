@@ -85,8 +85,20 @@ FULL = (
     "hiera_small_224",
     "mvitv2_small", "levit_256", "twins_svt_small", "davit_small", "maxvit_tiny_tf_224",
 )  # fmt: skip
+# One of each further module with attention in it, as they are: hybrids for phones and for pyramids.
+FURTHER = (
+    "botnet26t_256", "caformer_s18", "coat_lite_tiny", "edgenext_xx_small", "efficientformer_l1",
+    "efficientvit_m0", "fastvit_sa12", "gcvit_xxtiny", "hieradet_small", "iformer_t",
+    "mobilevit_xxs", "nest_tiny", "nextvit_small", "pvt_v2_b0", "tiny_vit_5m_224",
+    "visformer_tiny",
+)  # fmt: skip
 # Modules whose models take any size: their largest images make a sweep long and a row no better.
 _LARGEST = {"davit": 224, "xcit": 224}
+
+
+def _small(name: str) -> tuple[int, ...]:
+    channels, height, width = _shape("", name, {})
+    return channels, min(height, 256), min(width, 256)
 
 
 def _build(name: str, options: tuple[Mapping[str, Any], ...]) -> nn.Module:
@@ -129,3 +141,7 @@ def entries(modules: tuple[str, ...] = (*SHRUNK, *BEHIND)) -> Iterator[Entry]:
                 yield Entry(module, name, build, _shape(module, name, options[0]))
     for name in FULL:
         yield Entry("full size", name, partial(_build, name, ({},)), _shape("", name, {}))
+    for name in FURTHER:
+        shape = _small(name)
+        build = partial(_build, name, ({"img_size": shape[-1]}, {}))
+        yield Entry("more of timm", name, build, shape)
