@@ -1,6 +1,7 @@
 """Capture: any model to one program in pre-dispatch ATen, with shapes and a dynamic batch.
 
-    nn.Module        -> torch.export (FX tracing below the module level), non-strict
+    nn.Module        -> torch.export (FX tracing below the module level), non-strict; where that
+                        leaves one batch alone, strict
                      or torch.export with branches that its own buffers decide
                      or torch.fx.symbolic_trace, then functorch's make_fx
                      or torch.export with the modules that it fails in as calls
@@ -139,8 +140,14 @@ def _by_export(model: nn.Module, example: Example) -> Program:
 
 def _plainly(model: nn.Module, example: Example) -> Program:
     program = from_export(model, example)
-    single = example.single if program.static_batch else None
-    return from_export(model, single) if single is not None else program
+    if not program.static_batch:
+        return program
+    with contextlib.suppress(CaptureError):
+        # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
+        read = from_export(structure_copy(model), example, strict=True)
+        if not read.static_batch:
+            return read
+    return program if example.single is None else from_export(model, example.single)
 
 
 def _traced(model: nn.Module, example: Example, check: Check) -> Program:

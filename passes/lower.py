@@ -17,7 +17,8 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 
 # What places rows, by scatter or without.
-_PLACING = (ops.match, ops.merge, ops.merge_sum, ops.merged_size, ops.assignment, ops.padding_last)
+_PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops.assignment,
+            ops.padding_last)  # fmt: skip
 
 
 def lower(graph: Graph, scatter: bool = True) -> Graph:

@@ -192,3 +192,21 @@ def test_an_unknown_option() -> None:
 def test_an_option_out_of_range(options: dict[str, Any], words: str) -> None:
     text = failure(tiny(), tome_fx.ConfigError, **options)
     assert all(word in text for word in words.split()), text
+
+
+@pytest.mark.parametrize("name", ["r", "report", "graph"])
+def test_weights_under_a_name_of_the_result(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, tiny())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return getattr(self, name)(x)  # type: ignore[no-any-return]
+
+    model = Named().eval()
+    text = failure(model, tome_fx.ConfigError, example_inputs=images())
+    assert repr(name) in text
+    assert "nn.Sequential(model)" in text
+    fast = tome_fx.transform(nn.Sequential(model), 0, example_inputs=images())
+    assert torch.equal(fast(images()), model(images()))

@@ -190,6 +190,23 @@ def test_a_table_takes_rows_for_each_image(
     assert torch.equal(found, expected.movedim(1, dim + 1))
 
 
+@examples(40)
+@given(loops.plans(), st.integers(0, 2), st.integers(0, 2), st.booleans())
+def test_a_table_has_a_total_for_each_group(
+    drawn: tuple[MergePlan, int], front: int, back: int, onehot: bool
+) -> None:
+    plan, n = drawn
+    table = torch.randn(2, front + n + back, 3, dtype=torch.float64)
+    slots, left = ops.assignment(plan), plan.keep.shape[1]
+    images = ops.for_images(table, slots)
+    expected = loops.looped_merge(images.movedim(2, 1), plan, None, front, back, total=True)
+    found = ops.total(images, slots, left, 2, front, back, onehot)
+    close(found, expected.movedim(1, 2))
+    shown = ops.total(table[None] > 0, slots[:1], left, 2, front, back, onehot)
+    assert shown.dtype == torch.int64
+    assert int(shown.sum()) == int((table > 0).sum())
+
+
 @examples(80)
 @given(st.integers(0, 2**20), st.integers(2, 4), st.booleans())
 def test_a_value_with_a_batch_of_its_own_is_placed(seed: int, rank: int, folded: bool) -> None:

@@ -21,11 +21,13 @@ from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.program import Program
 
 
-def from_export(model: nn.Module, example: Example, shared: bool = False) -> Program:
-    """``torch.export``, non-strict, batch dynamic wherever the model allows it.
+def from_export(
+    model: nn.Module, example: Example, shared: bool = False, strict: bool = False
+) -> Program:
+    """``torch.export``, batch dynamic wherever the model allows it.
 
     ``shared`` says that all inputs have one batch. By themselves they may have several: CLIP takes
-    any number of texts with its images.
+    any number of texts with its images. ``strict`` reads the model's code instead of running it.
 
     ``nn.MultiheadAttention``'s fast path is off meanwhile: it is one op that hides the attention.
     """
@@ -38,16 +40,16 @@ def from_export(model: nn.Module, example: Example, shared: bool = False) -> Pro
         return {0: dynamic} if batched else None
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
-    program = _exported(model, example, shapes)
+    program = _exported(model, example, shapes, strict)
     if _divides(program):
-        program = _exported(model, example, None)
+        program = _exported(model, example, None, strict)
     call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
     accept_defaults(program.graph, model, set(given.arguments))
     return program
 
 
-def _exported(model: nn.Module, example: Example, shapes: Any) -> Program:
+def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:
     try:
         with no_fast_path():
             exported = torch.export.export(
@@ -55,7 +57,7 @@ def _exported(model: nn.Module, example: Example, shapes: Any) -> Program:
                 example.args,
                 dict(example.kwargs),
                 dynamic_shapes=None if shapes is None else _named_shapes(model, shapes),
-                strict=False,
+                strict=strict,
             )
     except Exception as error:
         raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error

@@ -55,7 +55,10 @@ class Source:
 
     def install(self, target: nn.Module) -> None:
         """Register the model's tensors, and the plain attributes people use, on ``target``."""
+        own = set(dir(target))
         for path, tensor, persistent in _tensors(self.skeleton):
+            if path.partition(".")[0] in own:
+                raise _taken(path)
             set_attribute(target, path, tensor, persistent)
         if isinstance(self.skeleton, nn.Module):
             for path, module in self.skeleton.named_modules(remove_duplicate=False):
@@ -189,6 +192,14 @@ class Source:
 
 def _loaded(program: bytes, name: str, training: bool) -> Source:
     return Source(torch.export.load(io.BytesIO(program)), name, training, None)
+
+
+def _taken(path: str) -> ConfigError:
+    name = path.partition(".")[0]
+    return ConfigError(
+        f"The model has weights under {name!r}, which the result has a meaning of its own for. "
+        "Wrap the model, in nn.Sequential(model) say, and transform the wrapper."
+    )
 
 
 def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:

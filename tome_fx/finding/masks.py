@@ -44,7 +44,16 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
             masks, before = _applied(bind(node))
             found += masks
             waiting += before
+            if core.kind == "weights":  # 0 hides where no softmax follows
+                found += _factors(bind(node))
     return found
+
+
+def _factors(call: Call) -> list[tuple[Node, bool]]:
+    """The masks that an op multiplies weights by."""
+    both = tensor_operands(call) if call.name == "aten.mul" else []
+    of_bool = (n for _, n in both if getattr(tensor_value(n), "dtype", None) is torch.bool)
+    return [(node, False) for node in of_bool]
 
 
 def _applied(call: Call) -> tuple[list[tuple[Node, bool]], list[Node]]:

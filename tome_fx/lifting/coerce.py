@@ -121,9 +121,8 @@ class Coercer:
     ) -> tuple[Node, TensorType]:
         stream = list(streams_of_axis(have.axes[at[0]]))[at[1]]
         if table and goal.level and not stream.level:
-            rows = ops.take, self.levels.origin(stream.id, goal.level)
-            node = self._rows(node, have, at, goal, rows)
-            have, stream = _changed(have, at, replace(goal, extensive=False))
+            node = self._table(node, have, at, goal)
+            have, stream = _changed(have, at, goal)
         other = stream.level != goal.level
         back = other and self.levels.step(stream, goal.level) < stream.level
         if stream.extensive and (back or not goal.extensive):
@@ -140,6 +139,19 @@ class Coercer:
             if wide.level:
                 node = self._by_size(node, have, at, ops.scale_by_size)
         return node, have
+
+    def _table(self, node: Node, type_: TensorType, at: _Spot, goal: Stream) -> Node:
+        """The representative's rows of a table with an axis of images, or the sum of all rows."""
+        if not goal.extensive:
+            rows = ops.take, self.levels.origin(goal.id, goal.level)
+            return self._rows(node, type_, at, goal, rows)
+        slots = self.levels.assignment(goal.id, goal.level)
+
+        def act(value: Node, dim: int, front: int, back: int) -> Node:
+            ends = {"front": front, "back": back} if front or back else {}
+            return self.emit(ops.total, value, slots, goal.count, dim, **ends)
+
+        return self._on_tokens(node, type_, at, goal, goal.count, act)
 
     def _merge(self, node: Node, type_: TensorType, at: _Spot, stream: Stream, goal: int) -> Node:
         level = self.levels.get(stream.id, goal)
@@ -260,19 +272,24 @@ class Coercer:
             for which, stream in enumerate(streams_of_axis(want.axes[place + shift])):
                 if not stream.level:
                     continue
-                index = self.levels.origin(stream.id, stream.level)
                 front, back = ends_of(left.axes[0], which)
                 ends = {"front": front, "back": back} if front or back else {}
-                target = ops.take if lead else ops.take_constant
-                node = self.emit(target, node, index, place + lead, **ends)
+                if stream.extensive:
+                    slots = self.levels.assignment(stream.id, stream.level)
+                    node = node if lead else self.emit(ops.for_images, node, slots)
+                    node = self.emit(ops.total, node, slots, stream.count, place + 1, **ends)
+                else:
+                    index = self.levels.origin(stream.id, stream.level)
+                    target = ops.take if lead else ops.take_constant
+                    node = self.emit(target, node, index, place + lead, **ends)
                 left, lead = _changed(left, (0, which), stream)[0], 1
         outer, inner = heads_around(want.axes[batch])
         # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
         heads = [inner] if inner > 1 else []
         extra = (heads, outer) if outer > 1 else (heads,) if heads else ()
         node = self.emit(ops.place_batch, node, want.rank, batch, *extra)
-        for place, axis in enumerate(want.axes):
-            # A table holds members; a sum over tokens may want totals.
+        for place, axis in enumerate(want.axes[:shift]):
+            # What it has no axis for is the same for all members.
             for which, stream in enumerate(streams_of_axis(axis)):
                 if stream.extensive:
                     node = self._by_size(node, want, (place, which), ops.scale_by_size)

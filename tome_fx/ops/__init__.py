@@ -27,11 +27,13 @@ from tome_fx.ops.matching import match_metric as match_metric
 from tome_fx.ops.matching import padding_last as padding_last
 from tome_fx.ops.matching import shown as shown
 from tome_fx.ops.matching import similarity as similarity
+from tome_fx.ops.merging import for_images as for_images
 from tome_fx.ops.merging import merge as merge
 from tome_fx.ops.merging import merge_sum as merge_sum
 from tome_fx.ops.merging import place_batch as place_batch
 from tome_fx.ops.merging import take as take
 from tome_fx.ops.merging import take_constant as take_constant
+from tome_fx.ops.merging import total as total
 from tome_fx.ops.merging import unmerge as unmerge
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment

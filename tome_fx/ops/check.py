@@ -20,7 +20,8 @@ def check_input(
     if batch is not None and x.shape[0] != batch:
         raise ShapeError(
             f"{name} has a batch of {x.shape[0]}, but the program was captured for a batch of "
-            f"{batch} alone. Export it with a dynamic batch to use others."
+            f"{batch} alone: the model's code, or its export, fixes that. Transform it again "
+            "with example_inputs of this batch, or export it with a dynamic one."
         )
     if tuple(x.shape[1:]) != shape:
         raise ShapeError(

@@ -113,6 +113,38 @@ def take(x: Tensor, index: Tensor, dim: int = 1, front: int = 0, back: int = 0) 
     return rows_of(tokens, whole(index, front, back, tokens.shape[1])).movedim(1, dim)
 
 
+def total(
+    x: Tensor,
+    slots: Tensor,
+    count: int,
+    dim: int = 1,
+    front: int = 0,
+    back: int = 0,
+    onehot: bool = False,
+) -> Tensor:
+    """The sum of each group's rows of a table; of whole numbers and masks, how many there are.
+
+    Args:
+        x: ``[B, ..., front + n + back, ...]``, a row for each token before any merge.
+        slots: ``[B, n]`` the group of each token, of ``count``.
+
+    Returns:
+        ``[B, ..., front + count + back, ...]``.
+    """
+    kind = x.dtype if x.is_floating_point() else torch.int64
+    sums = wide(kind) if x.is_floating_point() else kind
+    rows = x.movedim(dim, 1).to(sums)
+    left = front + count + back
+    base = rows.new_zeros(rows.shape[0], left, *rows.shape[2:])
+    places = whole(slots, front, back, left)
+    return added(base, places, rows, onehot).to(kind).movedim(1, dim)
+
+
+def for_images(x: Tensor, like: Tensor) -> Tensor:
+    """A table for each image: ``[...] -> [B, ...]``; ``like``: any ``[B, ...]``."""
+    return x.expand(like.shape[0], *x.shape)
+
+
 def take_constant(x: Tensor, index: Tensor, dim: int, front: int = 0, back: int = 0) -> Tensor:
     """:func:`take` from a value without a batch axis: ``[..., N, ...] -> [B, ..., N', ...]``."""
     tokens = x.movedim(dim, 0)

@@ -1,14 +1,11 @@
 """Ops that act on each token alone: pointwise ops, casts, linear, layer and batch norm.
 
-They run unchanged on merged tokens. What remains is the *kind*: a group's total (extensive) may
-only pass through what is linear and homogeneous in it; anything else gets the member's value.
+They run unchanged on merged tokens. What remains is the *kind*, members or totals: see `kinds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
 
 from tome_fx.graph.axes import (
     Atom,
@@ -18,24 +15,17 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
-    intensive,
-    is_extensive,
     is_merged,
     is_merged_axis,
     is_uniform,
-    streams,
 )
 from tome_fx.graph.grids import completed
 from tome_fx.graph.unify import broadcast
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
+from tome_fx.rules.kinds import kinds, rounds
 
-# Homogeneous of degree one in their first operand, whatever the others are.
-_SCALING = {"aten.neg", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten._to_copy",
-            "aten.to", "aten.contiguous", "aten.type_as", "aten.native_dropout",
-            "aten.feature_dropout", "aten.positive", "aten.lift_fresh_copy"}  # fmt: skip
 # Not elementwise: they take the shape of an operand.
 _SHAPED = ("aten.expand_as", "aten.copy")
-_ADDING = {"aten.add", "aten.sub"}
 
 
 def pointwise(context: Context) -> Lifted | Refusal:
@@ -44,39 +34,19 @@ def pointwise(context: Context) -> Lifted | Refusal:
     result = broadcast(list(types.values()))
     if result is None:
         return Refusal("its operands hold different tokens on one axis")
-    kinds = _kinds(context, result)
-    results = tuple(kinds[1] for _ in context.shapes)
-    given = kinds[0]
+    found = kinds(context, result)
+    results = tuple(found.result for _ in context.shapes)
+    given = found.operands
     if context.call.name not in _SHAPED:
         given = {path: thin(type_, result) for path, type_ in given.items()}
-    return Lifted(results, operands=demands(given, result))
+    return Lifted(results, operands=demands(given, found.result, found.summed))
 
 
 def cast(context: Context) -> Lifted | Refusal:
     """``to``, ``type_as``: another value gives the dtype at most, whatever its shape."""
     type_ = context.types["self"]
-    kind = as_intensive(type_) if _rounds(context) else type_
+    kind = as_intensive(type_) if rounds(context) else type_
     return one(kind, operands={"self": kind})
-
-
-def _kinds(context: Context, result: TensorType) -> tuple[Mapping[str, TensorType], TensorType]:
-    """Operands and result with the kinds that the op allows along each token axis."""
-    types, name = context.types, context.call.name
-    total = {p for p, t in types.items() if any(s.extensive for s in streams(t))}
-    if not total:
-        return types, as_intensive(result)
-    paths = list(types)
-    if _rounds(context):
-        return {p: as_intensive(t) for p, t in types.items()}, as_intensive(result)
-    scalars = [v for k, v in context.call.arguments.items() if k in ("other",) and k not in types]
-    if name in _SCALING or (name in ("aten.mul", "aten.div") and total == {paths[0]}):
-        return types, _like(types[paths[0]], result)
-    if name == "aten.mul" and total == {paths[-1]}:
-        return types, _like(types[paths[-1]], result)
-    same = len(paths) == 2 and types[paths[0]] == types[paths[1]]
-    if name in _ADDING and same and not scalars:
-        return types, types[paths[0]]
-    return {path: as_intensive(type_) for path, type_ in types.items()}, as_intensive(result)
 
 
 def thin(type_: TensorType, result: TensorType) -> TensorType:
@@ -90,26 +60,12 @@ def thin(type_: TensorType, result: TensorType) -> TensorType:
     )
 
 
-def _rounds(context: Context) -> bool:
-    """Whole numbers and divisions that round are not homogeneous, whatever the op is called."""
-    dtype = context.call.node.meta["val"].dtype if len(context.shapes) == 1 else torch.float32
-    whole = not (dtype.is_floating_point or dtype.is_complex)
-    return whole or context.call.get("rounding_mode") is not None
-
-
-def _like(model: TensorType, result: TensorType) -> TensorType:
-    """``result`` with the kinds of ``model``, aligned at the last axis."""
-    shift = result.rank - model.rank
-    return TensorType(
-        tuple(
-            model.axes[i - shift] if i >= shift and is_extensive(model.axes[i - shift]) else axis
-            for i, axis in enumerate(result.axes)
-        )
-    )
-
-
-def demands(types: Mapping[str, TensorType], result: TensorType) -> dict[str, TensorType]:
+def demands(
+    types: Mapping[str, TensorType], result: TensorType, summed: frozenset[str] = frozenset()
+) -> dict[str, TensorType]:
     """The type to bring each operand to, so that it broadcasts against ``result``.
+
+    A table holds a value for each member; those in ``summed`` are brought to totals.
 
     A plain axis that meets merged tokens must be merged with them; that makes it differ from image
     to image, so the operand then also needs the batch axis of ``result``.
@@ -117,7 +73,8 @@ def demands(types: Mapping[str, TensorType], result: TensorType) -> dict[str, Te
     wanted: dict[str, TensorType] = {}
     for path, type_ in types.items():
         shift = result.rank - type_.rank
-        axes = [_meet(axis, result.axes[i + shift]) for i, axis in enumerate(type_.axes)]
+        kind = result if path in summed else as_intensive(result)
+        axes = [_meet(axis, kind.axes[i + shift]) for i, axis in enumerate(type_.axes)]
         brought = TensorType(tuple(axes))
         if axes != list(type_.axes) and is_merged(brought):
             brought = with_batch(brought, result)
@@ -139,9 +96,8 @@ def with_batch(type_: TensorType, result: TensorType) -> TensorType:
 
 
 def _meet(axis: Axis, target: Axis) -> Axis:
-    # A table holds a value for each member, whatever the kind of what it meets.
     meets = is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
-    return intensive(target) if meets else axis
+    return target if meets else axis
 
 
 def linear(context: Context) -> Lifted | Refusal:
