@@ -38,7 +38,7 @@ class Unmerge:
     """A place where merged tokens took their old number again, and what it costs.
 
     ``op`` is the op that wanted it; ``kind`` is ``unmerge``, or ``merge`` where values that an op
-    told apart were averaged again.
+    told apart, or tokens from before a merge, were averaged.
     """
 
     op: str

@@ -24,7 +24,8 @@ part to what is written here.
 - **captured**: by `torch.export` or by symbolic tracing; `-` where a model is refused.
 - **blocks**: attention blocks behind which tokens merge; **merged**: tokens that they remove.
 - **unmerged**: ops that get all tokens back; **averaged**: places where what such an op told apart
-  is averaged again in each group (`remerge="never"` avoids that, at a cost).
+  is averaged again in each group (`remerge="never"` avoids that, at a cost), or tokens from before
+  a merge are.
 - **ratio**: MACs of the original over those of the result. Models of two layers save little.
 - **share**: of the ratio that the arithmetic allows: every op on what merging leaves of its tokens,
   and nothing spent on matching. Convolutions over tokens and what is not on tokens count in full.

@@ -14,6 +14,7 @@ _LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.tr
            "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
 _LIKE = ("sym_size", "full_like", "ones_like", "zeros_like", "empty_like", "new_full", "new_ones",
          "new_zeros", "new_empty")  # fmt: skip
+_AS = ("view_as", "reshape_as", "expand_as", "type_as")
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,20 @@ def made_of_inputs(graph: Graph) -> set[Node]:
 
 def read_values(node: Node) -> list[Node]:
     """The operands that an op reads more of than the shape."""
+    if _name(node) in _AS:
+        return node.all_input_nodes[:1]
     return node.all_input_nodes[reads_a_shape(node) :]
 
 
 def reads_a_shape(node: Node) -> bool:
     """Is the shape all that an op reads of its first operand?"""
+    return _name(node) in _LIKE
+
+
+def _name(node: Node) -> str:
     if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return node.target._schema.name.removeprefix("aten::") in _LIKE
+        return ""
+    return node.target._schema.name.removeprefix("aten::")
 
 
 def laid_out(node: Node) -> Node:

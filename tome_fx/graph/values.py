@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from tome_fx.graph.cones import read_values, reads_a_shape
+from tome_fx.graph.cones import read_values
 
 _SIZE = torch.ops.aten.sym_size.int
 _ARITHMETIC = {
@@ -64,9 +64,8 @@ def _worth(node: Node, worth: Mapping[Node, Any], held: Mapping[str, Any]) -> An
         return value if isinstance(value, Tensor) and _has_values(value) else None
     if node.op != "call_function" or not _is_plain(node.target):
         return None
-    known = dict(worth)
-    if reads_a_shape(node):
-        known[node.all_input_nodes[0]] = _shaped(node.all_input_nodes[0])
+    read = read_values(node)
+    known = {**worth, **{n: _shaped(n) for n in node.all_input_nodes if n not in read}}
     args: Any = map_arg(node.args, known.__getitem__)
     kwargs: Any = map_arg(node.kwargs, known.__getitem__)
     with torch.no_grad():

@@ -1,4 +1,7 @@
-"""Values that differ within a group and meet merged tokens: may they be averaged?"""
+"""Values that differ within a group and meet merged tokens: may they be averaged?
+
+What an op told apart, what an image has for each position, and tokens from before a merge.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch.fx import Node
 
 from tome_fx.finding.masks import padding_masks
 from tome_fx.graph.axes import TensorType, batch_axis, is_merged, repeated, streams
-from tome_fx.graph.cones import Cones, cones_of, laid_out
+from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
 
@@ -31,6 +34,18 @@ class Operands:
             if not is_merged(self.have[path])
             and is_merged(self.want[path])
             and not repeated(self.have[path], self.want[path])
+        ]
+
+    def from_before_a_merge(self) -> list[str]:
+        """The paths of tokens that are needed with fewer of them, by the mean of their groups."""
+        return [
+            path
+            for path in self.nodes
+            if any(
+                have.id == want.id and have.count > want.count and not have.extensive
+                for have in streams(self.have[path])
+                for want in streams(self.want[path])
+            )
         ]
 
 
@@ -82,7 +97,7 @@ class Averages:
         down = operands.brought_down()
         again = [path for path in down if operands.nodes[path] in self.mixed]
         foreign = any(self._is_foreign(operands.nodes[p], operands.have[p]) for p in down)
-        if (not again and not foreign) or self._leads_on(user):
+        if (not again and not foreign) or self.leads_on(user):
             return ""
         merged = [
             laid_out(n) for path, n in operands.nodes.items() if is_merged(operands.have[path])
@@ -95,16 +110,21 @@ class Averages:
             return "it meets values that an op told apart within a group"
         return "it meets values that an image has for each position" if foreign else ""
 
-    def made(self, operands: Operands) -> Iterator[tuple[Node, str]]:
-        """The operands that are averaged, and why they differ within a group."""
-        for path in operands.brought_down():
-            node = operands.nodes[path]
-            if node in self.mixed:
+    def made(self, user: Node, operands: Operands) -> Iterator[tuple[Node, str]]:
+        """The operands that ``user`` reads averaged, and why they differ within a group."""
+        down, skips = operands.brought_down(), operands.from_before_a_merge()
+        read = read_values(user)
+        for path, node in operands.nodes.items():
+            if node not in read:
+                continue
+            if path in down and node in self.mixed:
                 yield node, "values that an op told apart within a group are averaged again"
-            elif self._is_foreign(node, operands.have[path]):
+            elif path in down and self._is_foreign(node, operands.have[path]):
                 yield node, "values that an image has for each position are averaged in each group"
+            elif path in skips and node in self.of_images:
+                yield node, "tokens from before a merge are averaged in each group"
 
-    def _leads_on(self, user: Node) -> bool:
+    def leads_on(self, user: Node) -> bool:
         """Is ``user`` on the way to a later merge, where averages are allowed at all?"""
         if self.remerge == "never":
             return False

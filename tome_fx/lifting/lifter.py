@@ -34,6 +34,7 @@ from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
 from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.averaging import Averages, Operands
+from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
@@ -66,8 +67,11 @@ class Lifter:
     sizes: dict[Node, Axis] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        axes = ((n, measured_axis(n, self.findings.types)) for n in self.program.graph.nodes)
+        self.sizes.update((node, axis) for node, axis in axes if axis is not None)
         self.coercer = Coercer(self.graph)
         self.averages = Averages(self.program, self.findings, self.remerge)
+        self.behind = Behind(self.program, self._answer)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -80,9 +84,6 @@ class Lifter:
             self._call(bind(node))
         else:
             self._unmerged(node, f"no rule for {node.target}")
-        axis = measured_axis(node, self.findings.types)
-        if axis is not None:
-            self.sizes[node] = axis
 
     def put(self, node: Node, new: Node, types: Types) -> None:
         """Remember what ``node`` became."""
@@ -133,24 +134,18 @@ class Lifter:
         paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}
         have = {path: self.values[node].types[0] for path, node in paths.items()}
         met = self._meet(have)
-        shapes = output_shapes(self.program.extents, call.node)
-        answer = apply(Context(call, met, shapes, self.sizes), self.rules)
+        answer = self._answer(call, {})
         if isinstance(answer, Refusal):
             self._unmerged(call.node, answer.reason)
             return
         want = {path: answer.operands.get(path, met[path]) for path in paths}
-        if any(hides_images(have[path], want[path]) for path in paths):
-            self._unmerged(call.node, "it is not known which image its operand belongs to")
-            return
-        if not all(map(is_whole, want.values())):
-            self._unmerged(call.node, "an operand holds rows or columns of the tokens")
-            return
         operands = Operands(paths, have, want)
-        reason = self.averages.refused(call.node, operands)
+        made = list(self.averages.made(call.node, operands))
+        reason = self._reason(call.node, answer, operands, bool(made))
         if reason:
             self._unmerged(call.node, reason)
             return
-        for node, why in self.averages.made(operands):
+        for node, why in made:
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         for path, node in paths.items():
             if _is_deeper(have[path], met[path]):
@@ -170,6 +165,30 @@ class Lifter:
         if told and not is_merged(results[0]):
             self.averages.tell_apart(call.node)
         self.put(call.node, new, results)
+
+    def _answer(self, call: Call, ahead: Mapping[Node, Types]) -> Lifted | Refusal:
+        """What the rule says; of values that are not lifted yet, by their types ``ahead``."""
+
+        def types(node: Node) -> Types:
+            known = self.values[node].types if node in self.values else self.findings.types[node]
+            return ahead.get(node, known)
+
+        have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
+        shapes = output_shapes(self.program.extents, call.node)
+        return apply(Context(call, self._meet(have), shapes, self.sizes), self.rules)
+
+    def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
+        """Why a call that has an answer is unmerged all the same; "" if it is not."""
+        have, want = operands.have, operands.want
+        if any(hides_images(have[path], want[path]) for path in operands.nodes):
+            return "it is not known which image its operand belongs to"
+        if not all(map(is_whole, want.values())):
+            return "an operand holds rows or columns of the tokens"
+        reason = self.averages.refused(user, operands)
+        if reason or not averages or self.averages.leads_on(user):
+            return reason
+        idle = self.behind.come_back_idle(user, answer.results)
+        return "it meets tokens from before a merge and no work is left behind it" if idle else ""
 
     def _emit(self, call: Call, answer: Lifted, nodes: Mapping[str, Node]) -> Node:
         changed: dict[str, Any] = {**nodes, **answer.arguments}

@@ -1,0 +1,68 @@
+"""What becomes of merged tokens behind a call: is there work on them before all come back?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.fx import Node
+
+from tome_fx.finding.infer import Types, picked_type
+from tome_fx.graph.axes import is_merged
+from tome_fx.graph.calls import Call, bind
+from tome_fx.macs import macs_of
+from tome_fx.program import Program
+from tome_fx.rules.base import Lifted, Refusal
+
+
+@dataclass
+class Behind:
+    """Looks ahead; ``ask`` answers how a call runs if some values had the types that are given."""
+
+    program: Program
+    ask: Callable[[Call, Mapping[Node, Types]], Lifted | Refusal]
+
+    @cached_property
+    def work(self) -> Mapping[Node, int]:
+        """The captured products, by their MACs."""
+        return macs_of(self.program.graph, self.program.extents, self.program.batch)
+
+    def come_back_idle(self, user: Node, types: Types) -> bool:
+        """Do all tokens come back behind ``user``, whose results have ``types``, before any work?
+
+        Work is a product of merged tokens: all else costs next to nothing. Where no token comes
+        back, since a pool or a class token is all that is read, the answer is no.
+        """
+        if user in self.work:
+            return False
+        held, back = {user: types}, False
+        for node in _after(user):
+            if not any(source in held for source in node.all_input_nodes):
+                continue
+            results = self._results(node, held)
+            if results is None:
+                back = True
+            elif node in self.work:
+                return False
+            elif any(map(is_merged, results)):
+                held[node] = results
+        return back
+
+    def _results(self, node: Node, held: Mapping[Node, Types]) -> Types | None:
+        """The types of what a call makes of merged tokens; None where all of them come back."""
+        picked = picked_type(node, held)
+        if picked is not None or node.target is torch.ops.aten.sym_size.int:
+            return picked or ()
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        answer = self.ask(bind(node), held)
+        return None if isinstance(answer, Refusal) else answer.results
+
+
+def _after(user: Node) -> Iterator[Node]:
+    node = user.next
+    while node.op != "root":
+        yield node
+        node = node.next
