@@ -82,7 +82,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         ),
         **_family(along.index_select, "index_select"),
         **_family(along.index, "index"),
-        **_family(along.gather, "gather"),
+        **_family(along.gather, "gather take_along_dim"),
         **_family(along.prelu, "prelu _prelu_kernel"),
         **_family(
             along.each_alone,
