@@ -124,3 +124,67 @@ def test_tokens_of_two_batches_stay_as_they_are() -> None:
     for count in (1, 2, 5):
         more = image[[0, 1, 2, 1, 0]][:count]
         assert fast(more, text).shape == (count, 2)
+
+
+def seen(x: Tensor, given: Tensor) -> Tensor:
+    """What an encoder makes of the tokens that it sees."""
+    x = x.gather(1, wide(given, x))
+    return x + (x @ x.mT).softmax(-1) @ x
+
+
+def zeros(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[0], N, x.shape[2], dtype=x.dtype)
+
+
+def masked(x: Tensor, kept: Tensor, given: Tensor) -> Tensor:
+    """In a tensor that holds something else at all places."""
+    full = torch.ones(1, 1, x.shape[2], dtype=x.dtype).expand(x.shape[0], N, -1).clone()
+    full[:, kept] = x[:, kept].sin()
+    return full
+
+
+PLACED: Mapping[str, Pick] = {
+    "scatter": lambda x, kept, given: zeros(x).scatter(1, wide(given, x), seen(x, given)),
+    "scatter among tokens": lambda x, kept, given: torch.zeros_like(x).scatter(
+        1, wide(given, x), seen(x, given)
+    ),
+    "scatter by a buffer": lambda x, kept, given: zeros(x).scatter(
+        1, kept[None, :, None].expand(x.shape[0], -1, x.shape[2]), x[:, kept]
+    ),
+    "scatter_add": lambda x, kept, given: zeros(x).scatter_add(1, wide(given, x), seen(x, given)),
+    "index_copy": lambda x, kept, given: zeros(x).index_copy(1, kept, x[:, kept].sin()),
+    "index_add": lambda x, kept, given: zeros(x).index_add(1, kept, x[:, kept].sin()),
+    "index_put": masked,
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_tokens_that_are_put_back_merge_again(name: str) -> None:
+    fast = checked(Model(PLACED[name]), given())
+    assert fast.report.blocks[-1].tokens_in == N - 2
+    assert sum(fast.schedule) >= 6
+    reasons = {u.reason for u in fast.report.unmerges}
+    assert reasons <= {"it picks tokens by number", "it puts tokens to places by number"}
+
+
+def hard(x: Tensor, kept: Tensor, given: Tensor) -> Tensor:
+    """Each token takes the value of the one that it is most similar to."""
+    best = (x @ x.mT).argmax(-1, keepdim=True)
+    return x + torch.zeros_like(x @ x.mT).scatter(-1, best, 1.0) @ x
+
+
+def assigned(x: Tensor, kept: Tensor, given: Tensor) -> Tensor:
+    """The tokens of each of three groups are summed, and the groups given back to the tokens."""
+    logits = x[..., :3]
+    best = logits.argmax(-1, keepdim=True)
+    chosen = torch.zeros_like(logits).scatter(-1, best, 1.0)
+    ones = torch.nn.functional.one_hot(best[..., 0], 3).to(x.dtype)
+    return x + chosen @ (ones.mT @ x) / N
+
+
+@pytest.mark.parametrize("step", [hard, assigned])
+def test_hard_attention(step: Pick) -> None:
+    fast = checked(Model(step), given())
+    assert fast.report.blocks[-1].tokens_in < N
+    told = {"hard": {"unmerge", "merge"}, "assigned": set()}[step.__name__]
+    assert {u.kind for u in fast.report.unmerges} <= told

@@ -16,6 +16,7 @@ from tome_fx.rules import (
     layout,
     local,
     pieces,
+    placing,
     shapes,
     tokens,
     written,
@@ -83,6 +84,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(along.index_select, "index_select"),
         **_family(along.index, "index"),
         **_family(along.gather, "gather take_along_dim"),
+        **_family(placing.scatter, "scatter scatter_add"),
+        **_family(placing.index_copy, "index_copy index_add"),
+        **_family(placing.index_put, "index_put"),
         **_family(along.prelu, "prelu _prelu_kernel"),
         **_family(
             along.each_alone,
