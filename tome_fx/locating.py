@@ -14,6 +14,8 @@ from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noti
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.errors import CaptureError, NoAttentionFoundError
+from tome_fx.graph.axes import batch_axis
+from tome_fx.graph.cones import cones_of
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
@@ -54,12 +56,13 @@ def locate_program(
         original = uncompiled(structure_copy(cast(nn.Module, model))) if asks else None
         program = capture(model, example, door, original=original)
         found = _findings(program, settings)
-        if not found.sites and program.how == "export" and _several_inputs(program):
+        if program.how == "export" and _several_inputs(program) and _lost_images(program, found):
             # What picks tokens by an index of its own has the batch of the index.
             with contextlib.suppress(CaptureError):
                 again = capture(model, example, door, shared=True, original=original)
                 better = _findings(again, settings)
-                program, found = (again, better) if better.sites else (program, found)
+                more = len(better.sites) > len(found.sites)
+                program, found = (again, better) if more else (program, found)
     asked = bool(checkpoints) or asks_for_checkpoints(model)
     return _checked(replace(program, checkpointed=asked), found)
 
@@ -81,6 +84,19 @@ def _findings(program: Program, settings: Settings) -> Findings:
 def _several_inputs(program: Program) -> bool:
     given = [node for node in program.graph.nodes if node.op == "placeholder"]
     return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in given) > 1
+
+
+def _lost_images(program: Program, found: Findings) -> bool:
+    """Is an attention made of the images without an axis of them, or is there no site at all?"""
+    cones = cones_of(program.graph)
+    images = [node for node in cones.order if node.name in program.batched]
+    lost = [
+        miss.node
+        for miss in found.misses
+        if all(batch_axis(type_) is None for type_ in found.types.get(miss.node, ()))
+    ]
+    made = any(cones.depends(node, image) for node in lost for image in images)
+    return made or not found.sites
 
 
 def _checked(program: Program, findings: Findings) -> Located:

@@ -88,7 +88,8 @@ def _positions(call: Call, whole: int, program: Program) -> Iterator[tuple[int, 
             yield low, high
     elif name in ("index", "index_select", "gather"):
         index = call["index"] if name != "index" else next(filter(None, call["indices"]))
-        for position in _constant(index, program):
+        read = _constant(index, program)
+        for position in read if len(read) == 1 or len(read) * _PART <= whole else ():
             yield position % whole, position % whole + 1
     else:
         yield from _used_pieces(call)
@@ -140,7 +141,7 @@ def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
 _COPIES = ("aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach", "aten.detach_", "aten.alias",
            "aten._to_copy", "aten.to", "aten.clone", "aten.reshape", "aten.unsqueeze",
            "aten.expand")  # fmt: skip
-# An index of more positions is a part of the image.
-_FEW = 8
+# An index of more positions, or of a fourth of all, is a part of the image.
+_FEW, _PART = 8, 4
 _READS = ("select", "slice", "narrow", "index", "index_select", "gather", "unbind", "split",
           "split_with_sizes", "chunk", "tensor_split")  # fmt: skip

@@ -65,7 +65,7 @@ def index(context: Context) -> Lifted | Refusal:
     type_ = as_intensive(context.types["self"])
     named = [i for i, value in enumerate(context.call["indices"]) if value is not None]
     if len(named) > 1:
-        return _every_place(context, type_, named)
+        return _of_each_image(context, type_, named) or _every_place(context, type_, named)
     if len(named) != 1 or context.dtype(f"indices.{named[0]}").is_floating_point:
         return Refusal("it looks up along several axes")
     path = f"indices.{named[0]}"
@@ -82,15 +82,41 @@ def _looked_up(
         return Refusal("it picks tokens by number")
     if has_batch(axis) or (any(map(has_batch, index.axes)) and any(map(has_batch, type_.axes))):
         return Refusal("it picks images by number")
-    new = index.axes
-    if has_stream(axis) or axis_kind(axis) == "conv":
-        new = tuple(
-            _new(context, axis, i, extent(a)) if not has_stream(a) else a
-            for i, a in enumerate(index.axes)
-        )
+    new = tuple(_picked(context, axis, a, i) for i, a in enumerate(index.axes))
     return one(
         TensorType((*type_.axes[:dim], *new, *type_.axes[dim + 1 :])), operands={"self": type_}
     )
+
+
+def _picked(context: Context, axis: Axis, index: Axis, place: int) -> Axis:
+    """What an axis of an index becomes: of tokens new ones, unless the index is of places too.
+
+    Numbers that the model is given are none: what they pick of an image are its tokens.
+    """
+    if not has_stream(axis) and axis_kind(axis) != "conv":
+        return index
+    places = any(f.origin.kind == "conv" for f in index if isinstance(f, Atom))
+    own = places or has_stream(index) or has_batch(index)
+    return index if own else _new(context, axis, place, extent(index))
+
+
+def _of_each_image(
+    context: Context, type_: TensorType, named: list[int]
+) -> Lifted | Refusal | None:
+    """``self[arange(B)[:, None], index]``: places of each image by its own numbers; a gather."""
+    images, index = (context.types[f"indices.{dim}"] for dim in named[:2])
+    counted = named == [0, 1] and _counts_up(context.call["indices"][0])
+    if not counted or images.rank != 2 or index.rank != 2 or extent(images.axes[1]) != 1:
+        return None
+    if not all(has_batch(t.axes[0]) for t in (type_, images, index)):
+        return None
+    if merged_along(type_, (1,)):
+        return Refusal("it picks tokens by number")
+    batch = unify(type_.axes[0], index.axes[0])
+    if batch is None or unify(batch, images.axes[0]) is None or any(map(has_stream, index.axes)):
+        return None
+    picked = _picked(context, type_.axes[1], index.axes[1], 1)
+    return one(TensorType((batch, picked, *type_.axes[2:])), operands={"self": type_})
 
 
 def _every_place(context: Context, type_: TensorType, named: list[int]) -> Lifted | Refusal:
@@ -130,17 +156,21 @@ def _counts_up(index: Node) -> bool:
 
 def gather(context: Context) -> Lifted | Refusal:
     """``gather(self, dim, index)``: positions of one axis, others for each place of the rest."""
-    type_, index = as_intensive(context.types["self"]), as_intensive(context.types["index"])
+    name = "index" if "index" in context.types else "indices"  # of take_along_dim
+    type_, index = as_intensive(context.types["self"]), as_intensive(context.types[name])
+    if context.call.get("dim") is None:
+        return Refusal("it picks values of all axes at once")
     dim = context.dim(context.call["dim"], type_.rank)
     if merged_along(type_, (dim,)) or has_batch(type_.axes[dim]):
         return Refusal("it picks tokens by number")
     axes: list[Axis] = []
     for i, (own, other) in enumerate(zip(type_.axes, index.axes, strict=True)):
-        axis = other if i == dim else unify(own, other)
+        wide = own if name == "indices" and extent(other) == 1 else other
+        axis = _picked(context, own, other, i) if i == dim else unify(own, wide)
         if axis is None or (i != dim and merged_along(type_, (i,)) != merged_along(index, (i,))):
             return Refusal("its index is about different tokens")
         axes.append(axis)
-    return one(TensorType(tuple(axes)), operands={"self": type_, "index": index})
+    return one(TensorType(tuple(axes)), operands={"self": type_, name: index})
 
 
 def prelu(context: Context) -> Lifted | Refusal:
