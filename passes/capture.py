@@ -29,7 +29,7 @@ from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.describing import images_of, written
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
-from tome_fx.capturing.faithful import check_faithful
+from tome_fx.capturing.faithful import check_faithful, treats_one_apart
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.results import register_results
 from tome_fx.capturing.skeleton import structure_copy
@@ -85,7 +85,21 @@ def capture(
         check(program)
     else:
         program = _module(model, example, door, check)
+    if original is not None and treats_one_apart(program, original, example):
+        program = _for_several_or_one(program, model, example, check)
     return _with_given(program, example)
+
+
+def _for_several_or_one(
+    program: Program, model: nn.Module, example: Example, check: Check
+) -> Program:
+    """The program for the one image of the example, or the one for several, marked as such."""
+    if example.single is not None and not isinstance(model, GraphModule):
+        with contextlib.suppress(CaptureError):
+            one = from_export(model, example.single)
+            check(one)
+            return one
+    return replace(program, several=True)
 
 
 def _with_given(program: Program, example: Example) -> Program:

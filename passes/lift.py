@@ -119,7 +119,8 @@ class _Walk:
             return new
         self.lifter.origin[new] = node
         tokens = self.lifter.findings.tokens
-        batch = (program.batch,) if program.static_batch else ()
+        batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
+        batch = (None, 2) if program.several else batch
         name = str(node.target)
         return self.lifter.coercer.emit(ops.check_input, new, shape, name, tokens, *batch)
 

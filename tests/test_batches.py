@@ -18,6 +18,10 @@ WINDOW = GRID // 2
 PLACES = GRID * GRID
 
 
+def of_images(x: Tensor) -> int:
+    return x.shape[0]
+
+
 def counted(x: Tensor) -> int:
     return len(x)
 
@@ -77,3 +81,64 @@ def test_a_list_of_one_table_for_each_image_fixes_the_batch() -> None:
     assert "fixes the batch at 2" in str(fast.report)
     with pytest.raises(tome_fx.ShapeError, match="example_inputs of this batch"):
         fast(torch.cat([x, x]))
+
+
+BRANCHES = {
+    "more than four": lambda images: images > 4,
+    "many places": lambda images: images * PLACES > 5 * PLACES,
+    "odd": lambda images: images % 2 == 1,
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_code_that_branches_on_the_batch_has_a_program_for_that_batch(name: str) -> None:
+    class Branching(WithClass):
+        def forward(self, image: Tensor) -> Tensor:
+            x = super().forward(image)
+            return -x if BRANCHES[name](image.shape[0]) else x
+
+    x = torch.randn(5, 3, 2 * GRID, 2 * GRID)
+    model = Branching(of_images).eval()
+    fast = tome_fx.transform(model, 0, example_inputs=x[:2])
+    assert torch.equal(run(fast, x[:2]), run(model, x[:2]))
+    with pytest.raises(tome_fx.ShapeError, match="captured for a batch of 2 alone"):
+        fast(x)
+    assert "fixes the batch at 2" in str(fast.report)
+    other = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.equal(run(other, x), run(model, x))
+
+
+class OneApart(WithClass):
+    """One image alone is treated in another way."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = super().forward(image)
+        return -x if image.shape[0] == 1 else x
+
+
+class Squeezed(WithClass):
+    """The axis of the images goes where it has the extent 1."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image).squeeze()
+
+
+def test_one_image_alone_has_a_program_of_its_own() -> None:
+    x, model = torch.randn(5, 3, 2 * GRID, 2 * GRID), OneApart(of_images).eval()
+    several = tome_fx.transform(model, 0, example_inputs=x[:2])
+    assert torch.allclose(run(several, x), run(model, x), atol=1e-5)
+    with pytest.raises(tome_fx.ShapeError, match="one image"):
+        several(x[:1])
+    assert "for one image" in str(several.report)
+    one = tome_fx.transform(model, 0, example_inputs=x[:1])
+    assert torch.equal(run(one, x[:1]), run(model, x[:1]))
+    with pytest.raises(tome_fx.ShapeError, match="captured for a batch of 1 alone"):
+        one(x)
+
+
+@pytest.mark.parametrize("kind", [WithClass, Squeezed])
+def test_other_models_take_one_image_as_well(kind: type[WithClass]) -> None:
+    x, model = torch.randn(2, 3, 2 * GRID, 2 * GRID), kind(of_images).eval()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.allclose(run(fast, x[:1]), run(model, x[:1]), atol=1e-5)
+    assert not fast.report.notes

@@ -28,6 +28,7 @@ class Program:
         batch: extent of the batch axis: a stand-in, or the size where the program fixed it.
         batched: placeholders whose first axis is the batch.
         static_batch: the model's own code fixed the batch size.
+        several: it is for two images or more; for one the model's own code goes another way.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         decided: buffers whose values decided which of its code was captured.
@@ -41,6 +42,7 @@ class Program:
     batch: int
     batched: frozenset[str]
     static_batch: bool
+    several: bool = False
     guarded: bool = False
     checkpointed: bool = False
     decided: tuple[str, ...] = ()

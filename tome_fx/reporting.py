@@ -199,5 +199,10 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             f"the model's code branches on the values of {', '.join(done.program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
+    if done.program.several:
+        yield (
+            "the model's own code goes another way for one image than for several: this program is "
+            "for several; transform again with one image as example for the other"
+        )
     if done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -37,6 +37,15 @@ class Example:
         single = self.single
         return single if single is not None and batch == single.batch else self
 
+    def first(self, count: int) -> Example:
+        """The first ``count`` of its images."""
+
+        def few(value: Tensor) -> Tensor:
+            return value[:count] if value.dim() and value.shape[0] == self.batch else value
+
+        args, kwargs = pytree.tree_map_only(Tensor, few, (self.args, dict(self.kwargs)))
+        return Example(args, kwargs, count)
+
 
 def given_example(inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
     """The example inputs that the user gave, None if none.

@@ -66,6 +66,25 @@ def check_faithful(program: Program, original: nn.Module, example: Example) -> N
     )
 
 
+def treats_one_apart(program: Program, original: nn.Module, example: Example) -> bool:
+    """Does the model's code go another way for one image than for several?
+
+    No graph tells so: tracing takes for granted that there are several. A model that takes no
+    single image has no other way for it.
+    """
+    if program.static_batch or not _can_tell(program, original, example):
+        return False
+    one = example.first(1)
+    try:
+        expected = run_model(original, one)
+    except Exception:
+        return False
+    try:
+        return bool(_difference(expected, run_program(program, one), precision_of(program.graph)))
+    except Exception:
+        return True
+
+
 def _compare(
     program: Program, original: nn.Module, example: Example, expected: Any, result: Any
 ) -> None:
@@ -142,11 +161,6 @@ def _samples(program: Program, example: Example) -> Iterator[Example]:
     if program.static_batch:
         yield example.sized(program.batch)
         return
-
-    def first(value: Tensor) -> Tensor:
-        return value[:FEW] if value.dim() and value.shape[0] == example.batch else value
-
     if example.batch > FEW:
-        args, kwargs = pytree.tree_map_only(Tensor, first, (example.args, dict(example.kwargs)))
-        yield Example(args, kwargs, FEW)
+        yield example.first(FEW)
     yield example

@@ -9,9 +9,17 @@ from tome_fx.errors import ShapeError
 
 
 def check_input(
-    x: Tensor, shape: tuple[int, ...], name: str, tokens: int, batch: int | None = None
+    x: Tensor,
+    shape: tuple[int, ...],
+    name: str,
+    tokens: int,
+    batch: int | None = None,
+    least: int = 1,
 ) -> Tensor:
-    """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``."""
+    """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``.
+
+    ``batch`` is the only one that the program serves, ``least`` the smallest.
+    """
     if not isinstance(x, Tensor):
         raise ShapeError(
             f"{name} is {x!r}, but the model was captured with a tensor of shape "
@@ -22,6 +30,12 @@ def check_input(
             f"{name} has a batch of {x.shape[0]}, but the program was captured for a batch of "
             f"{batch} alone: the model's code, or its export, fixes that. Transform it again "
             "with example_inputs of this batch, or export it with a dynamic one."
+        )
+    if least > 1 and x.shape[0] < least:
+        raise ShapeError(
+            f"{name} holds one image, for which the model's own code goes another way than for "
+            "the several that it was captured with. Transform it again with one image in "
+            "example_inputs for a program of that way."
         )
     if tuple(x.shape[1:]) != shape:
         raise ShapeError(
