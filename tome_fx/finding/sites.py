@@ -36,6 +36,9 @@ def find_sites(
         if found is not None and _shares_images(types[found[0]][0]):
             reason = "several views of an image share its place in the batch"
             misses.append(Miss(core.node, "attention", reason))
+        elif found is not None and _holds_more_places(types[found[0]][0]):
+            reason = "its tokens are rows or sums of the places that the residual holds"
+            misses.append(Miss(core.node, "attention", reason))
         elif found is None:
             misses.append(Miss(core.node, "attention", "no residual add follows it"))
         else:
@@ -93,6 +96,18 @@ def _shares_images(type_: TensorType) -> bool:
     """Do several images, views or crops share one place of the batch?"""
     return any(
         isinstance(factor, Atom) and factor.origin.kind == "images"
+        for axis in type_.axes
+        for factor in axis
+    )
+
+
+def _holds_more_places(type_: TensorType) -> bool:
+    """Does a residual with a stream hold places beside it? Whole rows of them would merge then.
+
+    Landmarks, means of rows that attend to each other, are such a stream.
+    """
+    return any(
+        isinstance(factor, Atom) and factor.origin.kind == "conv"
         for axis in type_.axes
         for factor in axis
     )
