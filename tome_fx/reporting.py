@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import masks_of, padding_masks
+from tome_fx.finding.masks import masks_of, may_hide, padding_masks
 from tome_fx.graph.axes import (
     axis_of,
     extent,
@@ -146,7 +146,7 @@ def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bo
         axes = types[0].axes if types else ()
         inner = (axis for axis in axes if not has_batch(axis))
         told = any(not is_uniform(axis) and extent(axis) > 1 for axis in inner)
-        if told and any(map(has_batch, axes)):
+        if told and any(map(has_batch, axes)) and may_hide(mask):
             return True
     return False
 

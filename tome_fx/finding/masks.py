@@ -17,11 +17,16 @@ from tome_fx.graph.axes import (
     is_uniform,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.cones import read_values
+from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings
 
 _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "aten.contiguous",
           "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub")  # fmt: skip
+# What comes out of these was made, not given; images come in by one of them.
+_PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum", "aten.addmm",
+             "aten.baddbmm", *CONVOLUTIONS)  # fmt: skip
 _FILLS = ("aten.full", "aten.new_full", "aten.zeros_like")
 
 
@@ -47,6 +52,23 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
             if core.kind == "weights":  # 0 hides where no softmax follows
                 found += _factors(bind(node))
     return found
+
+
+def may_hide(mask: Node) -> bool:
+    """Does a value beside logits come of a truth or of an input as it was given?
+
+    Else it is a bias: products of queries and tables, or a table, that hides nothing.
+    """
+    waiting, seen = [mask], {mask}
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder" or getattr(tensor_value(node), "dtype", None) is torch.bool:
+            return True
+        if isinstance(node.target, torch._ops.OpOverload) and bind(node).name not in _PRODUCTS:
+            before = [source for source in read_values(node) if source not in seen]
+            waiting += before
+            seen.update(before)
+    return False
 
 
 def _factors(call: Call) -> list[tuple[Node, bool]]:
