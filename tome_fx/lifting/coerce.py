@@ -8,7 +8,6 @@ if it has none.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -34,7 +33,6 @@ from tome_fx.graph.axes import (
     is_merged,
     is_merged_axis,
     is_uniform,
-    map_streams,
     pieces,
     streams_of_axis,
     unmerged,
@@ -43,15 +41,14 @@ from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
 from tome_fx.lifting.gridded import gridded
-from tome_fx.lifting.levels import Levels
+from tome_fx.lifting.levels import Levels, Spot, changed
+from tome_fx.lifting.tables import of_constant
 
 _SLICE = torch.ops.aten.slice.Tensor
 _CAT = torch.ops.aten.cat.default
 _RESHAPE = torch.ops.aten.reshape.default
 _PERMUTE = torch.ops.aten.permute.default
 _Op: TypeAlias = Callable[..., Any]
-# An axis, and which of its streams.
-_Spot: TypeAlias = tuple[int, int]
 
 
 @dataclass
@@ -89,7 +86,7 @@ class Coercer:
         if has_grid(want):
             return gridded(self, node, have, want, table)
         if batch_axis(have) is None and is_merged(want):
-            return self._constant(node, have, want)
+            return of_constant(self, node, have, want)
         for place, target in enumerate(want.axes):
             for which, goal in enumerate(streams_of_axis(target)):
                 node, have = self._bring(node, have, (place, which), goal, table)
@@ -117,30 +114,30 @@ class Coercer:
         return TensorType(tuple(axes))
 
     def _bring(
-        self, node: Node, have: TensorType, at: _Spot, goal: Stream, table: bool
+        self, node: Node, have: TensorType, at: Spot, goal: Stream, table: bool
     ) -> tuple[Node, TensorType]:
         stream = list(streams_of_axis(have.axes[at[0]]))[at[1]]
         if table and goal.level and not stream.level:
             node = self._table(node, have, at, goal)
-            have, stream = _changed(have, at, goal)
+            have, stream = changed(have, at, goal)
         other = stream.level != goal.level
         back = other and self.levels.step(stream, goal.level) < stream.level
         if stream.extensive and (back or not goal.extensive):
             if stream.level:
-                node = self._by_size(node, have, at, ops.divide_by_size)
-            have, stream = _changed(have, at, replace(stream, extensive=False))
+                node = self.by_size(node, have, at, ops.divide_by_size)
+            have, stream = changed(have, at, replace(stream, extensive=False))
         while stream.level != goal.level:
             step = self.levels.step(stream, goal.level)
             act = self._merge if step > stream.level else self._unmerge
             node = act(node, have, at, stream, step)
-            have, stream = _changed(have, at, self.levels.at(stream, step))
+            have, stream = changed(have, at, self.levels.at(stream, step))
         if goal.extensive and not stream.extensive:
-            have, wide = _changed(have, at, replace(stream, extensive=True))
+            have, wide = changed(have, at, replace(stream, extensive=True))
             if wide.level:
-                node = self._by_size(node, have, at, ops.scale_by_size)
+                node = self.by_size(node, have, at, ops.scale_by_size)
         return node, have
 
-    def _table(self, node: Node, type_: TensorType, at: _Spot, goal: Stream) -> Node:
+    def _table(self, node: Node, type_: TensorType, at: Spot, goal: Stream) -> Node:
         """The representative's rows of a table with an axis of images, or the sum of all rows."""
         if not goal.extensive:
             rows = ops.take, self.levels.origin(goal.id, goal.level)
@@ -153,7 +150,7 @@ class Coercer:
 
         return self._on_tokens(node, type_, at, goal, goal.count, act)
 
-    def _merge(self, node: Node, type_: TensorType, at: _Spot, stream: Stream, goal: int) -> Node:
+    def _merge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
         level = self.levels.get(stream.id, goal)
         before = self.levels.size(stream.id, stream.level)
 
@@ -165,12 +162,12 @@ class Coercer:
 
         return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 
-    def _unmerge(self, node: Node, type_: TensorType, at: _Spot, stream: Stream, goal: int) -> Node:
+    def _unmerge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
         index = self.levels.assignment(stream.id, stream.level, goal)
         return self._rows(node, type_, at, self.levels.at(stream, goal), (ops.unmerge, index))
 
     def _rows(
-        self, node: Node, type_: TensorType, at: _Spot, goal: Stream, rows: tuple[_Op, Node]
+        self, node: Node, type_: TensorType, at: Spot, goal: Stream, rows: tuple[_Op, Node]
     ) -> Node:
         op, index = rows
 
@@ -180,7 +177,8 @@ class Coercer:
 
         return self._on_tokens(node, type_, at, goal, goal.count, act)
 
-    def _by_size(self, node: Node, type_: TensorType, at: _Spot, op: _Op) -> Node:
+    def by_size(self, node: Node, type_: TensorType, at: Spot, op: _Op) -> Node:
+        """``op`` of a value and the group sizes along one of its streams, if any is not 1."""
         size = self.size_along(type_, *at)
         return node if size is None else self.emit(op, node, size)
 
@@ -210,7 +208,7 @@ class Coercer:
         self,
         node: Node,
         type_: TensorType,
-        spot: _Spot,
+        spot: Spot,
         stream: Stream,
         left: int,
         act: Callable[[Node, int, int, int], Node],
@@ -242,7 +240,7 @@ class Coercer:
         self,
         node: Node,
         type_: TensorType,
-        spot: _Spot,
+        spot: Spot,
         stream: Stream,
         left: int,
         act: Callable[[Node, int, int, int], Node],
@@ -261,50 +259,9 @@ class Coercer:
             cut.append(piece)
         return self.emit(_CAT, cut, place)
 
-    def _constant(self, node: Node, have: TensorType, want: TensorType) -> Node:
-        """A value without a batch: the representative's rows, and a batch axis at its place."""
-        shift = want.rank - have.rank
-        batch = batch_axis(want)
-        assert batch is not None, "a merged type has a batch axis"
-        lead = 0
-        for place in range(have.rank):
-            left = TensorType((unmerged(want.axes[place + shift]),))  # as far as rows were taken
-            for which, stream in enumerate(streams_of_axis(want.axes[place + shift])):
-                if not stream.level:
-                    continue
-                front, back = ends_of(left.axes[0], which)
-                ends = {"front": front, "back": back} if front or back else {}
-                if stream.extensive:
-                    slots = self.levels.assignment(stream.id, stream.level)
-                    node = node if lead else self.emit(ops.for_images, node, slots)
-                    node = self.emit(ops.total, node, slots, stream.count, place + 1, **ends)
-                else:
-                    index = self.levels.origin(stream.id, stream.level)
-                    target = ops.take if lead else ops.take_constant
-                    node = self.emit(target, node, index, place + lead, **ends)
-                left, lead = _changed(left, (0, which), stream)[0], 1
-        outer, inner = heads_around(want.axes[batch])
-        # [B, own axes] -> the batch at its place, ones for the axes that the value lacks.
-        heads = [inner] if inner > 1 else []
-        extra = (heads, outer) if outer > 1 else (heads,) if heads else ()
-        node = self.emit(ops.place_batch, node, want.rank, batch, *extra)
-        for place, axis in enumerate(want.axes[:shift]):
-            # What it has no axis for is the same for all members.
-            for which, stream in enumerate(streams_of_axis(axis)):
-                if stream.extensive:
-                    node = self._by_size(node, want, (place, which), ops.scale_by_size)
-        return node
-
 
 def _is_plain(axis: Axis) -> bool:
     return not has_stream(axis) and not has_batch(axis)
-
-
-def _changed(have: TensorType, at: _Spot, stream: Stream) -> tuple[TensorType, Stream]:
-    place, which = at
-    order = itertools.count()
-    axis = map_streams(have.axes[place], lambda s: stream if next(order) == which else s)
-    return TensorType((*have.axes[:place], axis, *have.axes[place + 1 :])), stream
 
 
 def _sizes(factors: list[Factor]) -> list[int]:

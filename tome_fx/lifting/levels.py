@@ -6,13 +6,18 @@ deepest one unless tokens were told apart since (``remerge="never"``): levels ar
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Stream
+from tome_fx.graph.axes import Stream, TensorType, map_streams
+
+# An axis, and which of its streams.
+Spot: TypeAlias = tuple[int, int]
 
 
 @dataclass
@@ -107,3 +112,11 @@ class Levels:
             below = self.origin(stream, top.base) if top.base else None
             top.origin = keep if below is None else self.emit(ops.compose, below, keep)
         return top.origin
+
+
+def changed(have: TensorType, at: Spot, stream: Stream) -> tuple[TensorType, Stream]:
+    """``have`` with another stream there, and that stream."""
+    place, which = at
+    order = itertools.count()
+    axis = map_streams(have.axes[place], lambda s: stream if next(order) == which else s)
+    return TensorType((*have.axes[:place], axis, *have.axes[place + 1 :])), stream
