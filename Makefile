@@ -24,7 +24,7 @@ help:  ## this list
 demo: $(STAMP)  ## a photograph through a ViT-B/16, with and without merging
 	$(BIN)/tome-fx demo $(ARGS)
 
-test: $(STAMP)  ## all tests, in two processes (about 15 minutes on two cores)
+test: $(STAMP)  ## all tests, in two processes (a quarter of an hour to half an hour on two cores)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
