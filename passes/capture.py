@@ -77,28 +77,29 @@ def capture(
         if original is not None:
             check_faithful(program, original, given)
 
-    if isinstance(model, GraphModule):
-        program = from_graph_module(model, model, example, "graph_module")
+    def captured(example: Example) -> Program:
+        if not isinstance(model, GraphModule) and not shared:
+            return _module(model, example, door, check)
+        if shared:
+            program = from_export(model, example, shared=True)
+        else:
+            program = from_graph_module(model, model, example, "graph_module")
         check(program)
-    elif shared:
-        program = from_export(model, example, shared=True)
-        check(program)
-    else:
-        program = _module(model, example, door, check)
+        return program
+
+    program = captured(example)
     if original is not None and treats_one_apart(program, original, example):
-        program = _for_several_or_one(program, model, example, check)
+        program = _for_several_or_one(program, captured, example)
     return _with_given(program, example)
 
 
 def _for_several_or_one(
-    program: Program, model: nn.Module, example: Example, check: Check
+    program: Program, captured: Callable[[Example], Program], example: Example
 ) -> Program:
     """The program for the one image of the example, or the one for several, marked as such."""
-    if example.single is not None and not isinstance(model, GraphModule):
+    if example.single is not None:
         with contextlib.suppress(CaptureError):
-            one = from_export(model, example.single)
-            check(one)
-            return one
+            return captured(example.single)
     return replace(program, several=True)
 
 

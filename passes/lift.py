@@ -114,10 +114,13 @@ class _Walk:
             # A number or None is part of the program: another one would change it.
             self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
             return new
-        shape = tuple(node.meta["val"].shape[1:]) if node.name in program.batched else ()
+        whole = tuple(node.meta["val"].shape)
+        shape = whole[1:] if node.name in program.batched else whole
         if not shape or program.guarded or not all(isinstance(size, int) for size in shape):
             return new
         self.lifter.origin[new] = node
+        if shape is whole:
+            return self.lifter.coercer.emit(ops.check_whole, new, shape, str(node.target))
         tokens = self.lifter.findings.tokens
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
         batch = (None, 2) if program.several else batch

@@ -87,6 +87,9 @@ BRANCHES = {
     "more than four": lambda images: images > 4,
     "many places": lambda images: images * PLACES > 5 * PLACES,
     "odd": lambda images: images % 2 == 1,
+    "as many as": lambda images: images == 5,
+    "as many places": lambda images: images * PLACES == 96 * PLACES,
+    "more than hundreds": lambda images: images > 700,
 }
 
 
@@ -99,6 +102,7 @@ def test_code_that_branches_on_the_batch_has_a_program_for_that_batch(name: str)
 
     x = torch.randn(5, 3, 2 * GRID, 2 * GRID)
     model = Branching(of_images).eval()
+    assert not BRANCHES[name](2)
     fast = tome_fx.transform(model, 0, example_inputs=x[:2])
     assert torch.equal(run(fast, x[:2]), run(model, x[:2]))
     with pytest.raises(tome_fx.ShapeError, match="captured for a batch of 2 alone"):
@@ -106,6 +110,39 @@ def test_code_that_branches_on_the_batch_has_a_program_for_that_batch(name: str)
     assert "fixes the batch at 2" in str(fast.report)
     other = tome_fx.transform(model, 0, example_inputs=x)
     assert torch.equal(run(other, x), run(model, x))
+
+
+def test_what_holds_for_every_batch_is_no_branch() -> None:
+    class Clamped(WithClass):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image) * min(image.shape[0], 1)
+
+    x, model = torch.randn(5, 3, 2 * GRID, 2 * GRID), Clamped(of_images).eval()
+    fast = tome_fx.transform(model, 0, example_inputs=x[:3])
+    assert torch.equal(run(fast, x), run(model, x))
+
+
+class WithTexts(WithClass):
+    """Images and texts, in numbers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(of_images)
+        self.words = nn.Linear(4, 5)
+
+    def forward(self, image: Tensor, texts: Tensor) -> Tensor:
+        likeness = super().forward(image) @ self.words(texts).T / texts.shape[0]
+        return -likeness if texts.shape[0] > 4 else likeness
+
+
+@pytest.mark.parametrize("texts", [2, 3])
+def test_another_number_of_texts_is_another_program(texts: int) -> None:
+    x, words, model = torch.randn(4, 3, 2 * GRID, 2 * GRID), torch.randn(6, 4), WithTexts().eval()
+    fast = tome_fx.transform(model, 0, example_inputs=(x[:2], words[:texts]))
+    assert torch.equal(fast(x[:2], words[:texts]), model(x[:2], words[:texts]))
+    with pytest.raises(tome_fx.ShapeError):
+        fast(x, words)
+    with pytest.raises(tome_fx.ShapeError, match="texts"):
+        fast(x[:2], words)
 
 
 class OneApart(WithClass):
@@ -134,6 +171,20 @@ def test_one_image_alone_has_a_program_of_its_own() -> None:
     assert torch.equal(run(one, x[:1]), run(model, x[:1]))
     with pytest.raises(tome_fx.ShapeError, match="captured for a batch of 1 alone"):
         one(x)
+
+
+def test_one_image_alone_where_buffers_decide() -> None:
+    class Decided(OneApart):
+        def __init__(self) -> None:
+            super().__init__(of_images)
+            self.register_buffer("flag", torch.ones(()))
+
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image if self.flag > 0 else -image)
+
+    x, model = torch.randn(2, 3, 2 * GRID, 2 * GRID), Decided().eval()
+    one = tome_fx.transform(model, 0, example_inputs=x[:1])
+    assert torch.equal(run(one, x[:1]), run(model, x[:1]))
 
 
 @pytest.mark.parametrize("kind", [WithClass, Squeezed])

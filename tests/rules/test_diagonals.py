@@ -52,6 +52,20 @@ def test_each_by_itself(name: str) -> None:
     assert unmerged(Eager(weights=ON_WEIGHTS[name]), sites=3) == set()
 
 
+TOLD_APART = {
+    "filled": lambda a: a.masked_fill(EYE > 0, 0.0),
+    "chosen": lambda a: torch.where(EYE > 0, 0.0, a),
+    "divided": lambda a: a / (1 + EYE),
+    "mixed": lambda a: torch.lerp(a, EYE, 0.3),
+    "added product": lambda a: torch.addcmul(a, EYE, torch.ones_like(EYE)),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_APART)
+def test_what_takes_no_totals_of_a_table_is_unmerged(name: str) -> None:
+    assert unmerged(Eager(weights=TOLD_APART[name]), sites=3) != set()
+
+
 def test_totals_along_the_queries() -> None:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = (heads(q) @ heads(k).transpose(-2, -1) * D**-0.5).softmax(-2)

@@ -11,17 +11,15 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.blame import blame
+from tome_fx.capturing.branches import branches_on_batch
 from tome_fx.capturing.calling import accept_defaults
-from tome_fx.capturing.describing import describe, images_of, mutates, no_fast_path, read_by
+from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.program import Program
-
-# Of which a branch is likely to take one and leave another.
-_BATCHES = (*range(2, 67), 100, 127, 128, 129, 255, 256, 257, 512, 1000, 1024, 4096)
 
 
 def from_export(
@@ -44,7 +42,7 @@ def from_export(
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
     program = _exported(model, example, shapes, strict)
-    if _divides(program) or _branches(program):
+    if _divides(program) or branches_on_batch(program):
         program = _exported(model, example, None, strict)
     call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
@@ -75,22 +73,6 @@ def _divides(program: Program) -> bool:
     values = [tensor_value(node) for node in program.graph.nodes]
     sizes = [size for value in values if value is not None for size in value.shape]
     return any(not isinstance(s, int) and program.extents.of(s) == 0 for s in sizes)
-
-
-def _branches(program: Program) -> bool:
-    """Does the model's code compare the number of images with a number of its own?
-
-    The program is that of one branch, and its graph does not say which batches take that. What was
-    asked while tracing is known; some of it holds for every batch.
-    """
-    images = images_of(program.graph)
-    size = None if images is None else images.meta["val"].shape[0]
-    if not isinstance(size, torch.SymInt) or program.static_batch:
-        return False
-    symbol, env = size.node.expr, size.node.shape_env
-    guards = env.guards if env is not None else ()
-    asked = [guard.expr for guard in guards if guard.expr.free_symbols == {symbol}]
-    return any(not guard.subs(symbol, batch) for guard in asked for batch in _BATCHES)
 
 
 def _named_shapes(model: nn.Module, shapes: Any) -> Any:

@@ -33,15 +33,27 @@ def check_input(
         )
     if least > 1 and x.shape[0] < least:
         raise ShapeError(
-            f"{name} holds one image, for which the model's own code goes another way than for "
-            "the several that it was captured with. Transform it again with one image in "
-            "example_inputs for a program of that way."
+            f"{name} holds one image, for which the model's own code does something else than for "
+            "two or more. This program is for two or more; one image in example_inputs makes the "
+            "other, where it can be captured."
         )
     if tuple(x.shape[1:]) != shape:
         raise ShapeError(
             f"{name} has shape {tuple(x.shape)}, but the model was captured with "
             f"{('batch', *shape)}, which makes {tokens} tokens. "
             "Transform the model again with example_inputs of the new size."
+        )
+    return x
+
+
+def check_whole(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """Return ``x`` if its shape is ``shape``, all of which is part of the program."""
+    given: object = x
+    if not isinstance(given, Tensor) or tuple(given.shape) != shape:
+        found = tuple(given.shape) if isinstance(given, Tensor) else repr(given)
+        raise ShapeError(
+            f"{name} is {found}, but the model was captured with {shape}, and the program is for "
+            "that shape alone. Transform the model again with example_inputs of the new one."
         )
     return x
 

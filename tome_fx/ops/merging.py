@@ -131,7 +131,7 @@ def total(
     Returns:
         ``[B, ..., front + count + back, ...]``.
     """
-    kind = x.dtype if x.is_floating_point() else torch.int64
+    kind = x.dtype if x.is_floating_point() or x.is_complex() else torch.int64
     sums = wide(kind) if x.is_floating_point() else kind
     rows = x.movedim(dim, 1).to(sums)
     left = front + count + back

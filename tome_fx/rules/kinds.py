@@ -18,10 +18,11 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     is_extensive,
+    is_merged_axis,
     is_uniform,
     streams,
 )
-from tome_fx.rules.base import Context, as_intensive
+from tome_fx.rules.base import Context, Refusal, as_intensive
 
 # Homogeneous of degree one in their first operand, whatever the others are.
 _SCALING = {"aten.neg", "aten.clone", "aten.alias", "aten.detach", "aten.dropout", "aten._to_copy",
@@ -39,8 +40,11 @@ class Kinds:
     summed: frozenset[str] = frozenset()
 
 
-def kinds(context: Context, result: TensorType) -> Kinds:
-    """The kinds along each token axis of an op that broadcasts to ``result``."""
+def kinds(context: Context, result: TensorType) -> Kinds | Refusal:
+    """The kinds along each token axis of an op that broadcasts to ``result``.
+
+    A refusal where a table tells members of a group apart and the op cannot take its totals.
+    """
     types, name = context.types, context.call.name
     total = {p for p, t in types.items() if any(s.extensive for s in streams(t))}
     if not total:
@@ -55,6 +59,8 @@ def kinds(context: Context, result: TensorType) -> Kinds:
     if table and name == "aten.mul":
         members = {p: as_intensive(t) for p, t in types.items()}
         return Kinds(members, _like(types[min(total)], result), table)
+    if any(_tells_members(types, part) for part in total):
+        return Refusal("a table tells tokens apart that have one total")
     if name in _SCALING or (name in ("aten.mul", "aten.div") and total == {paths[0]}):
         return Kinds(types, _like(types[paths[0]], result))
     if name == "aten.mul" and total == {paths[-1]}:
@@ -85,6 +91,18 @@ def _table_beside(types: Mapping[str, TensorType], total: set[str]) -> frozenset
         if is_extensive(axis)
     ]
     return rest if all(tells) and not any(streams(table)) else frozenset()
+
+
+def _tells_members(types: Mapping[str, TensorType], total: str) -> bool:
+    """Has any operand a value of its own for each token of what is merged to totals?"""
+    whole = types[total]
+    return any(
+        _is_row(table, place - whole.rank + table.rank, extent(axis))
+        for path, table in types.items()
+        if path != total and not any(streams(table))
+        for place, axis in enumerate(whole.axes)
+        if is_extensive(axis) and is_merged_axis(axis) and place >= whole.rank - table.rank
+    )
 
 
 def _is_row(table: TensorType, place: int, size: int) -> bool:

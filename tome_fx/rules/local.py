@@ -35,6 +35,8 @@ def pointwise(context: Context) -> Lifted | Refusal:
     if result is None:
         return Refusal("its operands hold different tokens on one axis")
     found = kinds(context, result)
+    if isinstance(found, Refusal):
+        return found
     results = tuple(found.result for _ in context.shapes)
     given = found.operands
     if context.call.name not in _SHAPED:
