@@ -15,10 +15,11 @@ _FEW, _MOST = 66, 4096
 
 
 def branches_on_batch(program: Program) -> bool:
-    """Does the model's code compare a size that may change with a number, or with another size?
+    """Does the model's code compare a size that may change with a number?
 
     The program is that of one branch, and its graph does not say for which batches. What was asked
-    while tracing is known to torch; some of it holds for every batch.
+    while tracing is known to torch; some of it holds for every batch. What compares two such sizes
+    is left alone, since ops ask that of their operands.
     """
     return any(not _always(condition) for condition in _asked(program))
 
@@ -36,10 +37,10 @@ def _asked(program: Program) -> Iterator[Any]:
 
 
 def _always(condition: Any) -> bool:
-    """Does it hold for every batch, as far as can be told? Of two sizes nothing can be."""
-    symbols = sorted(getattr(condition, "free_symbols", ()), key=str)
+    """Does it hold for every batch, as far as can be told?"""
+    symbols = list(getattr(condition, "free_symbols", ()))
     if len(symbols) != 1:
-        return not symbols
+        return True
     return all(condition.subs(symbols[0], batch) != False for batch in _likely(condition))  # noqa: E712
 
 
