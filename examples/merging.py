@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tome_fx import kernels, ops
+from tome_fx.measuring.timing import interleaved
 
 # Patches of the first layer, channels, tokens that a layer removes, layers.
 SHAPES = {
@@ -72,7 +72,7 @@ def onehot_rows(x: Tensor, plan: ops.MergePlan, size: Tensor, new: Tensor) -> Te
 
 def onehot(x: Tensor, plan: ops.MergePlan, size: Tensor, new: Tensor) -> Tensor:
     """One product for the whole merge."""
-    assignment = ops.assignment(plan, size.shape[1])
+    assignment = ops.assignment(plan)
     slots = torch.arange(new.shape[1], device=x.device)
     weights = (assignment[:, None] == slots[:, None]) * (size[:, None] / new[..., None])
     return torch.cat([x[:, :1], weights.to(x.dtype) @ x[:, 1:]], dim=1)
@@ -88,21 +88,14 @@ def measured(inputs: Inputs, rounds: int) -> list[float]:
     expected = FORMS[0](*inputs)
     for form in compiled:
         torch.testing.assert_close(form(*inputs), expected, atol=0.05, rtol=0.05)
-    times: list[list[float]] = [[] for _ in FORMS]
-    for _ in range(rounds):
-        for form, spent in zip(compiled, times, strict=True):
-            spent.append(_timed(form, inputs))
-    return [1e6 * statistics.median(spent) for spent in times]
-
-
-def _timed(form: Callable[..., Tensor], inputs: Inputs, calls: int = 4) -> float:
+    calls = {
+        form.__name__: partial(run, *inputs) for form, run in zip(FORMS, compiled, strict=True)
+    }
     device = inputs[0].device
-    torch.accelerator.synchronize(device) if device.type != "cpu" else None
-    start = time.perf_counter()
-    for _ in range(calls):
-        form(*inputs)
-    torch.accelerator.synchronize(device) if device.type != "cpu" else None
-    return (time.perf_counter() - start) / calls
+    waiting = device.type != "cpu"
+    wait = partial(torch.accelerator.synchronize, device) if waiting else lambda: None
+    timings = interleaved(calls, rounds, 1, synchronize=wait, min_sample=2e-3)
+    return [1e6 * timings[form.__name__].median for form in FORMS]
 
 
 def main() -> None:

@@ -155,7 +155,7 @@ def _by_export(model: nn.Module, example: Example) -> Program:
 
 def _plainly(model: nn.Module, example: Example) -> Program:
     program = from_export(model, example)
-    if not program.static_batch:
+    if not program.static_batch or example.batch == 1:
         return program
     with contextlib.suppress(CaptureError):
         # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.

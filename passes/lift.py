@@ -114,12 +114,12 @@ class _Walk:
             # A number or None is part of the program: another one would change it.
             self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
             return new
-        whole = tuple(node.meta["val"].shape)
-        shape = whole[1:] if node.name in program.batched else whole
+        batched = node.name in program.batched
+        shape = tuple(node.meta["val"].shape)[batched:]
         if not shape or program.guarded or not all(isinstance(size, int) for size in shape):
             return new
         self.lifter.origin[new] = node
-        if shape is whole:
+        if not batched:
             return self.lifter.coercer.emit(ops.check_whole, new, shape, str(node.target))
         tokens = self.lifter.findings.tokens
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()

@@ -88,15 +88,16 @@ def _several_inputs(program: Program) -> bool:
 
 def _lost_images(program: Program, found: Findings) -> bool:
     """Is an attention made of the images without an axis of them, or is there no site at all?"""
-    cones = cones_of(program.graph)
-    images = [node for node in cones.order if node.name in program.batched]
+    if not found.sites:
+        return True
     lost = [
         miss.node
         for miss in found.misses
         if all(batch_axis(type_) is None for type_ in found.types.get(miss.node, ()))
     ]
-    made = any(cones.depends(node, image) for node in lost for image in images)
-    return made or not found.sites
+    cones = cones_of(program.graph)
+    images = [node for node in cones.order if node.name in program.batched]
+    return any(cones.depends(node, image) for node in lost for image in images)
 
 
 def _checked(program: Program, findings: Findings) -> Located:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import tome_fx
 from tests.zoo.allowed import allowed_ratio
 from tests.zoo.around import padded_round, without_borders
 from tests.zoo.entry import Entry, leaves, randomise
+from tome_fx.capturing.examples import Example
 
 # The duplicates law, relative: where all is float64, and where the model itself uses less.
 WIDE, NARROW = 1e-9, 1e-5
@@ -135,13 +135,9 @@ def _alone(fast: Any, entry: Entry) -> str:
     """Do two images have the same results without a third?"""
     if entry.one_image or fast.located.program.static_batch:
         return "-"
-    given = entry.inputs(3, flat=False, seed=4)
-
-    def two(value: torch.Tensor) -> torch.Tensor:
-        return value[:2] if value.dim() and value.shape[0] == 3 else value
-
-    args, kwargs = pytree.tree_map_only(torch.Tensor, two, given)
-    pairs = zip(leaves(fast(*given[0], **given[1])), leaves(fast(*args, **kwargs)), strict=True)
+    three = Example(*entry.inputs(3, flat=False, seed=4), 3)
+    results = [leaves(fast(*some.args, **some.kwargs)) for some in (three, three.first(2))]
+    pairs = zip(*results, strict=True)
     rows = [(a[:2], b) for a, b in pairs if a.dim() and a.shape[0] == 3]
     if not rows:
         return "-"

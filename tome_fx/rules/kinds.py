@@ -7,12 +7,13 @@ its rows: of the identity beside attention weights, say, a group has one, and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from tome_fx.graph.axes import (
+    Axis,
     TensorType,
     extent,
     has_batch,
@@ -83,26 +84,28 @@ def _table_beside(types: Mapping[str, TensorType], total: set[str]) -> frozenset
     rest = frozenset(types) - total
     if len(total) != 1 or len(rest) != 1:
         return frozenset()
-    table, whole = types[min(rest)], types[min(total)]
-    shift = whole.rank - table.rank
-    tells = [
-        place >= shift and _is_row(table, place - shift, extent(axis))
-        for place, axis in enumerate(whole.axes)
-        if is_extensive(axis)
-    ]
-    return rest if all(tells) and not any(streams(table)) else frozenset()
+    tells = _told(types[min(rest)], types[min(total)])
+    return rest if all(told for _, told in tells) else frozenset()
 
 
 def _tells_members(types: Mapping[str, TensorType], total: str) -> bool:
     """Has any operand a value of its own for each token of what is merged to totals?"""
-    whole = types[total]
     return any(
-        _is_row(table, place - whole.rank + table.rank, extent(axis))
+        told and is_merged_axis(axis)
         for path, table in types.items()
-        if path != total and not any(streams(table))
-        for place, axis in enumerate(whole.axes)
-        if is_extensive(axis) and is_merged_axis(axis) and place >= whole.rank - table.rank
+        if path != total
+        for axis, told in _told(table, types[total])
     )
+
+
+def _told(table: TensorType, whole: TensorType) -> Iterator[tuple[Axis, bool]]:
+    """Each axis of totals of ``whole``, and whether ``table`` tells the tokens there apart."""
+    shift = whole.rank - table.rank
+    plain = not any(True for _ in streams(table))
+    for place, axis in enumerate(whole.axes):
+        if is_extensive(axis):
+            told = place >= shift and _is_row(table, place - shift, extent(axis))
+            yield axis, plain and told
 
 
 def _is_row(table: TensorType, place: int, size: int) -> bool:
