@@ -17,6 +17,7 @@ from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_b
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
 from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.program import Program
@@ -91,6 +92,7 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     assert isinstance(module, GraphModule)
     if has_regions(module.graph):
         inline_regions(module)
+    make_plain(module.graph)
     if has_regions(module.graph) or mutates(module.graph) or is_mapped(module.graph):
         module = exported.run_decompositions({}).module()
         assert isinstance(module, GraphModule)

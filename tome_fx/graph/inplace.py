@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def make_plain(graph: Graph) -> Graph:
-    """``y = relu_(x)`` becomes ``y = relu(x)`` where ``x`` is a fresh value without other readers.
+    """``y = relu_(x)`` becomes ``y = relu(x)`` where nothing reads ``x`` from then on.
 
-    Edits ``graph`` in place. Writes to views, inputs and values that are read elsewhere stay: they
-    need real functionalisation.
+    Edits ``graph`` in place; its nodes hold fake tensors as ``meta["val"]``. Writes to views, to
+    inputs, and to values that have views or are read later stay: they need real functionalisation.
     """
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         plain = _plain_overload(node)
-        if plain is not None and _is_private(node.args[0], node):
+        if plain is not None and _is_last(node, node.args[0], order) and _is_alike(plain, node):
             node.target = plain
     return graph
 
@@ -27,14 +35,60 @@ def _plain_overload(node: Node) -> torch._ops.OpOverload | None:
     if not name.endswith("_") or name.endswith("__"):
         return None
     packet = getattr(getattr(torch.ops, space), name[:-1], None)
-    return getattr(packet, op._overloadname, None)
+    plain = getattr(packet, op._overloadname, None)
+    return None if plain is None or _aliases(plain) else plain
 
 
-def _is_private(target: object, writer: Node) -> bool:
-    """Is ``target`` a value of its own that only ``writer`` reads?"""
-    if not isinstance(target, Node) or set(target.users) != {writer}:
+def _is_last(reader: Node, value: object, order: Mapping[Node, int]) -> bool:
+    """Is ``value`` one of its own that nobody reads after ``reader``, by a view neither?"""
+    if not isinstance(value, Node) or not _is_fresh(value, order):
         return False
-    made_by = target.target
-    if not isinstance(made_by, torch._ops.OpOverload):
+    others = [user for user in value.users if user is not reader]
+    return all(order[user] < order[reader] and _is_fresh(user, order) for user in others)
+
+
+def _is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
+    """Is the result of ``node`` a tensor in memory of its own?"""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:
         return False
-    return all(result.alias_info is None for result in made_by._schema.returns)
+    if _aliases(op):
+        return False
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(op._name, _COMPOSITE):
+        return True
+    # What is made of other ops may hand on what came in, which its schema does not tell: einsum a
+    # view, dropout its input itself.
+    given, made = _again(op, node)
+    same = [n for n in node.all_input_nodes if n.meta.get("val") is made]
+    if same:
+        return _is_last(node, same[0], order)
+    return made is not None and not _storages(made) & _storages(given)
+
+
+def _is_alike(plain: torch._ops.OpOverload, node: Node) -> bool:
+    """Does the plain op keep the dtype? ``half.add_(full)`` does, ``half + full`` does not."""
+    _, made = _again(plain, node)
+    old = node.meta.get("val")
+    return isinstance(made, Tensor) and isinstance(old, Tensor) and made.dtype == old.dtype
+
+
+def _aliases(op: torch._ops.OpOverload) -> bool:
+    return any(result.alias_info is not None for result in op._schema.returns)
+
+
+def _again(op: torch._ops.OpOverload, node: Node) -> tuple[Sequence[Any], Any]:
+    """The fake arguments of ``node``, and what ``op`` makes of them; None if they are not known."""
+    nodes = node.all_input_nodes
+    if not all(isinstance(n.meta.get("val"), Tensor) for n in nodes if n.op == "call_function"):
+        return (), None
+    read = (node.args, node.kwargs)
+    args, kwargs = torch.fx.node.map_arg(read, lambda n: n.meta.get("val"))
+    try:
+        return (args, kwargs), op(*args, **kwargs)
+    except Exception:  # an attribute without a value, or one that is not fake
+        return (), None
+
+
+def _storages(values: Any) -> set[int]:
+    tensors = [v for v in pytree.tree_leaves(values) if isinstance(v, Tensor)]
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
