@@ -3,7 +3,8 @@
     assert_async(x)            -> (gone)
     y = dropout(x, p, False)   -> x
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
-    y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
+    y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
+    y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
@@ -15,6 +16,8 @@ everything with a random number stay too.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -47,6 +50,8 @@ def normalize(graph: Graph) -> Graph:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             _read_copy(node)
+        elif node.target is aten.expand_as.default:
+            _by_sizes(node)
         elif node.target is aten.einsum.default:
             _read_einsum(node)
         elif node.target is aten._native_batch_norm_legit_functional.default:
@@ -88,6 +93,36 @@ def _read_copy(node: Node) -> None:
             source = node.graph.call_function(aten.to.dtype, (source, after.dtype))
             source.meta = {**node.meta, "val": before.to(after.dtype)}
     node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
+    _by_sizes(node)
+
+
+def _by_sizes(node: Node) -> None:
+    """``expand_as`` reads no value of its second operand, so what that holds is of no matter."""
+    sizes = [_size(size, node) for size in node.meta["val"].shape]
+    if None not in sizes:
+        node.target, node.args, node.kwargs = aten.expand.default, (node.args[0], sizes), {}
+
+
+def _size(size: Any, before: Node) -> Node | int | None:
+    """A size as the program has it before a node, or as an input shows it."""
+    if isinstance(size, int):
+        return size
+    graph = before.graph
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node is before:
+            return None
+        if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
+            return node  # type: ignore[no-any-return]
+        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
+            continue
+        for dim, own in enumerate(value.shape):
+            if isinstance(own, torch.SymInt) and own.node.expr == size.node.expr:
+                with graph.inserting_before(before):
+                    read = graph.call_function(aten.sym_size.int, (node, dim))
+                read.meta = {**before.meta, "val": own}
+                return read
+    return None
 
 
 def _keep_statistics(node: Node) -> None:

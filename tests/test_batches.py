@@ -145,6 +145,20 @@ def test_another_number_of_texts_is_another_program(texts: int) -> None:
         fast(x[:2], words)
 
 
+@pytest.mark.parametrize("texts", [2, 3])
+def test_code_that_compares_two_numbers_has_a_program_for_both(texts: int) -> None:
+    class Compared(WithTexts):
+        def forward(self, image: Tensor, texts: Tensor) -> Tensor:
+            likeness = WithClass.forward(self, image) @ self.words(texts).T
+            return -likeness if texts.shape[0] > image.shape[0] else likeness
+
+    x, words, model = torch.randn(4, 3, 2 * GRID, 2 * GRID), torch.randn(6, 4), Compared().eval()
+    fast = tome_fx.transform(model, 0, example_inputs=(x[:2], words[:texts]))
+    assert torch.equal(fast(x[:2], words[:texts]), model(x[:2], words[:texts]))
+    with pytest.raises(tome_fx.ShapeError):
+        fast(x[:2], words[: 5 - texts])
+
+
 class OneApart(WithClass):
     """One image alone is treated in another way."""
 

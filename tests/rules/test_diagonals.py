@@ -39,6 +39,7 @@ ON_WEIGHTS = {
     "hidden by a mask": lambda a: a * ~torch.eye(N, dtype=torch.bool),
     "scaled by it first": lambda a: (1.3 - EYE) * a,
     "written out for every image": for_each_image,
+    "written out as the weights are": lambda a: a + EYE.expand_as(a),
 }
 
 
@@ -57,6 +58,8 @@ TOLD_APART = {
     "chosen": lambda a: torch.where(EYE > 0, 0.0, a),
     "divided": lambda a: a / (1 + EYE),
     "mixed": lambda a: torch.lerp(a, EYE, 0.3),
+    "mixed, written out": lambda a: torch.lerp(a, EYE.expand_as(a), 0.3),
+    "mixed with a copy": lambda a: torch.lerp(a, torch.empty_like(a).copy_(EYE), 0.3),
     "added product": lambda a: torch.addcmul(a, EYE, torch.ones_like(EYE)),
 }
 

@@ -39,34 +39,36 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "xcit": ({"depth": 2, "embed_dim": 64, "num_heads": 4}, {"depth": 2}),
     "tnt": ({"depth": 2},),
     "pit": ({"depths": (1, 2, 1)}, {"depth": (1, 2, 1)}, {}),
-    "crossvit": ({"depth": ((1, 2, 0), (1, 2, 0))}, {}),
     "vitamin": ({"depth": 2}, {}),
-    "swin_transformer": ({"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}, {}),
+    "swin_transformer": ({"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}, {}),
     "swin_transformer_v2": (
-        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+        {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
     "swin_transformer_v2_cr": (
-        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+        {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
     "hiera": ({"stages": (1, 1, 2, 1)}, {}),
     "levit": ({"depth": (1, 1, 1)}, {}),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
-    "davit": ({"depths": (1, 1, 2, 1)}, {}),
+    "davit": (
+        {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 128, 256), "num_heads": (1, 2, 4, 8)},
+    ),
     "maxxvit": (
-        {"depths": (1, 1, 2, 1), "embed_dim": (64, 128, 256, 512)},
+        {"depths": (1, 1, 1, 1), "embed_dim": (32, 64, 128, 256)},
         {"depths": (1, 1, 2, 1)},
     ),
 }
 # CoAtNets stand in MaxViT's module and have one attention a block where those have two.
 COATNETS: tuple[Mapping[str, Any], ...] = (
-    {"depths": (1, 1, 4, 2), "embed_dim": (64, 128, 256, 512)},
-    {"depths": (1, 1, 4, 2)},
+    {"depths": (1, 1, 2, 1), "embed_dim": (32, 64, 128, 256)},
+    {"depths": (1, 1, 2, 1)},
 )
 # Where timm's functions take no other depth, the class behind them gets it: its place, and the
 # argument in the place of that of the same name.
 BEHIND: Mapping[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "crossvit": ("timm.models.crossvit.CrossVit", "depth", lambda depth: ((1, 2, 0), (1, 2, 0))),
     "volo": ("timm.models.volo.VOLO", "layers", lambda layers: (1, 2, 1, 1)),
     "mvitv2": (
         "timm.models.mvitv2.MultiScaleVit",
@@ -92,8 +94,10 @@ FURTHER = (
     "mobilevit_xxs", "nest_tiny", "nextvit_small", "pvt_v2_b0", "tiny_vit_5m_224",
     "visformer_tiny",
 )  # fmt: skip
-# Modules whose models take any size: their largest images make a sweep long and a row no better.
-_LARGEST = {"davit": 224, "xcit": 224}
+# The largest images make a sweep long and a row no better. Some constructors must be told.
+_LARGEST = {"davit": 224, "xcit": 224, "vitamin": 224, "volo": 224, "maxxvit": 224,
+            "gemma4_vit": 384}  # fmt: skip
+_TOLD = ("vitamin", "volo", "maxxvit")
 
 
 def _small(name: str) -> tuple[int, ...]:
@@ -111,7 +115,7 @@ def _build(name: str, options: tuple[Mapping[str, Any], ...]) -> nn.Module:
     raise failure or ValueError(name)
 
 
-def _behind(module: str, name: str) -> nn.Module:
+def _behind(module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
     place, argument, changed = BEHIND[module]
     constructor = pkgutil.resolve_name(place)
 
@@ -120,7 +124,7 @@ def _behind(module: str, name: str) -> nn.Module:
         return made
 
     with mock.patch(place, shrunk):
-        return timm.create_model(name).eval()
+        return timm.create_model(name, **options).eval()
 
 
 def _shape(module: str, name: str, options: Mapping[str, Any]) -> tuple[int, ...]:
@@ -136,9 +140,12 @@ def entries(modules: tuple[str, ...] = (*SHRUNK, *BEHIND)) -> Iterator[Entry]:
         for name in timm.list_models():
             if is_model_in_modules(name, [module]):
                 options = COATNETS if "coat" in name else SHRUNK.get(module, ({},))
-                behind = partial(_behind, module, name)
+                shape = _shape(module, name, options[0])
+                if module in _TOLD and shape != _shape("", name, {}):
+                    options = tuple({**arguments, "img_size": shape[-1]} for arguments in options)
+                behind = partial(_behind, module, name, options[0])
                 build = behind if module in BEHIND else partial(_build, name, options)
-                yield Entry(module, name, build, _shape(module, name, options[0]))
+                yield Entry(module, name, build, shape)
     for name in FULL:
         yield Entry("full size", name, partial(_build, name, ({},)), _shape("", name, {}))
     for name in FURTHER:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from tome_fx.capturing.blame import is_theirs
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Program
 
+# What reads the model's code for a strict export, and asks in its name.
+_READER = os.path.dirname(torch._dynamo.__file__) + os.sep
 # Batches that are tried at least, and at most.
 _FEW, _MOST = 66, 4096
 
 
 def branches_on_batch(program: Program) -> bool:
-    """Does the model's code compare a size that may change with a number?
+    """Does the model's code compare a size that may change with a number, or with another such?
 
     The program is that of one branch, and its graph does not say for which batches. What was asked
-    while tracing is known to torch; some of it holds for every batch. What compares two such sizes
-    is left alone, since ops ask that of their operands.
+    while tracing is known to torch; some of it holds for every batch.
     """
-    return any(not _always(condition) for condition in _asked(program))
+    return any(not _always(condition, by_model) for condition, by_model in _asked(program))
 
 
-def _asked(program: Program) -> Iterator[Any]:
-    """What the code took for true of its dynamic sizes, all that are equal under one name."""
+def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
+    """What was taken for true of dynamic sizes, all that are equal under one name.
+
+    And whether it was the model's own code that asked, not an op.
+    """
     nodes = (node for node in program.graph.nodes if node.op == "placeholder")
     values = (tensor_value(node) for node in nodes)
     sizes: Iterator[Any] = (s for value in values if value is not None for s in value.shape)
@@ -33,14 +39,18 @@ def _asked(program: Program) -> Iterator[Any]:
     if env is None:
         return
     for guard in env.guards:
-        yield guard.expr.xreplace(env.replacements)
+        place = getattr(guard.sloc.framework_loc, "filename", "")
+        yield guard.expr.xreplace(env.replacements), is_theirs(place) or place.startswith(_READER)
 
 
-def _always(condition: Any) -> bool:
-    """Does it hold for every batch, as far as can be told?"""
+def _always(condition: Any, by_model: bool) -> bool:
+    """Does it hold for every batch, as far as can be told?
+
+    Ops ask two sizes whether they are the same, so that they may broadcast, and more of the like.
+    """
     symbols = list(getattr(condition, "free_symbols", ()))
     if len(symbols) != 1:
-        return True
+        return not symbols or not by_model
     return all(condition.subs(symbols[0], batch) != False for batch in _likely(condition))  # noqa: E712
 
 

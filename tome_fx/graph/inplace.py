@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -59,9 +60,9 @@ def _is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
     # What is made of other ops may hand on what came in, which its schema does not tell: einsum a
     # view, dropout its input itself.
     given, made = _again(op, node)
-    same = [n for n in node.all_input_nodes if n.meta.get("val") is made]
-    if same:
-        return _is_last(node, same[0], order)
+    for own, value in zip(node.all_input_nodes, given, strict=True):
+        if made is value:
+            return made is not None and _is_last(node, own, order)
     return made is not None and not _storages(made) & _storages(given)
 
 
@@ -76,17 +77,32 @@ def _aliases(op: torch._ops.OpOverload) -> bool:
     return any(result.alias_info is not None for result in op._schema.returns)
 
 
-def _again(op: torch._ops.OpOverload, node: Node) -> tuple[Sequence[Any], Any]:
-    """The fake arguments of ``node``, and what ``op`` makes of them; None if they are not known."""
-    nodes = node.all_input_nodes
-    if not all(isinstance(n.meta.get("val"), Tensor) for n in nodes if n.op == "call_function"):
-        return (), None
-    read = (node.args, node.kwargs)
-    args, kwargs = torch.fx.node.map_arg(read, lambda n: n.meta.get("val"))
+def _again(op: torch._ops.OpOverload, node: Node) -> tuple[list[Any], Any]:
+    """Stand-ins for what ``node`` reads, and what ``op`` makes of them; None if that is not known.
+
+    They are no fake tensors, which would note what is asked of their sizes as the model's own.
+    """
+    values = [_stand_in(n.meta.get("val")) for n in node.all_input_nodes]
+    if any(value is None for value in values):
+        return values, None
+    known = dict(zip(node.all_input_nodes, values, strict=True))
+    args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
     try:
-        return (args, kwargs), op(*args, **kwargs)
-    except Exception:  # an attribute without a value, or one that is not fake
-        return (), None
+        return values, op(*args, **kwargs)
+    except Exception:  # it does not run without memory
+        return values, None
+
+
+def _stand_in(value: Any) -> Any:
+    """A value of the same sizes without memory."""
+    if isinstance(value, Tensor):
+        sizes, strides = map(_known, value.shape), map(_known, value.stride())
+        return torch.empty_strided(tuple(sizes), tuple(strides), dtype=value.dtype, device="meta")
+    return None if value is None else _known(value)
+
+
+def _known(size: Any) -> Any:
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _storages(values: Any) -> set[int]:
