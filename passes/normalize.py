@@ -7,6 +7,7 @@
     y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
+    y = einsum(.., x, w, z)    -> y = einsum(.., einsum(.., x, w), z), the pairs that it takes
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(...), unread -> (gone)
 
@@ -25,6 +26,7 @@ from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
 from tome_fx.graph.checks import is_check
+from tome_fx.graph.products import in_pairs
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -53,7 +55,7 @@ def normalize(graph: Graph) -> Graph:
         elif node.target is aten.expand_as.default:
             _by_sizes(node)
         elif node.target is aten.einsum.default:
-            _read_einsum(node)
+            (_read_einsum if len(bind(node)["tensors"]) == 1 else in_pairs)(node)
         elif node.target is aten._native_batch_norm_legit_functional.default:
             _keep_statistics(node)
         else:
