@@ -6,6 +6,7 @@
     y = copy(x, z)             -> y = expand_as(z, x), in the dtype of x
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
+    y = einsum("a,b,c", ...)   -> y = einsum("c,ab", ..): several operands in pairs
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(...), unread -> (gone)
 
@@ -22,6 +23,7 @@ from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
 from tome_fx.graph.checks import is_check
+from tome_fx.graph.einsums import read_einsum
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -48,7 +50,7 @@ def normalize(graph: Graph) -> Graph:
         elif node.target is aten.copy.default:
             _read_copy(node)
         elif node.target is aten.einsum.default:
-            _read_einsum(node)
+            read_einsum(node)
         elif node.target is aten._native_batch_norm_legit_functional.default:
             _keep_statistics(node)
         else:
@@ -98,21 +100,6 @@ def _keep_statistics(node: Node) -> None:
             own = node.graph.call_function(aten.clone.default, (held,))
         own.meta = {**node.meta, "val": held.meta["val"]}  # type: ignore[union-attr]
         node.update_arg(place, own)
-
-
-def _read_einsum(node: Node) -> None:
-    """``einsum`` of one operand that only moves its axes."""
-    equation, operands = node.args[:2]
-    before, arrow, after = str(equation).replace(" ", "").partition("->")
-    if not isinstance(operands, (list, tuple)) or len(operands) != 1 or not arrow:
-        return
-    source = operands[0]
-    spare = source.meta["val"].dim() - len(before.replace("...", ""))  # type: ignore[union-attr]
-    dots = "".join(chr(0x100 + i) for i in range(spare))
-    before, after = before.replace("...", dots), after.replace("...", dots)
-    if sorted(before) == sorted(after) and len(set(before)) == len(before):
-        order = [before.index(letter) for letter in after]
-        node.target, node.args = aten.permute.default, (source, order)
 
 
 def _has_effects(node: Node) -> bool:
