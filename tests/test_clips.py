@@ -65,7 +65,7 @@ class Alternating(nn.Module):
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self.stem, self.fused = nn.Conv2d(3, 8, 4, 4), fused
-        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.tokens = nn.Parameter(torch.zeros(1, 2, 1, 8))
         self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(4))
         self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
 
@@ -78,7 +78,10 @@ class Alternating(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         images, frames = clip.shape[:2]
         x = self.stem(clip.flatten(0, 1)).flatten(2).mT
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        # The first frame has a token of its own kind.
+        first = self.tokens[:, :1].expand(images, 1, 1, 8)
+        rest = self.tokens[:, 1:].expand(images, frames - 1, 1, 8)
+        x = torch.cat([torch.cat([first, rest], 1).view(images * frames, 1, 8), x], dim=1)
         for turn, (qkv, norm) in enumerate(zip(self.qkv, self.norms, strict=True)):
             _, places, width = x.reshape(images * frames, -1, 8).shape
             shape = (images, frames * places, width) if turn % 2 else (-1, places, width)
