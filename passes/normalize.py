@@ -26,7 +26,7 @@ from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
 from tome_fx.graph.checks import is_check
-from tome_fx.graph.products import in_pairs
+from tome_fx.graph.einsums import read_einsum
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -55,7 +55,7 @@ def normalize(graph: Graph) -> Graph:
         elif node.target is aten.expand_as.default:
             _by_sizes(node)
         elif node.target is aten.einsum.default:
-            (_read_einsum if len(bind(node)["tensors"]) == 1 else in_pairs)(node)
+            read_einsum(node)
         elif node.target is aten._native_batch_norm_legit_functional.default:
             _keep_statistics(node)
         else:
@@ -135,21 +135,6 @@ def _keep_statistics(node: Node) -> None:
             own = node.graph.call_function(aten.clone.default, (held,))
         own.meta = {**node.meta, "val": held.meta["val"]}  # type: ignore[union-attr]
         node.update_arg(place, own)
-
-
-def _read_einsum(node: Node) -> None:
-    """``einsum`` of one operand that only moves its axes."""
-    equation, operands = node.args[:2]
-    before, arrow, after = str(equation).replace(" ", "").partition("->")
-    if not isinstance(operands, (list, tuple)) or len(operands) != 1 or not arrow:
-        return
-    source = operands[0]
-    spare = source.meta["val"].dim() - len(before.replace("...", ""))  # type: ignore[union-attr]
-    dots = "".join(chr(0x100 + i) for i in range(spare))
-    before, after = before.replace("...", dots), after.replace("...", dots)
-    if sorted(before) == sorted(after) and len(set(before)) == len(before):
-        order = [before.index(letter) for letter in after]
-        node.target, node.args = aten.permute.default, (source, order)
 
 
 def _has_effects(node: Node) -> bool:

@@ -57,3 +57,49 @@ def test_a_stem_of_single_frames_leaves_the_frames() -> None:
 def test_a_stem_over_time_makes_places_of_frames() -> None:
     with pytest.raises(tome_fx.NoAttentionFoundError):
         tome_fx.transform(model(2), 4, example_inputs=torch.zeros(2, 8, 3, 16, 16).double())
+
+
+class Alternating(nn.Module):
+    """Attention within each frame and over all frames in turn; a token of its own in each frame."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.stem, self.fused = nn.Conv2d(3, 8, 4, 4), fused
+        self.tokens = nn.Parameter(torch.zeros(1, 2, 1, 8))
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(4))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
+
+    def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
+        q, k, v = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        if self.fused:
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        images, frames = clip.shape[:2]
+        x = self.stem(clip.flatten(0, 1)).flatten(2).mT
+        # The first frame has a token of its own kind.
+        first = self.tokens[:, :1].expand(images, 1, 1, 8)
+        rest = self.tokens[:, 1:].expand(images, frames - 1, 1, 8)
+        x = torch.cat([torch.cat([first, rest], 1).view(images * frames, 1, 8), x], dim=1)
+        for turn, (qkv, norm) in enumerate(zip(self.qkv, self.norms, strict=True)):
+            _, places, width = x.reshape(images * frames, -1, 8).shape
+            shape = (images, frames * places, width) if turn % 2 else (-1, places, width)
+            x = x.reshape(shape)
+            x = x + self.attended(norm(x), qkv)
+        return x.view(images, frames, -1, 8)[:, :, 1:].mean(2)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
+    clips = Alternating(fused)
+    randomise(clips)
+    clips = clips.double().eval()
+    x = torch.randn(3, 2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, -1, 8, 16).contiguous()
+    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 2)
+    assert [u for u in fast.report.unmerges if u.op != "output"] == []
+    assert distance(run(fast, x), run(clips, x)) < 1e-9
+    other = torch.randn_like(x)
+    assert distance(run(fast, other), run(clips, other)) > 1e-6
+    assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-9

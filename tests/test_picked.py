@@ -23,6 +23,11 @@ def wide(index: Tensor, x: Tensor) -> Tensor:
     return index[..., None].expand(-1, -1, x.shape[2])
 
 
+def numbers(x: Tensor, index: Tensor) -> Tensor:
+    """Where the tokens ``index`` of each image stand in a row of those of all images."""
+    return index + torch.arange(x.shape[0])[:, None] * x.shape[1]
+
+
 class Model(nn.Module):
     """Blocks before and behind a step on the tokens; it has numbers and is given some."""
 
@@ -79,6 +84,15 @@ PICKS: Mapping[str, Pick] = {
     "index by a list": lambda x, kept, given: x[:, list(KEPT)],
     "half by a list": lambda x, kept, given: x[:, [0, 3, 5, 6, 8, 9, 10, 12]],
     "gather what is given": lambda x, kept, given: x.gather(1, wide(given, x)),
+    "index of a folded axis": lambda x, kept, given: x.reshape(-1, x.shape[2])[
+        numbers(x, given).reshape(-1)
+    ].reshape(x.shape[0], -1, x.shape[2]),
+    "index_select of a folded axis": lambda x, kept, given: (
+        x.flatten(0, 1)
+        .index_select(0, numbers(x, given).flatten())
+        .view(x.shape[0], given.shape[1], -1)
+    ),
+    "rows of a folded axis": lambda x, kept, given: x.flatten(0, 1)[numbers(x, given)],
     "index by what is given": lambda x, kept, given: x[torch.arange(x.shape[0])[:, None], given],
 }
 

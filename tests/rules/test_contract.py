@@ -178,6 +178,18 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return joined(q @ (k.transpose(-1, -2) @ v) / total)
 
 
+def in_one_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Linear attention with its normaliser as a third operand."""
+    q, k, v = (t.unflatten(2, (H, D)) for t in (F.elu(q) + 1, F.elu(k) + 1, v))
+    sums = torch.einsum("nshd,nshv->nhdv", k, v)
+    shares = 1 / torch.einsum("nlhd,nhd->nlh", q, k.sum(1))
+    return torch.einsum("nlhd,nhdv,nlh->nlhv", q, sums, shares).flatten(2)
+
+
+def keys_values_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.einsum("bmhd,bmhe,bnhd->bnhe", *(t.unflatten(2, (H, D)) for t in (k, v, q)))
+
+
 def behind(x: Tensor) -> Tensor:
     """Heads of the tokens with learned ones in front."""
     return heads(torch.cat([MEMORIES.expand(x.shape[0], -1, -1), x], 1))
@@ -186,6 +198,8 @@ def behind(x: Tensor) -> Tensor:
 SUMS: dict[str, Callable[..., Tensor]] = {
     "cross-covariance": xca,
     "linear": linear_attention,
+    "three operands": in_one_einsum,
+    "all in one": lambda q, k, v: keys_values_queries(q, k, v).flatten(2) / N,
     "efficient": lambda q, k, v: joined(
         heads(q).softmax(-1) @ (heads(k).softmax(-2).transpose(-1, -2) @ heads(v))
     ),
@@ -207,7 +221,8 @@ SUMS: dict[str, Callable[..., Tensor]] = {
 
 # Those whose result meets values of the same tokens again are attention: tokens merge behind them.
 LINEAR = ("cross-covariance", "linear", "efficient", "einsum", "gram", "added", "no softmax",
-          "relu", "sigmoid", "with memories", "softmax by hand")  # fmt: skip
+          "relu", "sigmoid", "with memories", "softmax by hand", "three operands",
+          "all in one")  # fmt: skip
 
 
 def by_hand(scores: Tensor) -> Tensor:

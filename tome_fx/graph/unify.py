@@ -91,7 +91,8 @@ def _segment(factor: Factor) -> object:
             row[-1] = row[-1] + extent(part)
         else:
             row.append(extent(part))
-    return tuple(row)
+    alone = row[0] if len(row) == 1 else None  # pieces of a plain axis are one
+    return alone if isinstance(alone, int) else tuple(row)
 
 
 def _plain(axis: Axis) -> bool:

@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from tome_fx.graph.axes import Atom, Axis, Origin, TensorType, extent, has_batch, has_stream
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Origin,
+    TensorType,
+    extent,
+    has_batch,
+    has_stream,
+)
 from tome_fx.graph.calls import bind
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.unify import unify
@@ -80,12 +89,30 @@ def _looked_up(
     axis = type_.axes[dim]
     if merged_along(type_, (dim,)):
         return Refusal("it picks tokens by number")
+    if len(axis) > 1 and isinstance(axis[0], Batch) and index.rank and _starts(index, axis[0]):
+        return _of_folded(context, type_, index, dim)
     if has_batch(axis) or (any(map(has_batch, index.axes)) and any(map(has_batch, type_.axes))):
         return Refusal("it picks images by number")
     new = tuple(_picked(context, axis, a, i) for i, a in enumerate(index.axes))
     return one(
         TensorType((*type_.axes[:dim], *new, *type_.axes[dim + 1 :])), operands={"self": type_}
     )
+
+
+def _starts(index: TensorType, images: Batch) -> bool:
+    return index.axes[0][:1] == (images,)
+
+
+def _of_folded(context: Context, type_: TensorType, index: TensorType, dim: int) -> Lifted:
+    """``self[arange(B) * N + index]``: images and places on one axis, by numbers of each image.
+
+    What stands at the numbers of image ``b`` is data of image ``b`` from there on.
+    """
+    images, places = type_.axes[dim][:1], type_.axes[dim][1:]
+    rest = (index.axes[0][1:], *index.axes[1:])
+    new = [_picked(context, places, axis, i) for i, axis in enumerate(rest)]
+    axes = (*type_.axes[:dim], (*images, *new[0]), *new[1:], *type_.axes[dim + 1 :])
+    return one(TensorType(axes), operands={"self": type_})
 
 
 def _picked(context: Context, axis: Axis, index: Axis, place: int) -> Axis:

@@ -16,6 +16,7 @@ from tome_fx.graph.axes import (
     is_merged,
     is_merged_axis,
     streams_of_axis,
+    token_factor,
 )
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
@@ -66,8 +67,8 @@ def _among_tokens(
         wanted.update(demands({"attn_mask": thin(types["attn_mask"], logits)}, logits))
     if not is_merged_axis(keys):
         return one(result, operands=wanted)
-    if len(keys) != 1:
-        return Refusal("its tokens share an axis with something else")
+    if token_factor(keys) is None:
+        return Refusal("its keys are tokens for each of other tokens")
 
     def build(builder: Builder, operands: Operands) -> Any:
         return _build(context, builder, dict(operands), logits)

@@ -25,6 +25,7 @@ from tome_fx.graph.axes import (
     intensive,
     is_extensive,
     is_merged_axis,
+    token_factor,
 )
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
@@ -261,8 +262,8 @@ def _weigh(
     if len(own) != 2 or not all(own):
         merged = any(map(is_merged_axis, axes))
         return Refusal("it mixes tokens by a weight for each position") if merged else None
-    if any(len(axis) != 1 for axis in axes):
-        return Refusal("its tokens share an axis with something else")
+    if any(token_factor(axis) is None for axis in axes):
+        return Refusal("it sums over tokens for each of other tokens")
     totals = [holder for holder, axis in zip(holders, axes, strict=True) if is_extensive(axis)]
     if len(totals) != 1:
         path, place = holders[1] if totals else holders[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -181,7 +181,7 @@ def cat(context: Context) -> Lifted | Refusal:
     axes: list[Axis] = []
     for i in range(len(context.shape)):
         here = [type_.axes[i] for type_ in types]
-        axis = _joined(context, here) if i == dim else unify_all(here)
+        axis = _joined(context, types, i) if i == dim else unify_all(here)
         if axis is None:
             return Refusal("it joins different tokens")
         axes.append(axis)
@@ -194,15 +194,29 @@ def cat(context: Context) -> Lifted | Refusal:
     return one(result, operands=wanted)
 
 
-def _joined(context: Context, parts: list[Axis]) -> Axis | None:
+def _joined(context: Context, types: Sequence[TensorType], dim: int) -> Axis | None:
     """The axis that parts make side by side; equal rows of images are a product with them."""
+    parts = [type_.axes[dim] for type_ in types]
     if not any(has_batch(part) for part in parts):
         return concat(parts)
     if len(parts) == 1:
         return parts[0]
     whole = unify_all(parts)
-    row = Atom(len(parts), Origin("images", context.call.node.name))
+    kind = "channel" if _are_heads(types) else "images"
+    row = Atom(len(parts), Origin(kind, context.call.node.name))
     return None if whole is None else (row, *whole)
+
+
+def _are_heads(types: Sequence[TensorType]) -> bool:
+    """Do the values hold the channels of one, cut to pieces: each image once, not several views?"""
+    rows = zip(*(type_.axes for type_ in types), strict=False)
+    return any(len(set(row)) == len(row) and _are_pieces(row) for row in rows)
+
+
+def _are_pieces(axes: Sequence[Axis]) -> bool:
+    atoms = [factor for axis in axes for factor in axis]
+    cut = {f.origin.node for f in atoms if isinstance(f, Atom) and f.origin.kind == "channel"}
+    return len(atoms) == len(axes) and len(cut) == 1 and all(isinstance(f, Atom) for f in atoms)
 
 
 def stack(context: Context) -> Lifted | Refusal:

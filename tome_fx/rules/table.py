@@ -22,6 +22,7 @@ from tome_fx.rules import (
     written,
 )
 from tome_fx.rules.base import Rule
+from tome_fx.rules.views import parting
 
 
 def _family(rule: Rule, names: str) -> dict[str, Rule]:
@@ -41,11 +42,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(layout.repeat_interleave, "repeat_interleave"),
         **_family(layout.cat, "cat concat concatenate"),
         **_family(layout.stack, "stack"),
-        **_family(pieces.slice_, "slice narrow"),
-        **_family(pieces.select, "select"),
+        **_family(parting(pieces.slice_), "slice narrow"),
+        **_family(parting(pieces.select), "select"),
         **_family(written.written, "select_scatter slice_scatter"),
-        **_family(pieces.split, "split split_with_sizes chunk tensor_split"),
-        **_family(pieces.unbind, "unbind"),
+        **_family(parting(pieces.split), "split split_with_sizes chunk tensor_split"),
+        **_family(parting(pieces.unbind), "unbind"),
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous clone alias detach "

@@ -1,0 +1,70 @@
+"""Einsums spelled as what rules read: moves of axes, and products of two operands.
+
+    einsum("bhnd->bnhd", x)            -> permute(x, [0, 2, 1, 3])
+    einsum("nd,de,n->ne", q, kv, z)    -> einsum("ne,n->ne", einsum("nd,de->ne", q, kv), z)
+
+The pairs are those that the op itself takes: by its path, what comes out last, or from the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.fx import Node
+
+from tome_fx.graph.calls import bind
+
+aten = torch.ops.aten
+
+
+def read_einsum(node: Node) -> None:
+    """Edit an ``einsum`` so; one that is neither stays as it is."""
+    call = bind(node)
+    before, arrow, after = str(call["equation"]).replace(" ", "").partition("->")
+    terms, operands = before.split(","), list(call["tensors"])
+    if not arrow or len(terms) != len(operands):
+        return
+    if len(operands) == 1:
+        _move(node, operands[0], before, after)
+    elif len(operands) > 2:
+        _multiply(node, operands, terms, after, list(call.get("path") or ()))
+
+
+def _move(node: Node, source: Node, before: str, after: str) -> None:
+    """One operand that only moves its axes."""
+    spare = source.meta["val"].dim() - len(before.replace("...", ""))
+    dots = "".join(chr(0x100 + i) for i in range(spare))
+    before, after = before.replace("...", dots), after.replace("...", dots)
+    if sorted(before) == sorted(after) and len(set(before)) == len(before):
+        order = [before.index(letter) for letter in after]
+        node.target, node.args, node.kwargs = aten.permute.default, (source, order), {}
+
+
+def _multiply(
+    node: Node, operands: list[Node], terms: list[str], after: str, path: list[int]
+) -> None:
+    """More than two operands: one product of two, with the others in front."""
+    order = path or [0, 1] * (len(operands) - 1)
+    while len(operands) > 2:
+        first, second = sorted((order.pop(0), order.pop(0)))
+        names, pair = [terms[first], terms[second]], [operands[first], operands[second]]
+        for row in (terms, operands):
+            del row[second], row[first]
+        kept = _kept(names, [*terms, after])
+        equation = f"{','.join(names)}->{kept}"
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(aten.einsum.default, (equation, pair))
+        value = aten.einsum.default(equation, [operand.meta["val"] for operand in pair])
+        product.meta = {**node.meta, "val": value}
+        place = len(operands) if path else 0
+        operands.insert(place, product)
+        terms.insert(place, kept)
+    node.args, node.kwargs = (f"{','.join(terms)}->{after}", operands), {}
+
+
+def _kept(names: Sequence[str], rest: Sequence[str]) -> str:
+    """The letters of a pair that are read later, as they come; axes without a name first."""
+    here, later = "".join(names), "".join(rest)
+    dots = "..." if "..." in here and "..." in later else ""
+    return dots + "".join(c for c in dict.fromkeys(here) if c != "." and c in later)
