@@ -89,6 +89,7 @@ class _Walk:
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.images: tuple[Node, str] | None = None  # the first input with a batch, and its name
         self.steps: dict[Node, list[Step]] = {}
         for step in self.schedule.steps:
             self.steps.setdefault(step.site.node, []).append(step)
@@ -124,8 +125,13 @@ class _Walk:
         tokens = self.lifter.findings.tokens
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
         batch = (None, 2) if program.several else batch
-        name = str(node.target)
-        return self.lifter.coercer.emit(ops.check_input, new, shape, name, tokens, *batch)
+        name, emit = str(node.target), self.lifter.coercer.emit
+        new = emit(ops.check_input, new, shape, name, tokens, *batch)
+        if self.images is None:
+            self.images = new, name
+        elif not program.static_batch:
+            new = emit(ops.check_rows, new, self.images[0], name, self.images[1])
+        return new
 
     def _merge(self, step: Step) -> None:
         """Match by the keys of the site's cores, and go one level deeper."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.branches import branches_on_batch
 from tome_fx.capturing.calling import accept_defaults
@@ -32,19 +34,24 @@ def from_export(
     any number of texts with its images. ``strict`` reads the model's code instead of running it.
 
     ``nn.MultiheadAttention``'s fast path is off meanwhile: it is one op that hides the attention.
+
+    Raises:
+        CaptureError: the model cannot be exported; ``shared`` fixes its batch.
     """
-    dynamic: Any = torch.export.Dim("batch") if shared else torch.export.Dim.AUTO
 
     def spec(value: Any) -> Any:
         batched = (
             isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch > 1
         )
-        return {0: dynamic} if batched else None
+        return {0: torch.export.Dim.AUTO} if batched else None
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
-    program = _exported(model, example, shapes, strict)
+    with said_to_be_alike(model, example) if shared else contextlib.nullcontext():
+        program = _exported(model, example, shapes, strict)
     if _divides(program) or branches_on_batch(program):
         program = _exported(model, example, None, strict)
+    if shared and program.static_batch:
+        raise CaptureError("With one batch for all inputs, the model's code fixes it.")
     call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
     accept_defaults(program.graph, model, set(given.arguments))

@@ -94,11 +94,13 @@ def _again(op: torch._ops.OpOverload, node: Node) -> tuple[list[Any], Any]:
 
 
 def _stand_in(value: Any) -> Any:
-    """A value of the same sizes without memory."""
-    if isinstance(value, Tensor):
-        sizes, strides = map(_known, value.shape), map(_known, value.stride())
-        return torch.empty_strided(tuple(sizes), tuple(strides), dtype=value.dtype, device="meta")
-    return None if value is None else _known(value)
+    """A value of the same sizes without memory; None where a size follows from values."""
+    if not isinstance(value, Tensor):
+        return None if value is None else _known(value)
+    shape, strides = [*map(_known, value.shape)], [*map(_known, value.stride())]
+    if None in shape or None in strides:
+        return None
+    return torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
 
 
 def _known(size: Any) -> Any:

@@ -46,6 +46,17 @@ def check_input(
     return x
 
 
+def check_rows(x: Tensor, like: Tensor, name: str, other: str) -> Tensor:
+    """Return ``x`` if it has as many rows as ``like``; else raise ``ShapeError``."""
+    if x.shape[0] != like.shape[0]:
+        raise ShapeError(
+            f"{name} has {x.shape[0]} rows and {other} has {like.shape[0]}, but the model was "
+            "captured with as many of both. Give each image its row (torch.Tensor.expand repeats "
+            "one), or transform the model again with example_inputs of other numbers."
+        )
+    return x
+
+
 def check_whole(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """Return ``x`` if its shape is ``shape``, all of which is part of the program."""
     given: object = x

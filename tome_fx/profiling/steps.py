@@ -41,7 +41,7 @@ _BY_STEP = {
     ATTENTION: (ops.attention, *ops.FORMS.values()),
     BIAS: (ops.key_bias, ops.add_log_size),
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
-    OTHER: (ops.check_input, ops.check_whole, ops.check_constant, ops.size_of),
+    OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.size_of),
 }  # fmt: skip
 OF_FUNCTION: Mapping[Any, str] = MappingProxyType(
     {function: step for step, functions in _BY_STEP.items() for function in functions}
