@@ -89,7 +89,7 @@ class _Walk:
     tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.images: tuple[Node, str] | None = None  # the first input with a batch, and its name
+        self.first: tuple[Node, str] | None = None  # the first input with a batch, and its name
         self.steps: dict[Node, list[Step]] = {}
         for step in self.schedule.steps:
             self.steps.setdefault(step.site.node, []).append(step)
@@ -115,22 +115,29 @@ class _Walk:
             # A number or None is part of the program: another one would change it.
             self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
             return new
-        batched = node.name in program.batched
+        batched, name = node.name in program.batched, str(node.target)
         shape = tuple(node.meta["val"].shape)[batched:]
-        if not shape or program.guarded or not all(isinstance(size, int) for size in shape):
+        if program.guarded or not all(isinstance(size, int) for size in shape):
             return new
+        emit = self.lifter.coercer.emit
+        if not shape:  # labels or times, one for each image
+            return self._with_as_many_rows(new, name) if batched else new
         self.lifter.origin[new] = node
         if not batched:
-            return self.lifter.coercer.emit(ops.check_whole, new, shape, str(node.target))
-        tokens = self.lifter.findings.tokens
+            return emit(ops.check_whole, new, shape, name)
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
         batch = (None, 2) if program.several else batch
-        name, emit = str(node.target), self.lifter.coercer.emit
+        tokens = self.lifter.findings.tokens
         new = emit(ops.check_input, new, shape, name, tokens, *batch)
-        if self.images is None:
-            self.images = new, name
+        return self._with_as_many_rows(new, name)
+
+    def _with_as_many_rows(self, new: Node, name: str) -> Node:
+        """An input with a batch behind a check that it is that of the first such input."""
+        emit, program = self.lifter.coercer.emit, self.lifter.program
+        if self.first is None:
+            self.first = new, name
         elif not program.static_batch:
-            new = emit(ops.check_rows, new, self.images[0], name, self.images[1])
+            new = emit(ops.check_rows, new, self.first[0], name, self.first[1])
         return new
 
     def _merge(self, step: Step) -> None:

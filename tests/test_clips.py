@@ -62,6 +62,8 @@ def test_a_stem_over_time_makes_places_of_frames() -> None:
 class Alternating(nn.Module):
     """Attention within each frame and over all frames in turn; a token of its own in each frame."""
 
+    table: Tensor | None = None
+
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self.stem, self.fused = nn.Conv2d(3, 8, 4, 4), fused
@@ -71,9 +73,13 @@ class Alternating(nn.Module):
 
     def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
         q, k, v = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        told = self.table is not None and self.table.shape[0] == x.shape[1]
+        table = self.table if told else torch.zeros((), dtype=x.dtype)
         if self.fused:
-            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, table if told else None)
+        else:
+            y = (q @ k.mT + table).softmax(-1) @ v
+        return y.transpose(1, 2).flatten(2)
 
     def forward(self, clip: Tensor) -> Tensor:
         images, frames = clip.shape[:2]
@@ -103,3 +109,17 @@ def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
     other = torch.randn_like(x)
     assert distance(run(fast, other), run(clips, other)) > 1e-6
     assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-9
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_table_over_the_tokens_of_all_frames_gives_them_back(fused: bool) -> None:
+    x = torch.randn(2, 2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, -1, 8, 16).contiguous()
+    clips = Alternating(fused)
+    randomise(clips)
+    clips = clips.double().eval()
+    clips.table = torch.zeros(18, 18, dtype=torch.float64)
+    clips.table[:9, 9:] = -1.5  # the first frame sees less of the second
+    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 2)
+    assert any("share an axis" in unmerge.reason for unmerge in fast.report.unmerges)
+    assert distance(run(fast, x), run(clips, x)) < 1e-9

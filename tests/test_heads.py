@@ -70,3 +70,19 @@ def test_views_of_an_image_stay_apart() -> None:
 
     with pytest.raises(tome_fx.NoAttentionFoundError, match="views"):
         tome_fx.transform(Views(False).eval(), 3, example_inputs=torch.randn(2, 3, 8, 8))
+
+
+def test_images_on_the_channels_of_a_convolution_stay_apart() -> None:
+    """Groups keep the channels of two images apart, so pieces of them are no heads."""
+
+    class Stacked(Model):
+        def __init__(self) -> None:
+            super().__init__(False)
+            self.two = nn.Conv2d(6, 6, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.two(torch.cat([x, x.flip(-1)], 1)).chunk(2, 1)
+            return super().forward(torch.cat([first, second], 0))
+
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="views"):
+        tome_fx.transform(Stacked().eval(), 3, example_inputs=torch.randn(2, 3, 8, 8))

@@ -74,3 +74,23 @@ def test_each_image_of_a_pair_has_its_own_tokens(name: str, says: bool) -> None:
     assert distance(whole[0], model(x, y)[0]) > 1e-6
     with pytest.raises(tome_fx.ShapeError):
         fast(x[:1], y)
+
+
+class Labelled(Pair):
+    """A number for each image, written out as another value of the images is."""
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(second).flatten(2).mT
+        for alone in self.alone:
+            x = alone(x, x)
+        pooled = x.mean(1)
+        return pooled, first[:, None].expand_as(pooled).sum(0)
+
+
+def test_a_number_for_each_image_is_checked_too() -> None:
+    model, numbers, x = Labelled(PARTS["chunk"]).eval(), torch.randn(3), torch.randn(3, 3, 8, 8)
+    fast = tome_fx.transform(model, 0, example_inputs=(numbers, x), min_ratio=0)
+    for got, want in zip(fast(numbers[:2], x[:2]), model(numbers[:2], x[:2]), strict=True):
+        assert torch.equal(got, want)
+    with pytest.raises(tome_fx.ShapeError, match="as many of both"):
+        fast(numbers[:1], x)

@@ -22,7 +22,7 @@ def own_line(error: BaseException) -> str:
     """``model.py:12: if x.sum() > 0:`` or an empty text."""
     seen: BaseException | None = error
     while seen is not None:
-        frames = [f for f in traceback.extract_tb(seen.__traceback__) if is_theirs(f.filename)]
+        frames = [f for f in traceback.extract_tb(seen.__traceback__) if _is_theirs(f.filename)]
         if frames:
             last = frames[-1]
             return f"{os.path.basename(last.filename)}:{last.lineno}: {(last.line or '').strip()}"
@@ -30,8 +30,7 @@ def own_line(error: BaseException) -> str:
     return ""
 
 
-def is_theirs(filename: str) -> bool:
-    """Is it a file of the user's, or of a library that is neither torch nor this one?"""
+def _is_theirs(filename: str) -> bool:
     path = os.path.abspath(filename)
     generated = filename.startswith("<")
     return not generated and not path.startswith(_NOT_THEIRS) and os.path.exists(path)

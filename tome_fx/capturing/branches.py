@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from tome_fx.capturing.blame import is_theirs
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Program
 
-# What reads the model's code for a strict export, and asks in its name.
-_READER = os.path.dirname(torch._dynamo.__file__) + os.sep
+# Ops ask from here, but for what reads the model's code for a strict export and asks in its name,
+# and what calls a module, seen where its own code has no file.
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_READERS = (os.path.dirname(torch._dynamo.__file__) + os.sep, torch.nn.modules.module.__file__)
 # Batches that are tried at least, and at most.
 _FEW, _MOST = 66, 4096
 
@@ -40,7 +41,8 @@ def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
         return
     for guard in env.guards:
         place = getattr(guard.sloc.framework_loc, "filename", "")
-        yield guard.expr.xreplace(env.replacements), is_theirs(place) or place.startswith(_READER)
+        by_op = place.startswith(_TORCH) and not place.startswith(_READERS)
+        yield guard.expr.xreplace(env.replacements), not by_op
 
 
 def _always(condition: Any, by_model: bool) -> bool:

@@ -4,6 +4,7 @@
     einsum("nd,de,n->ne", q, kv, z)    -> einsum("ne,n->ne", einsum("nd,de->ne", q, kv), z)
 
 The pairs are those that the op itself takes: by its path, what comes out last, or from the front.
+It may hold the axes of a product in another order than here, which can change its last bits.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
-from tome_fx.rules.local import demands, thin
+from tome_fx.rules.local import OVER_FOLDED, demands, over_folded, thin
 
 aten = torch.ops.aten
 
@@ -64,7 +64,10 @@ def _among_tokens(
     if "attn_mask" in types:
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
-        wanted.update(demands({"attn_mask": thin(types["attn_mask"], logits)}, logits))
+        mask = thin(types["attn_mask"], logits)
+        if over_folded(mask, logits):
+            return Refusal(OVER_FOLDED)
+        wanted.update(demands({"attn_mask": mask}, logits))
     if not is_merged_axis(keys):
         return one(result, operands=wanted)
     if token_factor(keys) is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from tome_fx.graph.axes import (
     Atom,
@@ -27,6 +28,8 @@ from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_i
 from tome_fx.rules.local import demands
 
 aten = torch.ops.aten
+# What makes each channel of all channels.
+_MIXING = (aten.linear.default, aten.addmm.default)
 
 
 def reshape(context: Context) -> Lifted | Refusal:
@@ -202,21 +205,38 @@ def _joined(context: Context, types: Sequence[TensorType], dim: int) -> Axis | N
     if len(parts) == 1:
         return parts[0]
     whole = unify_all(parts)
-    kind = "channel" if _are_heads(types) else "images"
+    kind = "channel" if _are_heads(context, types) else "images"
     row = Atom(len(parts), Origin(kind, context.call.node.name))
     return None if whole is None else (row, *whole)
 
 
-def _are_heads(types: Sequence[TensorType]) -> bool:
-    """Do the values hold the channels of one, cut to pieces: each image once, not several views?"""
+def _are_heads(context: Context, types: Sequence[TensorType]) -> bool:
+    """Do the values hold the channels of one, cut to pieces: each image once, not several views?
+
+    Of a linear, which makes each of all: channels of a convolution may be those of several images,
+    which its groups keep apart.
+    """
     rows = zip(*(type_.axes for type_ in types), strict=False)
-    return any(len(set(row)) == len(row) and _are_pieces(row) for row in rows)
+    cut = {_cut(row) for row in rows if len(set(row)) == len(row)} - {""}
+    nodes = (node for node in context.call.node.graph.nodes if node.name in cut)
+    return any(_source(node).target in _MIXING for node in nodes)
 
 
-def _are_pieces(axes: Sequence[Axis]) -> bool:
-    atoms = [factor for axis in axes for factor in axis]
-    cut = {f.origin.node for f in atoms if isinstance(f, Atom) and f.origin.kind == "channel"}
-    return len(atoms) == len(axes) and len(cut) == 1 and all(isinstance(f, Atom) for f in atoms)
+def _cut(axes: Sequence[Axis]) -> str:
+    """The node whose channels the axes are pieces of, each one; empty if they are not."""
+    atoms = [f for axis in axes for f in axis if isinstance(f, Atom) and f.origin.kind == "channel"]
+    names = {atom.origin.node for atom in atoms}
+    whole = len(atoms) == len(axes) == sum(map(len, axes))
+    return names.pop() if whole and len(names) == 1 else ""
+
+
+def _source(node: Node) -> Node:
+    """What a value is before its axes were moved and cut."""
+    op = node.target
+    while isinstance(op, torch._ops.OpOverload) and op._schema.returns[0].alias_info is not None:
+        node = node.all_input_nodes[0]
+        op = node.target
+    return node
 
 
 def stack(context: Context) -> Lifted | Refusal:
