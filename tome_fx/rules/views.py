@@ -41,7 +41,7 @@ def _named(axis: Axis, name: str, place: tuple[int, ...]) -> Axis:
     if len(axis) == 1 and isinstance(axis[0], Concat):
         parts = (_named(part, name, (*place, i)) for i, part in enumerate(axis[0].parts))
         return (Concat(tuple(parts)),)
-    places = has_stream(axis) or (len(axis) > 0 and axis_kind(axis) == "conv")
+    places = len(axis) > 0 and not has_stream(axis) and axis_kind(axis) == "conv"
     batch = not all(isinstance(f, Atom) or has_stream((f,)) for f in axis)
     if not places or batch or extent(axis) == 1:
         return axis
