@@ -18,6 +18,8 @@ everything with a random number stay too.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from torch.fx.node import map_arg
 from tome_fx.graph.calls import bind
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.einsums import read_einsum
+from tome_fx.graph.extents import same_size, whole_size
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -109,21 +112,17 @@ def _size(size: Any, before: Node) -> Node | int | None:
     """A size as the program has it before a node, or as an input shows it."""
     if isinstance(size, int):
         return size
-    graph = before.graph
-    for node in graph.nodes:
+    nodes: Iterable[Node] = before.graph.nodes
+    for node in itertools.takewhile(lambda n: n is not before, nodes):
         value = node.meta.get("val")
-        if node is before:
-            return None
-        if isinstance(value, torch.SymInt) and value.node.expr == size.node.expr:
-            return node  # type: ignore[no-any-return]
-        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
-            continue
-        for dim, own in enumerate(value.shape):
-            if isinstance(own, torch.SymInt) and own.node.expr == size.node.expr:
-                with graph.inserting_before(before):
-                    read = graph.call_function(aten.sym_size.int, (node, dim))
-                read.meta = {**before.meta, "val": own}
-                return read
+        if same_size(value, size):
+            return node
+        place = whole_size(size, [value]) if node.op == "placeholder" else None
+        if place is not None:
+            with before.graph.inserting_before(before):
+                read = before.graph.call_function(aten.sym_size.int, (node, place[1]))
+            read.meta = {**before.meta, "val": size}
+            return read
     return None
 
 

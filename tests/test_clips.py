@@ -96,12 +96,17 @@ class Alternating(nn.Module):
         return x.view(images, frames, -1, 8)[:, :, 1:].mean(2)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
+def alternating(fused: bool) -> tuple[Alternating, Tensor]:
+    """A model, and three clips of two frames of one colour each."""
     clips = Alternating(fused)
     randomise(clips)
-    clips = clips.double().eval()
-    x = torch.randn(3, 2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, -1, 8, 16).contiguous()
+    x = torch.randn(3, 2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, -1, 8, 16)
+    return clips.double().eval(), x.contiguous()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
+    clips, x = alternating(fused)
     fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
     assert fast.schedule == (4, 2)
     assert [u for u in fast.report.unmerges if u.op != "output"] == []
@@ -113,10 +118,7 @@ def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_table_over_the_tokens_of_all_frames_gives_them_back(fused: bool) -> None:
-    x = torch.randn(2, 2, 3, 1, 1, dtype=torch.float64).expand(-1, -1, -1, 8, 16).contiguous()
-    clips = Alternating(fused)
-    randomise(clips)
-    clips = clips.double().eval()
+    clips, x = alternating(fused)
     clips.table = torch.zeros(18, 18, dtype=torch.float64)
     clips.table[:9, 9:] = -1.5  # the first frame sees less of the second
     fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)

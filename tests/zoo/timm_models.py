@@ -40,13 +40,13 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "tnt": ({"depth": 2},),
     "pit": ({"depths": (1, 2, 1)}, {"depth": (1, 2, 1)}, {}),
     "vitamin": ({"depth": 2}, {}),
-    "swin_transformer": ({"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}, {}),
+    "swin_transformer": ({"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}, {}),
     "swin_transformer_v2": (
-        {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
     "swin_transformer_v2_cr": (
-        {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+        {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
     "hiera": ({"stages": (1, 1, 2, 1)}, {}),

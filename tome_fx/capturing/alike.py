@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.examples import Example
@@ -20,10 +20,8 @@ def said_to_be_alike(model: nn.Module, example: Example) -> Iterator[None]:
     ``cat([first, second]).chunk(2)`` gives images of both, or halves of unlike rows: a tracer that
     has a size for each input must think of the latter.
     """
-    batched = [
-        isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == example.batch
-        for leaf in pytree.tree_leaves((example.args, dict(example.kwargs)))
-    ]
+    given = pytree.tree_leaves((example.args, dict(example.kwargs)))
+    batched = [example.has_rows(leaf) for leaf in given]
 
     def check(_: nn.Module, args: Any, kwargs: Any) -> None:
         leaves = pytree.tree_leaves((args, kwargs))

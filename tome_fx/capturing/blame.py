@@ -8,7 +8,8 @@ import traceback
 import torch
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_NOT_THEIRS = tuple(path + os.sep for path in (os.path.dirname(torch.__file__), _OURS))
+TORCH = os.path.dirname(torch.__file__) + os.sep
+_NOT_THEIRS = (TORCH, _OURS + os.sep)
 
 
 def blame(error: BaseException) -> str:

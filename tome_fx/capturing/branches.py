@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from tome_fx.capturing.blame import TORCH
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Program
 
-# Ops ask from here, but for what reads the model's code for a strict export and asks in its name,
-# and what calls a module, seen where its own code has no file.
-_TORCH = os.path.dirname(torch.__file__) + os.sep
+# Of torch's files, whence ops ask: what reads the model's code for a strict export and asks in its
+# name, and what calls a module, seen where its own code has no file.
 _READERS = (os.path.dirname(torch._dynamo.__file__) + os.sep, torch.nn.modules.module.__file__)
 # Batches that are tried at least, and at most.
 _FEW, _MOST = 66, 4096
@@ -41,7 +41,7 @@ def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
         return
     for guard in env.guards:
         place = getattr(guard.sloc.framework_loc, "filename", "")
-        by_op = place.startswith(_TORCH) and not place.startswith(_READERS)
+        by_op = place.startswith(TORCH) and not place.startswith(_READERS)
         yield guard.expr.xreplace(env.replacements), not by_op
 
 

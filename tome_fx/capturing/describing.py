@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.errors import CaptureError
 from tome_fx.graph.checks import is_only_checked
-from tome_fx.graph.extents import Extents
+from tome_fx.graph.extents import Extents, same_size
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
@@ -63,10 +63,7 @@ def _rank(node: Node) -> int:
 
 
 def _same(node: Node, size: Any) -> bool:
-    own = node.meta["val"].shape[0]
-    return type(own) is type(size) and (
-        own == size if isinstance(size, int) else own.node.expr == size.node.expr
-    )
+    return same_size(node.meta["val"].shape[0], size)
 
 
 def _refuse_read_values(graph: Graph) -> None:

@@ -37,11 +37,15 @@ class Example:
         single = self.single
         return single if single is not None and batch == single.batch else self
 
+    def has_rows(self, value: Any) -> bool:
+        """Is it a tensor with a row for each image?"""
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.batch
+
     def first(self, count: int) -> Example:
         """The first ``count`` of its images."""
 
         def few(value: Tensor) -> Tensor:
-            return value[:count] if value.dim() and value.shape[0] == self.batch else value
+            return value[:count] if self.has_rows(value) else value
 
         args, kwargs = pytree.tree_map_only(Tensor, few, (self.args, dict(self.kwargs)))
         return Example(args, kwargs, count)

@@ -40,10 +40,7 @@ def from_export(
     """
 
     def spec(value: Any) -> Any:
-        batched = (
-            isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == example.batch > 1
-        )
-        return {0: torch.export.Dim.AUTO} if batched else None
+        return {0: torch.export.Dim.AUTO} if example.has_rows(value) and example.batch > 1 else None
 
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
     with said_to_be_alike(model, example) if shared else contextlib.nullcontext():

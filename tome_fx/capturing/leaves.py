@@ -163,8 +163,7 @@ def _larger(example: Example) -> Example:
     """The example with one image more."""
 
     def longer(value: Tensor) -> Tensor:
-        batched = value.dim() and value.shape[0] == example.batch
-        return torch.cat([value, value[:1]]) if batched else value
+        return torch.cat([value, value[:1]]) if example.has_rows(value) else value
 
     args, kwargs = pytree.tree_map_only(Tensor, longer, (example.args, dict(example.kwargs)))
     return Example(args, kwargs, example.batch + 1)

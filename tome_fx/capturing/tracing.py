@@ -61,7 +61,7 @@ def from_graph_module(
     places, keywords = _bound(source, example)
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     flat, spec = pytree.tree_flatten((example.args, keywords))
-    fakes = [_fake(mode, value, example.batch) for value in flat]
+    fakes = [_fake(mode, value, example) for value in flat]
     weights = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
     runner = _Runner(traced)
 
@@ -194,11 +194,11 @@ def _mutable(value: Any) -> Any:
     return tuple(map(_mutable, value)) if type(value) is tuple else value
 
 
-def _fake(mode: FakeTensorMode, value: Any, batch: int) -> Any:
+def _fake(mode: FakeTensorMode, value: Any, example: Example) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     dims = [DimDynamic.STATIC] * value.dim()
-    if value.dim() and value.shape[0] == batch:
+    if example.has_rows(value):
         dims[0] = DimDynamic.DYNAMIC
     return mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=dims))
 

@@ -78,15 +78,6 @@ def fix_sizes(fakes: Sequence[Tensor]) -> None:
             int(size)
 
 
-def whole_size(value: torch.SymInt, fakes: Sequence[Tensor]) -> tuple[int, int] | None:
-    """Which axis of which tensor ``value`` is the size of."""
-    for which, fake in enumerate(fakes):
-        for dim, size in enumerate(fake.shape):
-            if isinstance(size, torch.SymInt) and size.node.expr == value.node.expr:
-                return which, dim
-    return None
-
-
 def held_value(module: GraphModule, node: Node, inputs: Given) -> Any:
     """What a node of Dynamo's graph is worth, if only weights and sizes have a part in it.
 

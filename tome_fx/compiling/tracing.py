@@ -14,8 +14,9 @@ from torch.fx import GraphModule
 from tome_fx.capturing.describing import describe, read_by
 from tome_fx.capturing.tracing import aten_module, named_graph
 from tome_fx.compiling.fast_path import Writer, check_masks
-from tome_fx.compiling.inputs import Given, fix_sizes, whole_size
+from tome_fx.compiling.inputs import Given, fix_sizes
 from tome_fx.errors import CaptureError
+from tome_fx.graph.extents import whole_size
 from tome_fx.graph.regions import flatten_gradient_regions
 from tome_fx.program import Program
 

@@ -7,6 +7,7 @@ the prime divides it, and factor arithmetic is integer arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,27 @@ class Extents:
             prime = _PRIMES[known] if known < len(_PRIMES) else _PRIMES[-1] + 2 * known
             self._primes[symbol] = prime
         return self._primes[symbol]
+
+
+def same_size(size: Any, other: Any) -> bool:
+    """Are both one number, or one expression of the batch?"""
+    if isinstance(size, torch.SymInt) and isinstance(other, torch.SymInt):
+        return bool(size.node.expr == other.node.expr)
+    return isinstance(size, int) and isinstance(other, int) and size == other
+
+
+def whole_size(value: torch.SymInt, tensors: Sequence[Any]) -> tuple[int, int] | None:
+    """Which axis of which tensor ``value`` is the size of; what is no tensor is passed over."""
+    for which, tensor in enumerate(tensors):
+        for dim, size in enumerate(tensor.shape if isinstance(tensor, torch.Tensor) else ()):
+            if same_size(size, value):
+                return which, dim
+    return None
+
+
+def known_size(size: Any) -> Any:
+    """A size as it was in the example; None where it follows from values."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def tensor_value(node: Node) -> torch.Tensor | None:

@@ -11,6 +11,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from tome_fx.graph.extents import known_size
+
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -51,9 +53,7 @@ def _is_last(reader: Node, value: object, order: Mapping[Node, int]) -> bool:
 def _is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
     """Is the result of ``node`` a tensor in memory of its own?"""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable:
-        return False
-    if _aliases(op):
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or _aliases(op):
         return False
     if not torch._C._dispatch_has_kernel_for_dispatch_key(op._name, _COMPOSITE):
         return True
@@ -96,15 +96,11 @@ def _again(op: torch._ops.OpOverload, node: Node) -> tuple[list[Any], Any]:
 def _stand_in(value: Any) -> Any:
     """A value of the same sizes without memory; None where a size follows from values."""
     if not isinstance(value, Tensor):
-        return None if value is None else _known(value)
-    shape, strides = [*map(_known, value.shape)], [*map(_known, value.stride())]
+        return known_size(value)
+    shape, strides = [*map(known_size, value.shape)], [*map(known_size, value.stride())]
     if None in shape or None in strides:
         return None
     return torch.empty_strided(shape, strides, dtype=value.dtype, device="meta")
-
-
-def _known(size: Any) -> Any:
-    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _storages(values: Any) -> set[int]:

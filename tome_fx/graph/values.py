@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.cones import read_values
+from tome_fx.graph.extents import known_size
 
 _SIZE = torch.ops.aten.sym_size.int
 _ARITHMETIC = {
@@ -34,7 +35,8 @@ def value_of(
         if own.op == "placeholder":
             value = given.get(own.name)
         else:
-            value = _size(own.meta["val"]) if own.target is _SIZE else _worth(own, worth, held)
+            size = own.target is _SIZE
+            value = known_size(own.meta["val"]) if size else _worth(own, worth, held)
         if value is None:
             return None
         worth[own] = value
@@ -51,11 +53,6 @@ def needed_for(node: Node) -> list[Node]:
             row.append(own)
             needed.update(read_values(own))
     return row[::-1]
-
-
-def _size(size: Any) -> int:
-    """A size, of an input that has several as it was in the example."""
-    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def _worth(node: Node, worth: Mapping[Node, Any], held: Mapping[str, Any]) -> Any:
@@ -79,7 +76,8 @@ def _has_values(value: Tensor) -> bool:
 def _shaped(node: Any) -> Tensor:
     """Zeros in the place of a value that only its shape is read of."""
     value = node.meta["val"]
-    return torch.zeros([_size(n) for n in value.shape], dtype=value.dtype, device=value.device)
+    shape = [known_size(size) for size in value.shape]
+    return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
 
 def _is_plain(target: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from tome_fx.graph.axes import Atom, Axis, Concat, Origin, TensorType, extent, has_stream, is_merged
+from tome_fx.graph.axes import Atom, Axis, Concat, Origin, TensorType, extent, is_merged
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 
@@ -37,12 +37,11 @@ def _own(type_: TensorType, name: str) -> TensorType:
 
 
 def _named(axis: Axis, name: str, place: tuple[int, ...]) -> Axis:
-    """Places of an image by a new name."""
+    """Places of an image by a new name; tokens of a stream, views of one image, keep theirs."""
     if len(axis) == 1 and isinstance(axis[0], Concat):
         parts = (_named(part, name, (*place, i)) for i, part in enumerate(axis[0].parts))
         return (Concat(tuple(parts)),)
-    places = len(axis) > 0 and not has_stream(axis) and axis_kind(axis) == "conv"
-    batch = not all(isinstance(f, Atom) or has_stream((f,)) for f in axis)
-    if not places or batch or extent(axis) == 1:
+    plain = len(axis) > 0 and all(isinstance(f, Atom) for f in axis)
+    if not plain or axis_kind(axis) != "conv" or extent(axis) == 1:
         return axis
     return (Atom(extent(axis), Origin("conv", name, place)),)
