@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,6 +123,44 @@ def test_a_table_over_the_tokens_of_all_frames_gives_them_back(fused: bool) -> N
     clips, x = alternating(fused)
     clips.table = torch.zeros(18, 18, dtype=torch.float64)
     clips.table[:9, 9:] = -1.5  # the first frame sees less of the second
+    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 2)
+    assert any("share an axis" in unmerge.reason for unmerge in fast.report.unmerges)
+    assert distance(run(fast, x), run(clips, x)) < 1e-9
+
+
+# A table over the tokens of all frames, beside what stands there.
+BESIDE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": lambda x, table: x + table,
+    "joined": lambda x, table: torch.cat([x, table.expand(len(x), -1, -1)], -1)[..., 8:] + x,
+    "stacked": lambda x, table: torch.stack([x, table.expand_as(x)]).sum(0),
+    "written": lambda x, table: x + x.slice_scatter(table.expand(len(x), -1, -1)[..., :4], 2, 0, 4),
+    "scores": lambda x, table: x + torch.baddbmm(table @ table.mT, x, x.mT).tanh() @ x,
+    "keys": lambda x, table: x + nn.functional.scaled_dot_product_attention(
+        x, table.expand_as(x), x),
+}  # fmt: skip
+
+
+class Beside(Alternating):
+    def __init__(self, op: str) -> None:
+        super().__init__(fused=True)
+        self.op = BESIDE[op]
+        self.rows = nn.Parameter(torch.zeros(18, 8))
+
+    def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
+        y = super().attended(x, qkv)
+        return self.op(y, self.rows) if x.shape[1] == 18 else y
+
+
+@pytest.mark.parametrize("op", BESIDE)
+def test_a_table_beside_the_tokens_of_all_frames_gives_them_back(op: str) -> None:
+    _, x = alternating(fused=True)
+    clips = Beside(op)
+    randomise(clips)
+    clips.double().eval()
+    # Places of one frame are equal, those of the two are not; each has a token in front.
+    first, second, *_ = clips.rows.data[::4]
+    clips.rows.data = torch.cat([first.repeat(9, 1), second.repeat(9, 1)])
     fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
     assert fast.schedule == (4, 2)
     assert any("share an axis" in unmerge.reason for unmerge in fast.report.unmerges)

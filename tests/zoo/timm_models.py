@@ -95,9 +95,9 @@ FURTHER = (
     "visformer_tiny",
 )  # fmt: skip
 # The largest images make a sweep long and a row no better. Some constructors must be told.
-_LARGEST = {"davit": 224, "xcit": 224, "vitamin": 224, "volo": 224, "maxxvit": 224,
-            "gemma4_vit": 384}  # fmt: skip
-_TOLD = ("vitamin", "volo", "maxxvit")
+_LARGEST = {"davit": 224, "xcit": 224, "vitamin": 160, "volo": 224, "maxxvit": 224,
+            "vision_transformer_hybrid": 224, "gemma4_vit": 384}  # fmt: skip
+_TOLD = ("vitamin", "vision_transformer_hybrid", "volo", "maxxvit")
 
 
 def _small(name: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    is_merged_axis,
     streams_of_axis,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
@@ -96,7 +98,22 @@ def apply(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
     ranks = [type_.rank for type_ in answer.results]
     if ranks != [len(shape) for shape in context.shapes]:
         return Refusal(f"the rule for {context.call.name} does not know all its outputs")
+    brought = ((context.types[path], wanted) for path, wanted in answer.operands.items())
+    if any(itertools.starmap(_is_over_folded, brought)):
+        return Refusal("a table is over its tokens and what they share an axis with")
     return next(filter(None, map(_lost, answer.results)), answer)
+
+
+def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
+    """Would a table be merged along tokens that share their axis, those of all frames say?
+
+    Its rows there are of places in frames, and a group has its members in one frame.
+    """
+    pairs = zip(reversed(have.axes), reversed(wanted.axes), strict=False)
+    return any(
+        len(target) > 1 and is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
+        for axis, target in pairs
+    )
 
 
 def _lost(result: TensorType) -> Refusal | None:

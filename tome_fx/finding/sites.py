@@ -95,7 +95,7 @@ def _on_one_line(node: Node, way: list[Node], last: list[Node]) -> bool:
 def _shares_images(type_: TensorType) -> bool:
     """Do several images, views or crops share one place of the batch?"""
     return any(
-        isinstance(factor, Atom) and factor.origin.kind == "images"
+        isinstance(factor, Atom) and factor.origin.kind in ("images", "copies")
         for axis in type_.axes
         for factor in axis
     )

@@ -35,9 +35,10 @@ class Origin:
 
     Kinds: ``input``, ``conv`` (a convolution's spatial axis), ``channel`` (a linear's or
     convolution's output channel), ``constant`` (a parameter or buffer), ``literal`` (a size written
-    in the program, with the same value at each position), ``images`` (several values of an image
-    side by side on the axis of the images), ``border`` (copies of an axis's own positions, put
-    around it), ``unknown`` (an op without a rule).
+    in the program, with the same value at each position), ``images`` (several images side by side
+    on the axis of the images), ``copies`` (several values of one, there too), ``frames`` (several
+    images on an axis of their own), ``border`` (copies of an axis's own positions, put around it),
+    ``unknown`` (an op without a rule).
     """
 
     kind: str

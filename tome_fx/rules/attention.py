@@ -21,7 +21,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
-from tome_fx.rules.local import OVER_FOLDED, demands, over_folded, thin
+from tome_fx.rules.local import demands, thin
 
 aten = torch.ops.aten
 
@@ -65,8 +65,6 @@ def _among_tokens(
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
         mask = thin(types["attn_mask"], logits)
-        if over_folded(mask, logits):
-            return Refusal(OVER_FOLDED)
         wanted.update(demands({"attn_mask": mask}, logits))
     if not is_merged_axis(keys):
         return one(result, operands=wanted)

@@ -26,6 +26,7 @@ from tome_fx.graph.regroup import regroup
 from tome_fx.graph.unify import unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.local import demands
+from tome_fx.rules.views import side_by_side
 
 aten = torch.ops.aten
 # What makes each channel of all channels.
@@ -152,7 +153,7 @@ def repeat(context: Context) -> Lifted | Refusal:
             plain = extent(old) == 1 and not has_stream(old) and not has_batch(old)
             copies = sized(context, size, context.shape[i] // extent(old), i)
             if has_batch(old):
-                copies = (Atom(extent(copies), Origin("images", context.call.node.name)),)
+                copies = (Atom(extent(copies), Origin("copies", context.call.node.name)),)
             axes.append(copies if plain else (*copies, *old))
         else:
             return Refusal("it repeats an axis")
@@ -200,12 +201,15 @@ def cat(context: Context) -> Lifted | Refusal:
 def _joined(context: Context, types: Sequence[TensorType], dim: int) -> Axis | None:
     """The axis that parts make side by side; equal rows of images are a product with them."""
     parts = [type_.axes[dim] for type_ in types]
+    several = side_by_side(types, dim)
     if not any(has_batch(part) for part in parts):
-        return concat(parts)
+        frames = several and all(extent(part) == 1 and not has_stream(part) for part in parts)
+        frame = Atom(len(parts), Origin("frames", context.call.node.name))
+        return (frame,) if frames else concat(parts)
     if len(parts) == 1:
         return parts[0]
     whole = unify_all(parts)
-    kind = "channel" if _are_heads(context, types) else "images"
+    kind = "images" if several else "channel" if _are_heads(context, types) else "copies"
     row = Atom(len(parts), Origin(kind, context.call.node.name))
     return None if whole is None else (row, *whole)
 
@@ -240,7 +244,7 @@ def _source(node: Node) -> Node:
 
 
 def stack(context: Context) -> Lifted | Refusal:
-    """``stack``: a new plain axis over values of one type."""
+    """``stack``: a new plain axis over values of one type, or over frames, each of its own."""
     rank = len(context.shape) - 1
     given = one_kind(context.types)
     axes = [unify_all(type_.axes[i] for type_ in given.values()) for i in range(rank)]
@@ -248,6 +252,7 @@ def stack(context: Context) -> Lifted | Refusal:
         return Refusal("it joins different tokens")
     frame = TensorType(tuple(axis for axis in axes if axis is not None))
     dim = context.dim(context.call["dim"], rank + 1)
-    new: Axis = (Atom(context.shape[dim], Origin("unknown", context.call.node.name)),)
+    kind = "frames" if side_by_side(list(given.values())) else "unknown"
+    new: Axis = (Atom(context.shape[dim], Origin(kind, context.call.node.name)),)
     result = TensorType((*frame.axes[:dim], new, *frame.axes[dim:]))
     return one(result, operands=demands(given, frame))

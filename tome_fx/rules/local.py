@@ -26,7 +26,6 @@ from tome_fx.rules.kinds import kinds, rounds
 
 # Not elementwise: they take the shape of an operand.
 _SHAPED = ("aten.expand_as", "aten.copy")
-OVER_FOLDED = "a table is over its tokens and what they share an axis with"
 
 
 def pointwise(context: Context) -> Lifted | Refusal:
@@ -42,8 +41,6 @@ def pointwise(context: Context) -> Lifted | Refusal:
     given = found.operands
     if context.call.name not in _SHAPED:
         given = {path: thin(type_, result) for path, type_ in given.items()}
-    if any(over_folded(type_, found.result) for type_ in given.values()):
-        return Refusal(OVER_FOLDED)
     return Lifted(results, operands=demands(given, found.result, found.summed))
 
 
@@ -86,19 +83,6 @@ def demands(
             brought = TensorType(tuple(completed(brought.axes, result)))
         wanted[path] = brought
     return wanted
-
-
-def over_folded(type_: TensorType, result: TensorType) -> bool:
-    """Does a table meet merged tokens that share their axis, those of all frames say?
-
-    Its rows there are of places in frames, and a group has its members in one frame.
-    """
-    shift = result.rank - type_.rank
-    pairs = zip(type_.axes, result.axes[shift:], strict=True)
-    return any(
-        len(target) > 1 and is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
-        for axis, target in pairs
-    )
 
 
 def with_batch(type_: TensorType, result: TensorType) -> TensorType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 from torch.fx import Node
@@ -28,9 +29,15 @@ _EMPTY: Axis = (Atom(0, Origin("literal", "empty")),)
 
 
 def slice_(context: Context) -> Lifted | Refusal:
-    """``slice`` and ``narrow`` with a step of 1 between borders; else a new plain axis."""
+    """``slice`` and ``narrow`` with a step of 1 between borders; else a new plain axis.
+
+    ``x[i::n]`` of images with ``n`` frames each is frame ``i`` of each.
+    """
     type_ = context.types["self"]
     dim = context.dim(context.call["dim"], type_.rank)
+    every = _one_of_each(context, type_.axes[dim])
+    if every is not None and not is_merged(type_):
+        return one(TensorType((*type_.axes[:dim], every, *type_.axes[dim + 1 :])))
     axis, whole = type_.axes[dim], extent(type_.axes[dim])
     start, end = (0, whole) if _takes_all(context, dim) else span(context, whole)
     if start is None or end is None or context.call.get("step", 1) != 1:
@@ -45,6 +52,14 @@ def slice_(context: Context) -> Lifted | Refusal:
     else:
         literal = {"start": first, "end": first + count(result)}
     return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
+
+
+def _one_of_each(context: Context, axis: Axis) -> Axis | None:
+    """What is left of ``(rest, n)`` by ``[i::n]``."""
+    step, start, end = (context.call.get(name) for name in ("step", "start", "end"))
+    inner = extent(axis[-1:]) if len(axis) > 1 and isinstance(axis[-1], Atom) else 1
+    one_each = 1 < inner == step and (start or 0) in range(inner) and end in (None, sys.maxsize)
+    return axis[:-1] if one_each else None
 
 
 def _takes_all(context: Context, dim: int) -> bool:
