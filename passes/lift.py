@@ -31,7 +31,6 @@ from tome_fx.lifting.matching import emit_scores
 from tome_fx.lifting.padding import visible
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
-from tome_fx.rules.base import Rule
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ def lift(
     program: Program,
     findings: Findings,
     schedule: MergeSchedule,
-    rules: Mapping[str, Rule],
     prop_attn: bool = True,
     maps_only: bool = False,
     remerge: Remerge = "mean",
 ) -> LiftedGraph:
-    """Rewrite ``program`` by ``schedule``; the program stays as it is.
+    """Rewrite ``program`` by ``schedule`` and the rules that ``findings`` come from.
+
+    The program stays as it is.
 
     Args:
         prop_attn: False leaves ``log size`` out of softmaxes, for models trained without it.
@@ -71,7 +71,7 @@ def lift(
         remerge: what becomes of values that an op told apart within a group, where they come back
             to their source: ``mean`` averages them, ``never`` gives all tokens back there.
     """
-    walk = _Walk(Lifter(program, findings, rules, prop_attn, remerge), schedule)
+    walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule)
     for node in program.graph.nodes:
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)

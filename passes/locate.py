@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
 from torch.fx import Node
 
 from tome_fx.finding.contractions import contraction_anchors
@@ -33,9 +34,12 @@ from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Atom, Axis, extent
+from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
 from tome_fx.rules.base import Rule
+from tome_fx.rules.table import APART
+from tome_fx.rules.views import parts
 
 
 def locate(
@@ -47,9 +51,10 @@ def locate(
         protect: how many tokens to protect at the front and back of every stream, in place of
             those that the program reads by index.
     """
-    plain = infer(program, (), {}, rules)
+    plain: _AllTypes = infer(program, (), {}, rules)
     found = anchors(program.graph, program.extents)
     found += contraction_anchors(program.graph, plain, program.extents)
+    rules, plain = _apart(program, rules, plain, found)
     types, streams = _typed(program, rules, protect, plain, _token_runs(found, plain))
     proved, misses = _proved(found, types, _words(streams, program))
     cores, causal = _by_order(proved, program)
@@ -70,12 +75,39 @@ def locate(
             sites = tuple(by_features(site, types) for site in inner)
             served = {core.node for site in inner for core in site.cores}
             misses = [miss for miss in misses if miss.node not in served]
-    return Findings(types, plain, streams, sites, tuple(misses), _tokens(found, plain))
+    return Findings(types, plain, streams, sites, tuple(misses), _tokens(found, plain), rules)
 
 
 _WORDS = "words stay whole beside the tokens of an image"
 _Found = list[tuple[Anchor, ...]]
 _AllTypes = Mapping[Node, Types]
+
+
+def _apart(
+    program: Program, rules: Mapping[str, Rule], plain: _AllTypes, found: _Found
+) -> tuple[Mapping[str, Rule], _AllTypes]:
+    """Rules and plain types, with tokens of its own for each image or frame that is taken apart.
+
+    Only where one attends to another: frames that are looked at one by one are branches of one
+    stream, and stay merged where they part.
+    """
+    if not any(_takes_apart(node, plain) for node in program.graph.nodes):
+        return rules, plain
+    own = {**APART, **rules}
+    apart = infer(program, (), {}, own)
+    every = list(itertools.chain(*found))
+    meet = any(
+        len([*token_atoms(anchor, plain)]) != len([*token_atoms(anchor, apart)]) for anchor in every
+    )
+    return (own, apart) if meet else (rules, plain)
+
+
+def _takes_apart(node: Node, plain: _AllTypes) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or not plain.get(node):
+        return False
+    call = bind(node)
+    source = plain.get(call["self"], ()) if call.name in APART else ()
+    return any(parts(call, type_, plain[node]) for type_ in source[:1])
 
 
 def _typed(

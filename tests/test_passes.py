@@ -91,7 +91,7 @@ def test_plan_prints_the_tokens_of_each_site(findings: Findings) -> None:
 
 def test_lift_leaves_the_program_as_it_is(program: Program, findings: Findings) -> None:
     before = str(program.graph)
-    lifted = lift(program, findings, plan(findings, 2), {})
+    lifted = lift(program, findings, plan(findings, 2))
     assert str(program.graph) == before
     merges = [node for node in lifted.graph.nodes if node.target is ops.merge]
     assert len(merges) == 2
@@ -114,7 +114,7 @@ def test_lower_shares_equal_computations_and_drops_unused_ones() -> None:
 
 
 def test_verify_finds_a_stale_count(program: Program, findings: Findings) -> None:
-    lifted = lift(program, findings, plan(findings, 2), {})
+    lifted = lift(program, findings, plan(findings, 2))
     stale = next(
         node
         for node in lifted.graph.nodes
@@ -128,7 +128,7 @@ def test_verify_finds_a_stale_count(program: Program, findings: Findings) -> Non
 
 
 def test_verify_sees_an_output_of_another_shape(program: Program, findings: Findings) -> None:
-    lifted = lift(program, findings, plan(findings, 2), {})
+    lifted = lift(program, findings, plan(findings, 2))
     result = lifted.graph.output_node()
     logits = result.args[0][0]
     with lifted.graph.inserting_before(result):

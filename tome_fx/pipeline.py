@@ -161,7 +161,6 @@ def _lifted(
         located.program,
         located.findings,
         schedule,
-        settings.rules,
         settings.prop_attn,
         maps_only,
         settings.remerge,

@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from tome_fx.graph.axes import Atom, Axis, TensorType
 from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.extents import Extents
+from tome_fx.rules.base import Rule
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Findings:
         streams: the streams, by id.
         sites: in program order.
         tokens: on the axis of the first attention's keys.
+        rules: for more ops than the table's, or in place of those; they gave the types.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -150,6 +152,7 @@ class Findings:
     sites: tuple[Site, ...]
     misses: tuple[Miss, ...]
     tokens: int
+    rules: Mapping[str, Rule]
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

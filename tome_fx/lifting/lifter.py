@@ -12,7 +12,6 @@ from torch.fx.node import map_arg
 
 from tome_fx.finding.infer import (
     Types,
-    apply,
     measured_axis,
     name_all,
     one_image,
@@ -38,7 +37,8 @@ from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
-from tome_fx.rules.base import Context, Lifted, Refusal, Rule
+from tome_fx.rules.ask import ask
+from tome_fx.rules.base import Context, Lifted, Refusal
 
 
 @dataclass
@@ -55,7 +55,6 @@ class Lifter:
 
     program: Program
     findings: Findings
-    rules: Mapping[str, Rule]
     prop_attn: bool
     remerge: Remerge = "mean"
     graph: Graph = field(default_factory=Graph)
@@ -175,7 +174,7 @@ class Lifter:
 
         have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
         shapes = output_shapes(self.program.extents, call.node)
-        return apply(Context(call, self._meet(have), shapes, self.sizes), self.rules)
+        return ask(Context(call, self._meet(have), shapes, self.sizes), self.findings.rules)
 
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""

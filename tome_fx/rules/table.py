@@ -42,11 +42,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(layout.repeat_interleave, "repeat_interleave"),
         **_family(layout.cat, "cat concat concatenate"),
         **_family(layout.stack, "stack"),
-        **_family(parting(pieces.slice_), "slice narrow"),
-        **_family(parting(pieces.select), "select"),
+        **_family(pieces.slice_, "slice narrow"),
+        **_family(pieces.select, "select"),
         **_family(written.written, "select_scatter slice_scatter"),
-        **_family(parting(pieces.split), "split split_with_sizes chunk tensor_split"),
-        **_family(parting(pieces.unbind), "unbind"),
+        **_family(pieces.split, "split split_with_sizes chunk tensor_split"),
+        **_family(pieces.unbind, "unbind"),
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous clone alias detach "
@@ -82,8 +82,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             along.along,
             "flip roll sort argsort topk argmax argmin median mode kthvalue cummax cummin diff",
         ),
-        **_family(parting(along.index_select), "index_select"),
-        **_family(parting(along.index), "index"),
+        **_family(along.index_select, "index_select"),
+        **_family(along.index, "index"),
         **_family(along.gather, "gather take_along_dim"),
         **_family(placing.scatter, "scatter scatter_add"),
         **_family(placing.index_copy, "index_copy index_add"),
@@ -110,6 +110,14 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             " upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
         ),
     }
+)
+
+
+# What takes images or frames apart, where each must have tokens of its own.
+_TAKING = ("slice", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split",
+           "unbind", "index_select", "index")  # fmt: skip
+APART: Mapping[str, Rule] = MappingProxyType(
+    {f"aten.{name}": parting(RULES[f"aten.{name}"]) for name in _TAKING}
 )
 
 

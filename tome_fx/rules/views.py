@@ -9,7 +9,8 @@ the places of each have a name of their own, and a match in one says nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tome_fx.graph.axes import (
@@ -23,6 +24,7 @@ from tome_fx.graph.axes import (
     has_stream,
     unmerged,
 )
+from tome_fx.graph.calls import Call
 from tome_fx.graph.regroup import axis_kind, factor_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 
@@ -43,56 +45,61 @@ def side_by_side(types: Sequence[TensorType], but: int | None = None) -> bool:
     return any(row != rows[0] for row in rows if len(row) == len(rows[0]))
 
 
-def parting(rule: Rule) -> Callable[[Context], Lifted | Refusal]:
+def parting(rule: Rule) -> Rule:
     """``rule``, with tokens of their own for what it takes of several images or frames."""
 
     def parted(context: Context) -> Lifted | Refusal:
         answer, type_ = rule(context), context.types["self"]
-        if isinstance(answer, Refusal):
+        if isinstance(answer, Refusal) or not _takes_images(context.call, type_, answer.results):
             return answer
-        dim = context.dim(_dim(context), type_.rank)
-        first = None if _takes_all(answer, type_, dim) else _first_of_each(type_, dim)
-        if first is None:
-            return answer
-        if any(map(has_stream, type_.axes[first:])):
+        if any(map(has_stream, itertools.chain(*(t.axes for t in answer.results)))):
             return Refusal("it takes images or frames apart, each with tokens of its own")
-        name = context.call.node.name
-        rows = (_own(type_, f"{name}_{i}", first) for i, type_ in enumerate(answer.results))
-        return replace(answer, results=tuple(rows))
+        return replace(answer, results=_own(context.call, type_, answer.results))
 
     return parted
 
 
-def _dim(context: Context) -> int:
+def parts(call: Call, type_: TensorType, results: tuple[TensorType, ...]) -> bool:
+    """Would tokens of ``type_``, without streams, be others behind a call by :func:`parting`?"""
+    return _takes_images(call, type_, results) and _own(call, type_, results) != results
+
+
+def _takes_images(call: Call, type_: TensorType, results: tuple[TensorType, ...]) -> bool:
+    """Does a call take less than all of an axis that holds several images or frames?
+
+    Those that were put side by side are known; else they are the outermost places.
+    """
+    dim = _dim(call) % max(1, type_.rank)
+    axis = type_.axes[dim]
+    if any(t.rank == type_.rank and extent(t.axes[dim]) == extent(axis) for t in results):
+        return False
+    if {"images", "frames"} & set(map(factor_kind, axis)):
+        return True
+    inner = any(axis_kind(outer) == "conv" for outer in type_.axes[:dim])
+    tokens = has_stream(axis) and not has_batch(axis)
+    return not inner and not tokens and axis_kind(axis) == "conv"
+
+
+def _dim(call: Call) -> int:
     """The axis that a call takes places of; of ``x[:, index]`` the first with an index."""
-    indices = context.call.get("indices")
+    indices = call.get("indices")
     if indices is None:
-        return int(context.call.get("dim", 0))
+        return int(call.get("dim", 0))
     return next(i for i, index in enumerate(indices) if index is not None)
 
 
-def _takes_all(answer: Lifted, type_: TensorType, dim: int) -> bool:
-    whole = extent(type_.axes[dim])
-    return any(t.rank == type_.rank and extent(t.axes[dim]) == whole for t in answer.results)
+def _own(call: Call, type_: TensorType, results: tuple[TensorType, ...]) -> tuple[TensorType, ...]:
+    """``results`` with their places by new names, but for the axis that the call takes of."""
+    dim = _dim(call) % max(1, type_.rank)
 
+    def own(result: int, i: int, axis: Axis) -> Axis:
+        taken = i == dim and results[result].rank == type_.rank
+        return axis if taken else _named(axis, call.node.name, (result, i))
 
-def _first_of_each(type_: TensorType, dim: int) -> int | None:
-    """The first axis with places of one image or frame, where axis ``dim`` holds several of them.
-
-    Images and frames that were put side by side are known; else they are the outermost places.
-    """
-    axis = type_.axes[dim]
-    if {"images", "frames"} & set(map(factor_kind, axis)):
-        return 0
-    inner = any(axis_kind(outer) == "conv" for outer in type_.axes[:dim])
-    tokens = has_stream(axis) and not has_batch(axis)
-    return None if inner or tokens or axis_kind(axis) != "conv" else dim
-
-
-def _own(type_: TensorType, name: str, first: int) -> TensorType:
-    """``type_`` with its places from axis ``first`` on by a new name."""
-    own = (_named(axis, name, (i,)) for i, axis in enumerate(type_.axes[first:]))
-    return TensorType((*type_.axes[:first], *own))
+    return tuple(
+        TensorType(tuple(own(result, i, axis) for i, axis in enumerate(t.axes)))
+        for result, t in enumerate(results)
+    )
 
 
 def _named(axis: Axis, name: str, place: tuple[int, ...]) -> Axis:
