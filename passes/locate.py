@@ -39,7 +39,7 @@ from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
 from tome_fx.rules.base import Rule
 from tome_fx.rules.table import APART
-from tome_fx.rules.views import parts
+from tome_fx.rules.views import parts, rows_of
 
 
 def locate(
@@ -54,13 +54,13 @@ def locate(
     plain: _AllTypes = infer(program, (), {}, rules)
     found = anchors(program.graph, program.extents)
     found += contraction_anchors(program.graph, plain, program.extents)
-    rules, plain = _apart(program, rules, plain, found)
+    rules, plain, mixing = _apart(program, rules, plain, found)
     types, streams = _typed(program, rules, protect, plain, _token_runs(found, plain))
     proved, misses = _proved(found, types, _words(streams, program))
     cores, causal = _by_order(proved, program)
     misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
     misses += opaque_misses(program.graph)
-    sites, unplaced = find_sites(program.graph, cores, types)
+    sites, unplaced = find_sites(program.graph, cores, types, mixing)
     sites, too_early = before_order(sites, causal, program)
     misses += [*unplaced, *too_early]
     if not sites and not all(miss.harmless for miss in misses):
@@ -75,7 +75,8 @@ def locate(
             sites = tuple(by_features(site, types) for site in inner)
             served = {core.node for site in inner for core in site.cores}
             misses = [miss for miss in misses if miss.node not in served]
-    return Findings(types, plain, streams, sites, tuple(misses), _tokens(found, plain), rules)
+    tokens = _tokens(found, plain)
+    return Findings(types, plain, streams, sites, tuple(misses), tokens, rules, mixing)
 
 
 _WORDS = "words stay whole beside the tokens of an image"
@@ -85,21 +86,32 @@ _AllTypes = Mapping[Node, Types]
 
 def _apart(
     program: Program, rules: Mapping[str, Rule], plain: _AllTypes, found: _Found
-) -> tuple[Mapping[str, Rule], _AllTypes]:
+) -> tuple[Mapping[str, Rule], _AllTypes, frozenset[Node]]:
     """Rules and plain types, with tokens of its own for each image or frame that is taken apart.
 
-    Only where one attends to another: frames that are looked at one by one are branches of one
-    stream, and stay merged where they part.
+    Only where one attends to another: else frames are branches of one stream, which stay merged
+    where they part. Then also the calls where frames meet all the same.
     """
-    if not any(_takes_apart(node, plain) for node in program.graph.nodes):
-        return rules, plain
+    nodes = program.graph.nodes
+    if not any(_takes_apart(node, plain) for node in nodes):
+        return rules, plain, frozenset()
     own = {**APART, **rules}
     apart = infer(program, (), {}, own)
     every = list(itertools.chain(*found))
-    meet = any(
-        len([*token_atoms(anchor, plain)]) != len([*token_atoms(anchor, apart)]) for anchor in every
-    )
-    return (own, apart) if meet else (rules, plain)
+    if any(_shared(anchor, plain) != _shared(anchor, apart) for anchor in every):
+        return own, apart, frozenset()
+    return rules, plain, frozenset(n for n in nodes if _rows(n, apart) > _rows(n, plain))
+
+
+def _shared(anchor: Anchor, types: _AllTypes) -> tuple[int, int]:
+    """How many rows of tokens are queries and keys of an attention, and how many different ones."""
+    rows = list(token_atoms(anchor, types))
+    return len(rows), len(set(rows))
+
+
+def _rows(node: Node, types: _AllTypes) -> int:
+    """How many different rows of places do the operands of a call hold?"""
+    return len(rows_of(types[n][0] for n in node.all_input_nodes if types.get(n)))
 
 
 def _takes_apart(node: Node, plain: _AllTypes) -> bool:

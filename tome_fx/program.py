@@ -144,6 +144,7 @@ class Findings:
         sites: in program order.
         tokens: on the axis of the first attention's keys.
         rules: for more ops than the table's, or in place of those; they gave the types.
+        mixing: calls on tokens of several frames that are branches of one stream.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -153,6 +154,7 @@ class Findings:
     misses: tuple[Miss, ...]
     tokens: int
     rules: Mapping[str, Rule]
+    mixing: frozenset[Node] = frozenset()
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

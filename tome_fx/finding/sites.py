@@ -24,15 +24,18 @@ Types = Mapping[Node, tuple[TensorType, ...]]
 
 
 def find_sites(
-    graph: Graph, cores: list[Core], types: Types
+    graph: Graph, cores: list[Core], types: Types, mixing: frozenset[Node] = frozenset()
 ) -> tuple[tuple[Site, ...], list[Miss]]:
-    """A site for each group of parallel cores, in program order, and the cores without one."""
+    """A site for each group of parallel cores, in program order, and the cores without one.
+
+    ``mixing``: calls on tokens of several frames that are branches of one stream.
+    """
     cones = cones_of(graph)
     groups: dict[tuple[Node, int], list[Core]] = {}
     residuals: dict[Node, Node] = {}
     misses = []
     for core in cores:
-        found = _site_node(graph, core, types, cones)
+        found = _site_node(graph, core, types, cones, mixing)
         if found is not None and _shares_images(types[found[0]][0]):
             reason = "several views of an image share its place in the batch"
             misses.append(Miss(core.node, "attention", reason))
@@ -51,13 +54,17 @@ def find_sites(
     for (node, stream), own in sorted(groups.items(), key=lambda item: cones.order[item[0][0]]):
         mlp = _mlp(graph, node, residuals[node], own, after.get(node), anchors, types, cones)
         before = {site.node: site.after for site in sites if site.stream == stream}
-        came = _reaching(node, stream, before, types)
+        came = _reaching(node, stream, before, types, mixing)
         sites.append(Site(node, tuple(own), stream, mlp, came))
     return tuple(sites), misses
 
 
 def _reaching(
-    site: Node, stream: int, before: Mapping[Node, Node | None], types: Types
+    site: Node,
+    stream: int,
+    before: Mapping[Node, Node | None],
+    types: Types,
+    mixing: frozenset[Node],
 ) -> Node | None:
     """The last site whose tokens reach ``site``, not only what was read of them.
 
@@ -67,23 +74,48 @@ def _reaching(
     waiting, seen = [site], {site}
     found: list[Node] = []
     while waiting:
-        for node in waiting.pop().all_input_nodes:
-            if node in seen or not _holds(node, stream, types):
-                continue
-            seen.add(node)
-            (found if node in before else waiting).append(node)
+        here = waiting.pop()
+        inputs = [n for n in here.all_input_nodes if _holds(n, stream, types)]
+        if here in mixing:
+            found.extend(_parted(inputs, stream, before, types, mixing))
+        elif not _of_several(here, types):
+            for node in dict.fromkeys(inputs):
+                if node not in seen:
+                    seen.add(node)
+                    (found if node in before else waiting).append(node)
     ways = [_way(node, before) for node in found]
     last = max(ways, key=len, default=[])
     return next((node for node in last if all(_on_one_line(node, way, last) for way in ways)), None)
 
 
-def _way(site: Node, before: Mapping[Node, Node | None]) -> list[Node]:
+def _parted(
+    frames: list[Node],
+    stream: int,
+    before: Mapping[Node, Node | None],
+    types: Types,
+    mixing: frozenset[Node],
+) -> list[Node]:
+    """The last site that all of some frames come from, if there is one."""
+    ends = [n if n in before else _reaching(n, stream, before, types, mixing) for n in frames]
+    ways = [_way(end, before) for end in ends]
+    return [node for node in max(ways, key=len) if all(node in way for way in ways)][:1]
+
+
+def _of_several(node: Node, types: Types) -> bool:
+    """Was it made place by place of tokens of several streams? It has the name of one then."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    joins = torch.Tag.pointwise in node.target.tags or bind(node).name in ("aten.cat", "aten.stack")
+    own = set(_ids(types[node][0])) if joins and types.get(node) else set[int]()
+    return any(own and set(_ids(types[n][0])) - own for n in node.all_input_nodes if types.get(n))
+
+
+def _way(site: Node | None, before: Mapping[Node, Node | None]) -> list[Node]:
     """A site and those before it, the last first."""
     way: list[Node] = []
-    node: Node | None = site
-    while node is not None:
-        way.append(node)
-        node = before[node]
+    while site is not None:
+        way.append(site)
+        site = before[site]
     return way
 
 
@@ -113,7 +145,9 @@ def _holds_more_places(type_: TensorType) -> bool:
     )
 
 
-def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[Node, Node] | None:
+def _site_node(
+    graph: Graph, core: Core, types: Types, cones: Cones, mixing: frozenset[Node]
+) -> tuple[Node, Node] | None:
     """The site of a core and the residual value that it adds to."""
     for node in graph.nodes:
         if cones.order[node] <= cones.order[core.node] or not _joins(node, core, types):
@@ -121,7 +155,7 @@ def _site_node(graph: Graph, core: Core, types: Types, cones: Cones) -> tuple[No
         for behind, before in (node.args[:2], node.args[1::-1]):
             source = _scaled(before, core.stream, types)
             if cones.depends(behind, core.node) and _is_upstream(source, core, cones):
-                return _sink(node, core.stream, types), source
+                return _sink(node, core.stream, types, mixing), source
     return _other_join(graph, core, types, cones)
 
 
@@ -171,11 +205,11 @@ def _is_upstream(node: Node, core: Core, cones: Cones) -> bool:
     return cones.depends(core.query, node) and not cones.depends(node, core.node)
 
 
-def _sink(node: Node, stream: int, types: Types) -> Node:
+def _sink(node: Node, stream: int, types: Types, mixing: frozenset[Node]) -> Node:
     """Parallel blocks add more branches at once: the site is the last of such a row of adds."""
     while len(node.users) == 1:
         user = next(iter(node.users))
-        if not _is_add(user, stream, types) or user.args[0] is user.args[1]:
+        if not _is_add(user, stream, types) or user.args[0] is user.args[1] or user in mixing:
             break
         node = user
     return node

@@ -7,7 +7,7 @@ deepest one unless tokens were told apart since (``remerge="never"``): levels ar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -72,16 +72,18 @@ class Levels:
             return way[way.index(stream.level) - 1]
         return goal if goal in self._way(stream.id, stream.level) else 0
 
-    def common(self, stream: int, first: int, second: int) -> int:
-        """Where values at two levels meet: at the one that was merged from the other.
+    def common(self, stream: int, levels: Sequence[int], same: bool = True) -> int:
+        """Where values at several levels meet: at the one that was merged from all others.
 
-        Of two branches neither was: what they both were merged from, since a group of one need not
-        be one of the other.
+        Of two branches neither was: what they all were merged from, since a group of one need not
+        be one of the other. There too if they are not the ``same`` tokens, frames say: what one of
+        them was merged by later is nothing to the others.
         """
-        ways = self._way(stream, first), self._way(stream, second)
-        if second in ways[0] or first in ways[1]:
-            return max(first, second)
-        return next(level for level in ways[0] if level in ways[1])
+        ways = [self._way(stream, level) for level in levels]
+        longest = max(ways, key=len)
+        if same and all(level in longest for level in levels):
+            return longest[0]
+        return next(level for level in longest if all(level in way for way in ways))
 
     def _way(self, stream: int, level: int) -> list[int]:
         """A level, what it was merged from, and so on to level 0."""

@@ -132,7 +132,7 @@ class Lifter:
     def _call(self, call: Call) -> None:
         paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}
         have = {path: self.values[node].types[0] for path, node in paths.items()}
-        met = self._meet(have)
+        met = self._meet(call.node, have)
         answer = self._answer(call, {})
         if isinstance(answer, Refusal):
             self._unmerged(call.node, answer.reason)
@@ -174,7 +174,9 @@ class Lifter:
 
         have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
         shapes = output_shapes(self.program.extents, call.node)
-        return ask(Context(call, self._meet(have), shapes, self.sizes), self.findings.rules)
+        return ask(
+            Context(call, self._meet(call.node, have), shapes, self.sizes), self.findings.rules
+        )
 
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
@@ -216,16 +218,18 @@ class Lifter:
 
     # -- levels -----------------------------------------------------------------------------
 
-    def _meet(self, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
+    def _meet(self, node: Node, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
         """Operands that share a stream at the deepest level that any of them has.
 
-        Where they come from branches that merged each by itself, at the level they parted at.
+        Where they come from branches that merged each by itself, or from several frames, at the
+        level they parted at.
         """
-        depth: dict[int, int] = {}
+        found: dict[int, list[int]] = {}
         for type_ in have.values():
             for stream in streams(type_):
-                known = depth.get(stream.id, 0)
-                depth[stream.id] = self.coercer.levels.common(stream.id, known, stream.level)
+                found.setdefault(stream.id, []).append(stream.level)
+        common, same = self.coercer.levels.common, node not in self.findings.mixing
+        depth = {stream: common(stream, levels, same) for stream, levels in found.items()}
 
         def deepen(stream: Stream) -> Stream:
             return self.coercer.levels.at(stream, depth[stream.id])

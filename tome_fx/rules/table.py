@@ -115,7 +115,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 # What takes images or frames apart, where each must have tokens of its own.
 _TAKING = ("slice", "narrow", "select", "split", "split_with_sizes", "chunk", "tensor_split",
-           "unbind", "index_select", "index")  # fmt: skip
+           "unbind", "index_select", "index", "gather")  # fmt: skip
 APART: Mapping[str, Rule] = MappingProxyType(
     {f"aten.{name}": parting(RULES[f"aten.{name}"]) for name in _TAKING}
 )

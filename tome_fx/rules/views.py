@@ -10,7 +10,7 @@ the places of each have a name of their own, and a match in one says nothing of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tome_fx.graph.axes import (
@@ -67,7 +67,8 @@ def parts(call: Call, type_: TensorType, results: tuple[TensorType, ...]) -> boo
 def _takes_images(call: Call, type_: TensorType, results: tuple[TensorType, ...]) -> bool:
     """Does a call take less than all of an axis that holds several images or frames?
 
-    Those that were put side by side are known; else they are the outermost places.
+    Those that were put side by side are known; else they are the outermost places, or what is gone
+    behind the call.
     """
     dim = _dim(call) % max(1, type_.rank)
     axis = type_.axes[dim]
@@ -75,9 +76,16 @@ def _takes_images(call: Call, type_: TensorType, results: tuple[TensorType, ...]
         return False
     if {"images", "frames"} & set(map(factor_kind, axis)):
         return True
-    inner = any(axis_kind(outer) == "conv" for outer in type_.axes[:dim])
+    dropped = all(t.rank < type_.rank for t in results)
+    inner = not dropped and any(axis_kind(outer) == "conv" for outer in type_.axes[:dim])
     tokens = has_stream(axis) and not has_batch(axis)
     return not inner and not tokens and axis_kind(axis) == "conv"
+
+
+def rows_of(types: Iterable[TensorType]) -> set[tuple[Axis, ...]]:
+    """The different rows of places that values hold."""
+    rows = (tuple(axis for axis in t.axes if axis_kind(axis) == "conv") for t in types)
+    return {row for row in rows if row}
 
 
 def _dim(call: Call) -> int:
