@@ -53,7 +53,7 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "levit": ({"depth": (1, 1, 1)}, {}),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": (
-        {"depths": (1, 1, 2, 1), "embed_dims": (32, 64, 128, 256), "num_heads": (1, 2, 4, 8)},
+        {"depths": (1, 1, 2, 1), "embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24)},
     ),
     "maxxvit": (
         {"depths": (1, 1, 1, 1), "embed_dim": (32, 64, 128, 256)},
@@ -62,8 +62,8 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 }
 # CoAtNets stand in MaxViT's module and have one attention a block where those have two.
 COATNETS: tuple[Mapping[str, Any], ...] = (
-    {"depths": (1, 1, 2, 1), "embed_dim": (32, 64, 128, 256)},
-    {"depths": (1, 1, 2, 1)},
+    {"depths": (1, 1, 4, 1), "embed_dim": (32, 64, 128, 256)},
+    {"depths": (1, 1, 4, 1)},
 )
 # Where timm's functions take no other depth, the class behind them gets it: its place, and the
 # argument in the place of that of the same name.
@@ -96,8 +96,8 @@ FURTHER = (
 )  # fmt: skip
 # The largest images make a sweep long and a row no better. Some constructors must be told.
 _LARGEST = {"davit": 224, "xcit": 224, "vitamin": 160, "volo": 224, "maxxvit": 224,
-            "vision_transformer_hybrid": 224, "gemma4_vit": 384}  # fmt: skip
-_TOLD = ("vitamin", "vision_transformer_hybrid", "volo", "maxxvit")
+            "gemma4_vit": 384}  # fmt: skip
+_TOLD = ("vitamin", "volo", "maxxvit")
 
 
 def _small(name: str) -> tuple[int, ...]:
