@@ -34,7 +34,7 @@ from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Atom, Axis, extent
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, packet_name
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
 from tome_fx.rules.base import Rule
@@ -115,11 +115,11 @@ def _rows(node: Node, types: _AllTypes) -> int:
 
 
 def _takes_apart(node: Node, plain: _AllTypes) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or not plain.get(node):
+    named = isinstance(node.target, torch._ops.OpOverload) and packet_name(node.target) in APART
+    if not named or not plain.get(node):
         return False
     call = bind(node)
-    source = plain.get(call["self"], ()) if call.name in APART else ()
-    return any(parts(call, type_, plain[node]) for type_ in source[:1])
+    return any(parts(call, type_, plain[node]) for type_ in plain.get(call["self"], ())[:1])
 
 
 def _typed(

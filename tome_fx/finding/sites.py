@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import Atom, TensorType, streams
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, packet_name
 from tome_fx.graph.cones import Cones, cones_of
 from tome_fx.graph.convolutions import CONVOLUTIONS, sees_one_place
 from tome_fx.graph.grids import fused
@@ -105,7 +105,8 @@ def _of_several(node: Node, types: Types) -> bool:
     """Was it made place by place of tokens of several streams? It has the name of one then."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    joins = torch.Tag.pointwise in node.target.tags or bind(node).name in ("aten.cat", "aten.stack")
+    joined = packet_name(node.target) in ("aten.cat", "aten.stack")
+    joins = joined or torch.Tag.pointwise in node.target.tags
     own = set(_ids(types[node][0])) if joins and types.get(node) else set[int]()
     return any(own and set(_ids(types[n][0])) - own for n in node.all_input_nodes if types.get(n))
 

@@ -34,15 +34,19 @@ def side_by_side(types: Sequence[TensorType], but: int | None = None) -> bool:
 
     ``but``: an axis that does not count, that along which they are joined.
     """
-    rows = [
-        tuple(
-            unmerged(axis)
-            for i, axis in enumerate(type_.axes)
-            if i != but and axis_kind(axis) == "conv"
-        )
-        for type_ in types
-    ]
+    rows = [tuple(map(unmerged, _row(type_, but))) for type_ in types]
     return any(row != rows[0] for row in rows if len(row) == len(rows[0]))
+
+
+def rows_of(types: Iterable[TensorType]) -> set[tuple[Axis, ...]]:
+    """The different rows of places that values hold."""
+    return {row for row in map(_row, types) if row}
+
+
+def _row(type_: TensorType, but: int | None = None) -> tuple[Axis, ...]:
+    """The axes of places, but for one."""
+    axes = enumerate(type_.axes)
+    return tuple(axis for i, axis in axes if i != but and axis_kind(axis) == "conv")
 
 
 def parting(rule: Rule) -> Rule:
@@ -80,12 +84,6 @@ def _takes_images(call: Call, type_: TensorType, results: tuple[TensorType, ...]
     inner = not dropped and any(axis_kind(outer) == "conv" for outer in type_.axes[:dim])
     tokens = has_stream(axis) and not has_batch(axis)
     return not inner and not tokens and axis_kind(axis) == "conv"
-
-
-def rows_of(types: Iterable[TensorType]) -> set[tuple[Axis, ...]]:
-    """The different rows of places that values hold."""
-    rows = (tuple(axis for axis in t.axes if axis_kind(axis) == "conv") for t in types)
-    return {row for row in rows if row}
 
 
 def _dim(call: Call) -> int:
