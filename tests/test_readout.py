@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
-from tests.zoo.around import without_borders
 from tests.zoo.entry import randomise
 
 pytestmark = TINY
@@ -48,7 +47,9 @@ class Dense(nn.Module):
         self.qkv = nn.ModuleList(nn.Linear(C, 3 * C) for _ in range(blocks))
         self.mlp = nn.ModuleList(nn.Linear(C, C) for _ in range(blocks))
         self.readout = nn.ModuleList(nn.Linear(2 * C, C) for _ in range(blocks))
-        self.heads = nn.ModuleList(nn.Conv2d(C, 4, 3, padding=1) for _ in range(blocks))
+        self.heads = nn.ModuleList(
+            nn.Conv2d(C, 4, 3, padding=1, padding_mode="circular") for _ in range(blocks)
+        )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.stem(image).flatten(2).transpose(1, 2)
@@ -72,7 +73,6 @@ def test_the_class_token_beside_each_patch_stays_merged(
 ) -> None:
     model = Dense(join).double().eval()
     randomise(model)
-    without_borders(model)
     x = torch.randn(2, 3, 8, 8).double()
     fast = tome_fx.transform(model, 3, example_inputs=x, min_ratio=0, remerge=remerge)
     assert [u.op for u in fast.report.unmerges] == ["aten.pad.default"] * 2

@@ -32,12 +32,12 @@ part to what is written here.
   `-` where it was not counted.
 - **r=0**: is the result bit-identical to the model?
 - **law**: with an image of one colour, positions that are the same everywhere and padding that goes
-  round, all tokens are duplicates, and the result equals the original's: `exact` to 1e-9 in
-  float64, `to float32` where the model itself computes in that. A number: the model rounds in fifty
-  convolutions before it has any tokens, which are then not equal to the last bit.
+  round, all tokens are duplicates, and the program with merges computes what the one without does:
+  `exact` to 1e-9 with all of both in float64, also what a model asks float32 for. A number: the
+  model rounds in fifty convolutions before it has any tokens, which are then not equal to the last
+  bit.
 - **alone**: two images have the same results with a third beside them and without. `-` where the
-  model's own code fixes the batch, or its result is one for all images; `?` where the row is older
-  than this question.
+  model's own code fixes the batch, or its result is one for all images.
 - **graph**: one graph for `torch.compile`, without a break.
 
 """
