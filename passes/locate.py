@@ -60,16 +60,17 @@ def locate(
     cores, causal = _by_order(proved, program)
     misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
     misses += opaque_misses(program.graph)
-    sites, unplaced = find_sites(program.graph, cores, types, mixing)
-    sites, too_early = before_order(sites, causal, program)
-    misses += [*unplaced, *too_early]
+    placed = find_sites(program.graph, cores, types, mixing)
+    sites, too_early = before_order(placed.sites, causal, program)
+    misses += [*placed.misses, *too_early]
+    mixing = placed.mixing
     if not sites and not all(miss.harmless for miss in misses):
         ordered = {core.node for core in causal}
         others = [row for row in found if row[0].node not in ordered]
         runs = _whole(inner_runs(program.graph, others, plain))
         inside = _typed(program, rules, protect, plain, runs)
         cores = inner_cores(program.graph, others, inside[0])
-        inner, _ = find_sites(program.graph, cores, inside[0])
+        inner = find_sites(program.graph, cores, inside[0]).sites
         if inner:
             types, streams = inside
             sites = tuple(by_features(site, types) for site in inner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +29,14 @@ class Cones:
         return node is on or bool(self.before[node] >> self.order[on] & 1)
 
 
-def cones_of(graph: Graph) -> Cones:
-    """The cones of all nodes of a graph."""
+def cones_of(graph: Graph, cut: Set[Node] = frozenset()) -> Cones:
+    """The cones of all nodes of a graph, with nothing before those where it is ``cut``."""
     order: dict[Node, int] = {}
     before: dict[Node, int] = {}
     for index, node in enumerate(graph.nodes):
         order[node] = index
         mask = 0
-        for source in node.all_input_nodes:
+        for source in () if node in cut else node.all_input_nodes:
             mask |= before[source] | 1 << order[source]
         before[node] = mask
     return Cones(order, before)

@@ -1,0 +1,174 @@
+"""Where what an attention makes comes back to the tokens, and whether its keys are of those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.fx import Graph, Node
+
+from tome_fx.finding.cores import PRODUCTS
+from tome_fx.finding.inner import uncut
+from tome_fx.graph.axes import TensorType, streams
+from tome_fx.graph.calls import bind
+from tome_fx.graph.cones import Cones, cones_of
+from tome_fx.graph.grids import fused
+from tome_fx.program import Core
+
+_ADD = torch.ops.aten.add.Tensor
+_SCALING = ("aten._to_copy", "aten.to", "aten.dropout", "aten.clone")
+_JOINS = ("aten.add", "aten.sub", "aten.rsub", "aten.lerp", "aten.addcmul", "aten.gru_cell")
+Types = Mapping[Node, tuple[TensorType, ...]]
+
+
+@dataclass(frozen=True)
+class Joins:
+    """The values of a typed graph that are weighed with others of the same tokens.
+
+    Attributes:
+        cores: all attention of the graph.
+        mixing: calls on tokens of several frames that are branches of one stream.
+    """
+
+    graph: Graph
+    types: Types
+    cores: tuple[Core, ...]
+    cones: Cones
+    mixing: frozenset[Node]
+
+    def of(self, core: Core) -> tuple[Node, Node] | None:
+        """The site of a core and the residual value that it adds to."""
+        for node, source in self._adds(core):
+            if self.cones.depends(core.query, source):
+                return self._sink(node, core.stream), source
+        return self._other(core)
+
+    def crosses(self, core: Core, residual: Node) -> bool:
+        """Are the keys those of other values at the same places, a second image's in its channels?
+
+        ``residual``: what queries are made of place by place, and keys are not. It may also be the
+        queries themselves, added to what they find: then what both are made of is added further
+        on, before the next attention.
+        """
+        of_each = self._by_place.depends
+        if of_each(core.key, residual) or not of_each(core.query, residual):
+            return False
+        later = (c.node for c in self.cores if c.node is not core.node)
+        order = self.cones.order
+        further = [order[node] for node in later if self.cones.depends(node, core.node)]
+        end = min(further, default=len(order))
+        sources = (source for node, source in self._adds(core) if order[node] < end)
+        return not any(of_each(core.query, s) and of_each(core.key, s) for s in sources)
+
+    def products(self, core: Core) -> set[Node]:
+        """Where queries meet keys, and their weights the values."""
+        depends = self.cones.depends
+        both = (n for n in self.graph.nodes if depends(n, core.query) and depends(n, core.key))
+        return {next(both, core.node), self._weighing(core)}
+
+    @cached_property
+    def _by_place(self) -> Cones:
+        """What each value is made of place by place: not what an attention found elsewhere."""
+        found = {node for core in self.cores for node in (core.node, self._weighing(core))}
+        return cones_of(self.graph, found)
+
+    def _weighing(self, core: Core) -> Node:
+        """The product of the weights of an attention with its values."""
+        depends = self.cones.depends
+        for node in self.graph.nodes if core.kind != "sdpa" else ():
+            if not depends(node, core.node) or not _is_product(node):
+                continue
+            others = (n for n in node.all_input_nodes if not depends(n, core.node))
+            if any(holds(n, core.stream, self.types) for n in others):
+                found: Node = node
+                return found
+        return core.node
+
+    def joined(self, node: Node, stream: int) -> list[Node]:
+        """The values of the stream that ``node`` weighs together; none if it does not."""
+        named = isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _JOINS
+        held = [n for n in node.all_input_nodes if holds(n, stream, self.types)] if named else []
+        return held if len(held) > 1 and holds(node, stream, self.types) else []
+
+    def _adds(self, core: Core) -> Iterator[tuple[Node, Node]]:
+        """Adds of something behind a core to something that is not: the add, and what that is."""
+        depends = self.cones.depends
+        for node in self.graph.nodes:
+            if not depends(node, core.node) or not self._is_join(node, core):
+                continue
+            for behind, before in (node.args[:2], node.args[1::-1]):
+                source = self._unscaled(before, core.stream)
+                if depends(behind, core.node) and not depends(source, core.node):
+                    yield node, source
+
+    def _other(self, core: Core) -> tuple[Node, Node] | None:
+        """The first weighing of something behind a core with something that is not.
+
+        For blocks without a plain residual add: interpolation on a sphere, connections that mix
+        several copies of the stream, an attention that adds to its values.
+        """
+        for node in self.graph.nodes:
+            if not self.cones.depends(node, core.node):
+                continue
+            held = self.joined(node, core.stream)
+            before = [n for n in held if not self.cones.depends(n, core.node)]
+            if before and len(held) > len(before):
+                return node, before[0]
+        return None
+
+    def _unscaled(self, node: Node, stream: int) -> Node:
+        """What a residual is before it is scaled, cast, dropped or cut on its way to the add."""
+        types = self.types
+        while isinstance(node.target, torch._ops.OpOverload):
+            streamed = [n for n in node.all_input_nodes if types.get(n) and ids(types[n][0])]
+            plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
+            if plain and len(streamed) == 1 and stream in ids(types[streamed[0]][0]):
+                node = streamed[0]
+            else:
+                source = uncut(node, types)
+                if source is node:
+                    break
+                node = source
+        return node
+
+    def _sink(self, node: Node, stream: int) -> Node:
+        """Parallel blocks add more branches at once: the site is the last of such a row of adds."""
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            twice = user.args[:1] == user.args[1:2]
+            if not self._is_add(user, stream) or twice or user in self.mixing:
+                break
+            node = user
+        return node
+
+    def _is_join(self, node: Node, core: Core) -> bool:
+        """Is ``node`` an add that can be the site of ``core``?
+
+        What comes back from an attention inside windows may be told apart by place: averaged there.
+        """
+        return self._is_add(node, core.stream, told_apart=core.kind == "inner")
+
+    def _is_add(self, node: Node, stream: int, told_apart: bool = False) -> bool:
+        """An add of two values of the same type that hold the stream; of one that does, if told."""
+        operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
+        if node.target is not _ADD or len(operands) != 2:
+            return False
+        held = [holds(n, stream, self.types) for n in (*operands, node)]
+        return held[2] and (any if told_apart else all)(held[:2])
+
+
+def _is_product(node: Node) -> bool:
+    """Is it a product, of weights and values say?"""
+    return isinstance(node.target, torch._ops.OpOverload) and bind(node).name in PRODUCTS
+
+
+def holds(node: Node, stream: int, types: Types) -> bool:
+    """Does a value hold tokens of a stream?"""
+    return bool(types.get(node)) and stream in ids(types[node][0])
+
+
+def ids(type_: TensorType) -> list[int]:
+    """The streams of a value, each row and column of a grid of tokens as one."""
+    return [stream.id for stream in streams(fused(type_))]
