@@ -144,7 +144,7 @@ class Findings:
         sites: in program order.
         tokens: on the axis of the first attention's keys.
         rules: for more ops than the table's, or in place of those; they gave the types.
-        mixing: calls on tokens of several frames that are branches of one stream.
+        mixing: calls on tokens of several frames or images that are branches of one stream.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]

@@ -29,7 +29,7 @@ class Joins:
 
     Attributes:
         cores: all attention of the graph.
-        mixing: calls on tokens of several frames that are branches of one stream.
+        mixing: calls on tokens of several frames or images that are branches of one stream.
     """
 
     graph: Graph

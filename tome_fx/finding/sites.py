@@ -23,7 +23,7 @@ class Found:
     Attributes:
         sites: in program order.
         misses: the cores without one.
-        mixing: calls where tokens of several frames or images meet that share their places.
+        mixing: calls on tokens of several frames or images that are branches of one stream.
     """
 
     sites: tuple[Site, ...]
@@ -36,7 +36,7 @@ def find_sites(
 ) -> Found:
     """A site for each group of parallel cores, and what has none.
 
-    ``mixing``: calls on tokens of several frames that are branches of one stream.
+    ``mixing``: such calls that are known before; attention between images is added to them.
     """
     joins = Joins(graph, types, tuple(cores), cones_of(graph), mixing)
     order = joins.cones.order
