@@ -82,7 +82,47 @@ def compared(y: Tensor) -> Tensor:
     return (y + 0).gt_(0.5)
 
 
-@pytest.mark.parametrize("function", [F.relu_, added, handed_on])
+def corner(y: Tensor) -> Tensor:
+    """Positions of the decomposed kind: what is read of a part is written back to it."""
+    y[:, :, 1:, 2:] = y[:, :, 1:, 2:].flatten(2).unflatten(2, (5, 4)) + y[:, :, :5, :4]
+    return y.softmax(-1) * y[:, 0, None]
+
+
+def in_turn(y: Tensor) -> Tensor:
+    y[:, 1] = y[:, 0]
+    y[:, 2:, 0] += y[:, :2, 1]
+    y[:, :1] *= 2
+    return y + 1
+
+
+def broadcast(y: Tensor) -> Tensor:
+    y[:, 1:].copy_(y[:, :1])
+    return y
+
+
+def view_before(y: Tensor) -> Tensor:
+    first = y[:, 0]
+    y[:, :1] = y[:, 1:2] + 1
+    return y.sum(1) * first
+
+
+def part_of_a_view(y: Tensor) -> Tensor:
+    y.flatten(2)[:, :1].add_(1)
+    return y
+
+
+def written_to_again(y: Tensor) -> Tensor:
+    y[:, :1].add_(1).mul_(2)
+    return y
+
+
+def part_read_later(y: Tensor) -> Tensor:
+    part = y[:, :1]
+    part.add_(1)
+    return y * part
+
+
+@pytest.mark.parametrize("function", [F.relu_, added, handed_on, by_view, corner, in_turn])
 def test_a_write_that_nobody_else_sees_is_a_plain_op(
     function: Callable[[Tensor], Tensor],
 ) -> None:
@@ -91,7 +131,19 @@ def test_a_write_that_nobody_else_sees_is_a_plain_op(
 
 @pytest.mark.parametrize(
     "function",
-    [viewed, by_view, by_untold_view, by_untold_view_before, view_handed_on, narrower, compared],
+    [
+        viewed,
+        by_untold_view,
+        by_untold_view_before,
+        view_handed_on,
+        narrower,
+        compared,
+        broadcast,
+        view_before,
+        part_of_a_view,
+        written_to_again,
+        part_read_later,
+    ],
 )
 def test_a_write_that_another_sees_stays(function: Callable[[Tensor], Tensor]) -> None:
     assert writes(function) > 0
