@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch.fx import Graph, Node
@@ -13,7 +12,7 @@ from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import TensorType, streams
 from tome_fx.graph.calls import bind
-from tome_fx.graph.cones import Cones, cones_of
+from tome_fx.graph.cones import Cones
 from tome_fx.graph.grids import fused
 from tome_fx.program import Core
 
@@ -28,13 +27,11 @@ class Joins:
     """The values of a typed graph that are weighed with others of the same tokens.
 
     Attributes:
-        cores: all attention of the graph.
         mixing: calls on tokens of several frames or images that are branches of one stream.
     """
 
     graph: Graph
     types: Types
-    cores: tuple[Core, ...]
     cones: Cones
     mixing: frozenset[Node]
 
@@ -45,37 +42,8 @@ class Joins:
                 return self._sink(node, core.stream), source
         return self._other(core)
 
-    def crosses(self, core: Core, residual: Node) -> bool:
-        """Are the keys those of other values at the same places, a second image's in its channels?
-
-        ``residual``: what queries are made of place by place, and keys are not. It may also be the
-        queries themselves, added to what they find: then what both are made of is added further
-        on, before the next attention.
-        """
-        of_each = self._by_place.depends
-        if of_each(core.key, residual) or not of_each(core.query, residual):
-            return False
-        later = (c.node for c in self.cores if c.node is not core.node)
-        order = self.cones.order
-        further = [order[node] for node in later if self.cones.depends(node, core.node)]
-        end = min(further, default=len(order))
-        sources = (source for node, source in self._adds(core) if order[node] < end)
-        return not any(of_each(core.query, s) and of_each(core.key, s) for s in sources)
-
-    def products(self, core: Core) -> set[Node]:
-        """Where queries meet keys, and their weights the values."""
-        depends = self.cones.depends
-        both = (n for n in self.graph.nodes if depends(n, core.query) and depends(n, core.key))
-        return {next(both, core.node), self._weighing(core)}
-
-    @cached_property
-    def _by_place(self) -> Cones:
-        """What each value is made of place by place: not what an attention found elsewhere."""
-        found = {node for core in self.cores for node in (core.node, self._weighing(core))}
-        return cones_of(self.graph, found)
-
-    def _weighing(self, core: Core) -> Node:
-        """The product of the weights of an attention with its values."""
+    def weighing(self, core: Core) -> Node:
+        """Where the weights of an attention meet its values; it itself where it is one call."""
         depends = self.cones.depends
         for node in self.graph.nodes if core.kind != "sdpa" else ():
             if not depends(node, core.node) or not _is_product(node):

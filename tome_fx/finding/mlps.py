@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch.fx import Graph, Node
 
@@ -19,10 +21,10 @@ def mlp_of(
     residual: Node,
     cores: list[Core],
     following: Node | None,
+    anchors: Iterable[Node],
 ) -> Mlp | None:
     """The linears between a site and the next residual add, or beside the core in its block."""
     graph, cones = joins.graph, joins.cones
-    anchors = [core.node for core in joins.cores]
     last = cones.order[following] if following is not None else len(cones.order)
     later = [n for n in anchors if cones.order[site] < cones.order[n]]
     for node in graph.nodes:

@@ -3,54 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from tome_fx.finding.joins import Types, holds, ids
 from tome_fx.graph.calls import packet_name
+from tome_fx.graph.cones import read_values
 
 
-def reaching(
-    site: Node,
-    stream: int,
-    before: Mapping[Node, Node | None],
-    types: Types,
-    mixing: frozenset[Node],
-) -> Node | None:
-    """The last site whose tokens reach ``site``, not only what was read of them.
+@dataclass(frozen=True)
+class Reach:
+    """The way back from values of one stream to the sites before them, place by place.
 
     Branches (the frames of a clip one by one, two decoders) each go on from where they part, and
-    what joins them from there too. ``before``: earlier sites, and what reaches each.
+    what joins them from there too. What an attention finds stands at the places of its queries.
+
+    Attributes:
+        before: earlier sites, and what reaches each.
+        mixing: calls on tokens of several frames that are branches of one stream.
+        asked: the queries of each attention, by the call that weighs its values.
     """
-    waiting, seen = [site], {site}
-    found: list[Node] = []
-    while waiting:
-        here = waiting.pop()
-        inputs = [n for n in here.all_input_nodes if holds(n, stream, types)]
-        if here in mixing:
-            found.extend(_parted(inputs, stream, before, types, mixing))
-        elif not _of_several(here, types):
-            for node in dict.fromkeys(inputs):
-                if node not in seen:
-                    seen.add(node)
-                    (found if node in before else waiting).append(node)
-    ways = [_way(node, before) for node in found]
-    last = max(ways, key=len, default=[])
-    return next((node for node in last if all(_on_one_line(node, way, last) for way in ways)), None)
 
+    stream: int
+    before: Mapping[Node, Node | None]
+    types: Types
+    mixing: frozenset[Node]
+    asked: Mapping[Node, Node]
 
-def _parted(
-    frames: list[Node],
-    stream: int,
-    before: Mapping[Node, Node | None],
-    types: Types,
-    mixing: frozenset[Node],
-) -> list[Node]:
-    """The last site that all of some frames come from, if there is one."""
-    ends = [n if n in before else reaching(n, stream, before, types, mixing) for n in frames]
-    ways = [_way(end, before) for end in ends]
-    return [node for node in max(ways, key=len) if all(node in way for way in ways)][:1]
+    def last(self, value: Node) -> Node | None:
+        """The last site whose tokens reach ``value``, not only what was read of them."""
+        waiting, seen = [value], {value}
+        found: list[Node] = []
+        while waiting:
+            here = waiting.pop()
+            inputs = self._inputs(here)
+            if here in self.mixing and here not in self.asked:
+                found.extend(self._parted(inputs))
+            elif not _of_several(here, self.types):
+                for node in dict.fromkeys(inputs):
+                    if node not in seen:
+                        seen.add(node)
+                        (found if node in self.before else waiting).append(node)
+        ways = [self._way(node) for node in found]
+        last = max(ways, key=len, default=[])
+        on_all = (node for node in last if all(_on_one_line(node, way, last) for way in ways))
+        return next(on_all, None)
+
+    def at(self, value: Node) -> Node | None:
+        """The last site of a value, which may be one itself."""
+        return value if value in self.before else self.last(value)
+
+    def _inputs(self, node: Node) -> list[Node]:
+        read = [self.asked[node]] if node in self.asked else read_values(node)
+        return [n for n in read if holds(n, self.stream, self.types)]
+
+    def _parted(self, frames: list[Node]) -> list[Node]:
+        """The last site that all of some frames come from, if there is one."""
+        ways = [self._way(self.at(frame)) for frame in frames]
+        longest = max(ways, key=len, default=[])
+        return [node for node in longest if all(node in way for way in ways)][:1]
+
+    def _way(self, site: Node | None) -> list[Node]:
+        """A site and those before it, the last first."""
+        way: list[Node] = []
+        while site is not None:
+            way.append(site)
+            site = self.before[site]
+        return way
 
 
 def _of_several(node: Node, types: Types) -> bool:
@@ -61,15 +82,6 @@ def _of_several(node: Node, types: Types) -> bool:
     joins = joined or torch.Tag.pointwise in node.target.tags
     own = set(ids(types[node][0])) if joins and types.get(node) else set[int]()
     return any(own and set(ids(types[n][0])) - own for n in node.all_input_nodes if types.get(n))
-
-
-def _way(site: Node | None, before: Mapping[Node, Node | None]) -> list[Node]:
-    """A site and those before it, the last first."""
-    way: list[Node] = []
-    while site is not None:
-        way.append(site)
-        site = before[site]
-    return way
 
 
 def _on_one_line(node: Node, way: list[Node], last: list[Node]) -> bool:

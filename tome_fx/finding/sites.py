@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
 from tome_fx.finding.inner import by_features
-from tome_fx.finding.joins import Joins, Types
+from tome_fx.finding.joins import Joins, Types, ids
 from tome_fx.finding.mlps import mlp_of
-from tome_fx.finding.reaching import reaching
+from tome_fx.finding.pieces import Pieces
+from tome_fx.finding.reaching import Reach
 from tome_fx.graph.axes import Atom, TensorType
 from tome_fx.graph.cones import cones_of
 from tome_fx.program import Core, Miss, Site
@@ -38,11 +40,10 @@ def find_sites(
 
     ``mixing``: such calls that are known before; attention between images is added to them.
     """
-    joins = Joins(graph, types, tuple(cores), cones_of(graph), mixing)
-    order = joins.cones.order
+    joins = Joins(graph, types, cones_of(graph), mixing)
+    order, anchors = joins.cones.order, [core.node for core in cores]
     groups: dict[tuple[Node, int], list[Core]] = {}
     residuals: dict[Node, Node] = {}
-    crossing: list[Core] = []
     misses = []
     for core in cores:
         found = joins.of(core)
@@ -52,24 +53,50 @@ def find_sites(
         elif found is not None:
             groups.setdefault((found[0], core.stream), []).append(core)
             residuals.setdefault(*found)
-        if found is not None and joins.crosses(core, found[1]):
-            crossing.append(core)
-    mixing = mixing.union(*map(joins.products, crossing))
     places = sorted({node for node, _ in groups}, key=lambda node: order[node])
     after = dict(itertools.pairwise(places))
+    asked = {joins.weighing(core): core.query for core in cores}
+    before: dict[int, dict[Node, Node | None]] = {core.stream: {} for core in cores}
+    reach = {i: Reach(i, sites, types, mixing, asked) for i, sites in before.items()}
+    pieces = Pieces(graph, types, cones_of(graph, set(asked)))
     sites: list[Site] = []
     for (node, stream), own in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        mlp = mlp_of(joins, node, residuals[node], own, after.get(node))
-        before = {site.node: site.after for site in sites if site.stream == stream}
-        came = reaching(node, stream, before, types, mixing)
-        sites.append(_site(Site(node, tuple(own), stream, mlp, came), crossing, types))
-    return Found(tuple(sites), tuple(misses), mixing)
+        mlp = mlp_of(joins, node, residuals[node], own, after.get(node), anchors)
+        came = reach[stream].last(node)
+        of_it = tuple(
+            core
+            for core in own
+            if core.kind == "inner"
+            or (reach[stream].at(core.key) is came and not pieces.differ(core, residuals[node]))
+        )
+        site = Site(node, of_it or tuple(own), stream, mlp, came)
+        sites.append(site if of_it else by_features(site, types))
+        before[stream][node] = came
+    apart = {node for node in graph.nodes if _meet_apart(node, reach, types)}
+    return Found(tuple(sites), tuple(misses), mixing | apart)
 
 
-def _site(site: Site, crossing: list[Core], types: Types) -> Site:
-    """The site without keys that are of other values than it merges; by its own without others."""
-    own = tuple(core for core in site.cores if core not in crossing)
-    return replace(site, cores=own) if own else by_features(site, types)
+def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
+    """Does each token of a value meet each of another that came by other sites?
+
+    Queries, keys and values do, in attention between images that share their places, and two such
+    images in a product without attention.
+    """
+    result = ids(types[node][0]) if types.get(node) else []
+    for stream in set(result) & set(reach):
+        asked = reach[stream].asked
+        rows = [n for n in node.all_input_nodes if types.get(n) and _is_row(types[n][0], stream)]
+        if node in asked:
+            rows.append(asked[node])
+        elif result.count(stream) < 2:
+            continue
+        if len({reach[stream].at(n) for n in rows}) > 1:
+            return True
+    return False
+
+
+def _is_row(type_: TensorType, stream: int) -> bool:
+    return ids(type_).count(stream) == 1
 
 
 def _refused(type_: TensorType) -> str:
