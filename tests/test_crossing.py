@@ -90,7 +90,8 @@ THEN: dict[str, Callable[..., Tensor]] = {
 
 
 CASES = [*((name, "met", "mean") for name in PICKED),
-         ("channels", "in_turn", "mean"), ("channels", "met", "never"), ("channels", "found", "never"),
+         ("channels", "in_turn", "mean"), ("channels", "met", "never"),
+         ("channels", "found", "never"),
          *(("sum over a mask", then, "mean") for then in THEN if then != "met")]  # fmt: skip
 
 
