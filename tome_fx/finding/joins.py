@@ -133,8 +133,8 @@ def _is_product(node: Node) -> bool:
 
 
 def holds(node: Node, stream: int, types: Types) -> bool:
-    """Does a value hold tokens of a stream?"""
-    return bool(types.get(node)) and stream in ids(types[node][0])
+    """Does a value hold tokens of a stream, in any of its parts where it has several?"""
+    return any(stream in ids(type_) for type_ in types.get(node, ()))
 
 
 def ids(type_: TensorType) -> list[int]:
