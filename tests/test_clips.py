@@ -61,6 +61,31 @@ def test_a_stem_over_time_makes_places_of_frames() -> None:
         tome_fx.transform(model(2), 4, example_inputs=torch.zeros(2, 8, 3, 16, 16).double())
 
 
+class Summarised(Factorised):
+    """Blocks within each frame, whose means attend to each other over time."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.stem(clip.transpose(1, 2)).permute(0, 2, 3, 4, 1)
+        inside = self.inside(x.flatten(0, 1).flatten(1, 2))
+        frames: Tensor = self.along(inside.mean(1).unflatten(0, x.shape[:2]))
+        return frames.mean(1)
+
+
+def test_frames_of_a_stem_attend_to_each_other_behind_their_own_blocks() -> None:
+    clips = Summarised(1)
+    randomise(clips)
+    clips = clips.double().eval()
+    x = torch.randn(2, 2, 3, 1, 2, dtype=torch.float64)
+    x = x.repeat_interleave(16, 3).repeat_interleave(8, 4).repeat_interleave(2, 1)
+    fast = tome_fx.transform(clips, [4, 0, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 0, 2)
+    assert [u for u in fast.report.unmerges if u.op != "output"] == []
+    assert distance(run(fast, x), run(clips, x)) < 1e-9
+    other = torch.randn_like(x)
+    assert distance(run(fast, other), run(clips, other)) > 1e-6
+    assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-9
+
+
 class Alternating(nn.Module):
     """Attention within each frame and over all frames in turn; a token of its own in each frame."""
 

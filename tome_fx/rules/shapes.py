@@ -107,7 +107,7 @@ def _frames(call: Call, type_: TensorType) -> Axis | None:
     They stay what they are; None for any other convolution.
     """
     weight, axis = call["weight"].meta["val"], type_.axes[2] if type_.rank == 5 else ()
-    if weight.dim() != 5 or has_stream(axis):
+    if weight.dim() != 5:
         return None
     padding = call["padding"]
     still = isinstance(padding, str) or padding[0] == 0
