@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import torch
 from torch.fx import Node
 
 from tome_fx.finding.contractions import contraction_anchors
@@ -34,7 +33,7 @@ from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
 from tome_fx.graph.axes import Atom, Axis, extent
-from tome_fx.graph.calls import bind, packet_name
+from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.extents import tensor_value
 from tome_fx.program import Core, Findings, Miss, Program, StreamDef
 from tome_fx.rules.base import Rule
@@ -116,8 +115,7 @@ def _rows(node: Node, types: _AllTypes) -> int:
 
 
 def _takes_apart(node: Node, plain: _AllTypes) -> bool:
-    named = isinstance(node.target, torch._ops.OpOverload) and packet_name(node.target) in APART
-    if not named or not plain.get(node):
+    if not calls(node, APART) or not plain.get(node):
         return False
     call = bind(node)
     return any(parts(call, type_, plain[node]) for type_ in plain.get(call["self"], ())[:1])

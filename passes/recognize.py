@@ -22,7 +22,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.extents import tensor_value
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ def recognize(graph: Graph) -> int:
 
 def _written(node: Node) -> Written | None:
     """The attention whose last product ``node`` is, or None."""
-    if not _calls(node, _PRODUCTS):
+    if not calls(node, _PRODUCTS):
         return None
     weights, value = node.all_input_nodes[0], node.all_input_nodes[-1]
     softmax = _behind_casts(weights)
@@ -73,9 +73,9 @@ def _product(logits: Node, size: Node, value: Node) -> Written | None:
     """Read ``scale * (query @ keys) + mask`` backwards."""
     (path, scale), mask = _scaled(logits), None
     total = path[-1]
-    if scale == 1.0 and _calls(total, ("aten.add",)):
+    if scale == 1.0 and calls(total, ("aten.add",)):
         sides = total.all_input_nodes
-        inner = [side for side in sides if _calls(_scaled(side)[0][-1], _PRODUCTS)]
+        inner = [side for side in sides if calls(_scaled(side)[0][-1], _PRODUCTS)]
         if len(sides) != 2 or len(inner) != 1 or bind(total).get("alpha", 1) != 1:
             return None
         (mask,) = (side for side in sides if side is not inner[0])
@@ -84,7 +84,7 @@ def _product(logits: Node, size: Node, value: Node) -> Written | None:
     product = path[-1]
     if any(len(node.users) != 1 for node in path) or not scale:
         return None
-    if not _calls(product, _PRODUCTS) or len(product.all_input_nodes) != 2:
+    if not calls(product, _PRODUCTS) or len(product.all_input_nodes) != 2:
         return None
     query, keys = product.all_input_nodes
     found = Written(query, keys, value, size, mask, scale)
@@ -131,9 +131,9 @@ def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
 def _behind_casts(node: Node) -> Node | None:
     """The softmax that ``node`` is, or is a cast of."""
     while len(node.users) == 1:
-        if _calls(node, ("aten.softmax", "aten.special_softmax")):
+        if calls(node, ("aten.softmax", "aten.special_softmax")):
             return node
-        if not _calls(node, ("aten.to", "aten._to_copy", "aten.type_as", "aten.clone")):
+        if not calls(node, ("aten.to", "aten._to_copy", "aten.type_as", "aten.clone")):
             return None
         node = node.all_input_nodes[0]
     return None
@@ -146,7 +146,7 @@ def _over_last(softmax: Node) -> bool:
 
 def _factor(node: Node) -> float | None:
     """The number that a node multiplies by, if that is what it does."""
-    if not _calls(node, _FACTORS):
+    if not calls(node, _FACTORS):
         return None
     call = bind(node)
     other = call["other"]
@@ -155,7 +155,3 @@ def _factor(node: Node) -> float | None:
     if call.get("rounding_mode") is not None or (call.name == "aten.div" and other == 0):
         return None
     return 1.0 / other if call.name == "aten.div" else float(other)
-
-
-def _calls(node: Node, names: tuple[str, ...]) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and bind(node).name in names

@@ -1,4 +1,4 @@
-"""Where what an attention makes comes back to the tokens, and whether its keys are of those."""
+"""Where what an attention makes meets its values, and comes back to the tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.inner import uncut
 from tome_fx.graph.axes import TensorType, streams
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import Cones
 from tome_fx.graph.grids import fused
 from tome_fx.program import Core
@@ -46,7 +46,7 @@ class Joins:
         """Where the weights of an attention meet its values; it itself where it is one call."""
         depends = self.cones.depends
         for node in self.graph.nodes if core.kind != "sdpa" else ():
-            if not depends(node, core.node) or not _is_product(node):
+            if not depends(node, core.node) or not calls(node, PRODUCTS):
                 continue
             others = (n for n in node.all_input_nodes if not depends(n, core.node))
             if any(holds(n, core.stream, self.types) for n in others):
@@ -56,8 +56,8 @@ class Joins:
 
     def joined(self, node: Node, stream: int) -> list[Node]:
         """The values of the stream that ``node`` weighs together; none if it does not."""
-        named = isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _JOINS
-        held = [n for n in node.all_input_nodes if holds(n, stream, self.types)] if named else []
+        inputs = node.all_input_nodes if calls(node, _JOINS) else []
+        held = [n for n in inputs if holds(n, stream, self.types)]
         return held if len(held) > 1 and holds(node, stream, self.types) else []
 
     def _adds(self, core: Core) -> Iterator[tuple[Node, Node]]:
@@ -125,11 +125,6 @@ class Joins:
             return False
         held = [holds(n, stream, self.types) for n in (*operands, node)]
         return held[2] and (any if told_apart else all)(held[:2])
-
-
-def _is_product(node: Node) -> bool:
-    """Is it a product, of weights and values say?"""
-    return isinstance(node.target, torch._ops.OpOverload) and bind(node).name in PRODUCTS
 
 
 def holds(node: Node, stream: int, types: Types) -> bool:

@@ -6,12 +6,11 @@ import operator
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.joins import Types, holds
-from tome_fx.graph.calls import packet_name
+from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import Cones
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.program import Core
@@ -52,18 +51,14 @@ class Pieces:
 
     @cached_property
     def _all(self) -> list[Node]:
-        return [n for n in self.graph.nodes if n.target is operator.getitem or _named(n, _PIECES)]
+        return [n for n in self.graph.nodes if n.target is operator.getitem or calls(n, _PIECES)]
 
     def _is_query(self, core: Core, residual: Node) -> bool:
         """Are the queries the residual itself, laid out, normed or scaled?"""
         node = core.query
-        while node is not residual and not _named(node, _PROJECTIONS):
+        while node is not residual and not calls(node, _PROJECTIONS):
             held = [n for n in node.all_input_nodes if holds(n, core.stream, self.types)]
             if len(held) != 1:
                 return False
             node = held[0]
         return node is residual
-
-
-def _named(node: Node, names: tuple[str, ...]) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and packet_name(node.target) in names

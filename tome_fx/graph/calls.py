@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ class Call:
 def packet_name(op: torch._ops.OpOverload) -> str:
     """``aten.add`` for ``aten.add.Tensor``."""
     return op._schema.name.replace("::", ".")
+
+
+def calls(node: Node, names: Container[str]) -> bool:
+    """Is ``node`` a call of one of these ops, ``aten.add`` say?"""
+    return isinstance(node.target, torch._ops.OpOverload) and packet_name(node.target) in names
 
 
 def bind(node: Node) -> Call:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import calls
 
 _LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
            "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
@@ -71,6 +71,6 @@ def _name(node: Node) -> str:
 
 def laid_out(node: Node) -> Node:
     """What a value was before it was cut or moved about."""
-    while isinstance(node.target, torch._ops.OpOverload) and bind(node).name in _LAYOUT:
+    while calls(node, _LAYOUT):
         node = node.all_input_nodes[0]
     return node
