@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx import ops
+from tome_fx import kernels, ops
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import tensor_value
 
@@ -63,7 +63,8 @@ def attend(graph: Graph, choose: Choose) -> Mapping[str, int]:
         count[form] += 1
         if form != "mask":
             call = bind(node)
-            keywords = {k: call[k] for k in ("scale", "dropout_p", "enable_gqa") if call.get(k)}
+            keywords = {k: call[k] for k in ("dropout_p", "enable_gqa") if call.get(k)}
+            keywords |= {"scale": call["scale"]} if call.get("scale") is not None else {}
             node.target = ops.FORMS[form]
             node.args, node.kwargs = (call["query"], call["key"], call["value"], size), keywords
     graph.eliminate_dead_code()
@@ -110,6 +111,9 @@ def _legal(node: Node, shapes: Shapes) -> tuple[str, ...]:
         forms.append("channel")
     if not call.get("dropout_p"):
         forms += ["values", "flex"]
+        width, shared = max(shapes.width, shapes.value_width), shapes.heads % shapes.key_heads == 0
+        if shared and kernels.has_attention(shapes.device, shapes.dtype, width):
+            forms.append("kernel")
         if not call.get("enable_gqa"):
             forms.append("plain")
     return tuple(forms)

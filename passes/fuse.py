@@ -1,10 +1,11 @@
 """Fuse: put steps that one kernel does into one call.
 
+    x = stream + branch
     metric = head_mean(k, 1, 0)
     scores = similarity(metric, 1)
     plan = match(scores, 16, 1)                plan = match_keys(k, 16, 1, 1, 0)
-    size = merged_size(plan, None, k)    ->    x1, y, size = merge_norm(x, plan, None, k, [C], w, b)
-    x1 = merge(x, plan, None, size, 1)
+    size = merged_size(plan, None, k)    ->    x1, y, size = merge_norm(
+    x1 = merge(x, plan, None, size, 1)             stream, plan, None, k, [C], w, b, branch=branch)
     y = layer_norm(x1, [C], w, b)
 
 For devices that have such kernels. Elsewhere the graph is better left as it is, since compilers
@@ -86,6 +87,9 @@ def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
         return
     args = (x, plan, size, new_size.args[2], norm["normalized_shape"], *scale, norm["eps"])
     ends = {name: merge.kwargs[name] for name in ("front", "back") if name in merge.kwargs}
+    summands = _summands(x, merge)
+    if summands is not None:
+        args, ends = (summands[0], *args[1:]), ends | {"branch": summands[1]}
     with graph.inserting_before(merge):
         fused = graph.call_function(ops.merge_norm, args, ends)
         parts = [graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
@@ -95,6 +99,18 @@ def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
     _replace(node, parts[1])
     if all(order.get(user, -1) > order[merge] for user in new_size.users):
         _replace(new_size, parts[2])
+
+
+def _summands(x: Any, merge: Node) -> tuple[Node, Node] | None:
+    """Stream and branch where ``x`` is a residual sum that nothing but ``merge`` reads."""
+    if not _is(x, aten.add.Tensor) or x.kwargs or list(x.users) != [merge]:
+        return None
+    one, other = x.args
+    values = [tensor_value(one), tensor_value(other), tensor_value(x)]
+    if any(value is None for value in values):
+        return None
+    kinds = {(value.shape, value.dtype, value.device) for value in values if value is not None}
+    return (one, other) if len(kinds) == 1 else None
 
 
 def _is(value: Any, target: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +13,13 @@ import tome_fx
 from tests.architectures import randomise
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
-from tome_fx import ops
+from tome_fx import kernels, ops
 from tome_fx.errors import ConfigError
+from tome_fx.passes.attend import Shapes, _legal
 
 pytestmark = TINY
 aten = torch.ops.aten
+SDPA = aten.scaled_dot_product_attention.default
 H, D, C, R = 2, 8, 16, 2
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -193,7 +196,7 @@ def test_maps_of_attention_that_are_read_stay() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", [form for form in ops.FORMS if form != "kernel"])
 def test_each_form_by_name(form: str) -> None:
     model, x = tiny(depth=3).double(), images(3).double()
     expected = tome_fx.transform(model, R, attention="mask")(x)
@@ -203,6 +206,50 @@ def test_each_form_by_name(form: str) -> None:
     assert (f"2 by {form}" in str(fast.report)) == (form != "mask")
     fast.r = 1
     assert count(fast, ops.FORMS[form]) == (2 if form != "mask" else 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["mask", "channel", "values", "plain"])
+def test_a_scale_of_zero_is_one(form: str) -> None:
+    class Mean(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, H, D).permute(2, 0, 3, 1, 4).unbind(0)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.0)
+            x = x + self.proj(y.transpose(1, 2).reshape(b, n, C))
+            return x + self.mlp(self.norm(x))
+
+    model = made(scaled_query)
+    model.blocks = nn.Sequential(*(Mean(scaled_query) for _ in range(3))).double()
+    fast, _ = run(model, form)
+    scaled = [n for n in fast.graph.nodes if n.target in (SDPA, *ops.FORMS.values())]
+    assert len(scaled) == 3
+    assert all(node.kwargs["scale"] == 0.0 for node in scaled)
+
+
+@torch.no_grad()
+def test_one_query_head_over_many_key_heads_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_attention", lambda device, dtype, width: True)
+    shapes = Shapes(torch.device("cpu"), torch.float16, 1, 4, 5, 5, 8, 8)
+    graph = torch.fx.Graph()
+    call = graph.call_function(SDPA, tuple(graph.placeholder(name) for name in "qkv"))
+    assert "kernel" not in _legal(call, shapes)
+    assert "kernel" in _legal(call, dataclasses.replace(shapes, heads=4))
+
+
+@torch.no_grad()
+def test_the_kernel_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device has one; elsewhere, and where it is gone when the program runs, the mask."""
+    model, x = tiny(depth=3).double(), images(3).double()
+    plain = tome_fx.transform(model, R, attention="kernel")
+    assert count(plain, ops.kernel_attention) == 0
+    monkeypatch.setattr(kernels, "has_attention", lambda device, dtype, width: width <= 256)
+    fast = tome_fx.transform(model, R, attention="kernel")
+    assert count(fast, ops.kernel_attention) == 2
+    assert "2 by kernel" in str(fast.report)
+    assert torch.equal(fast(x), plain(x))
+    dropped = tome_fx.transform(tiny(depth=3, attn_drop_rate=0.1).train(), R, attention="kernel")
+    assert count(dropped, ops.kernel_attention) == 0
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 import tome_fx
 from tests.laws.common import TINY
 from tests.tiny import images, tiny
+from tome_fx import pipeline
 from tome_fx.costs.hardware import DEVICES
 
 pytestmark = TINY
@@ -170,13 +171,33 @@ def test_both_programs_are_timed_at_the_same_batch(small: Any) -> None:
 def test_more_images_take_longer_and_merging_pays_more(small: Any) -> None:
     found = []
     for batch in (1, 8, 64, 512):
-        told = tome_fx.explain(small, 16, batch=batch, hardware="h200", min_speedup=0).estimate
+        told = tome_fx.explain(
+            small, 16, batch=batch, hardware="h200-graphs", min_speedup=0
+        ).estimate
         assert told is not None
         found.append(told)
     for key in ("seconds_before", "seconds_after", "seconds_merging", "speedup"):
         row = [getattr(told, key) for told in found]
         assert row == sorted(row), key
     assert len({told.kernels_after for told in found}) == 1
+
+
+def test_a_host_that_is_slower_than_the_device_is_what_takes_time(small: Any) -> None:
+    """Then a kernel costs its start, whatever is in it; else starting it costs nothing."""
+    quick = dataclasses.replace(DEVICES["h200"], host=0.0)
+    for host, bound in ((1e-3, True), (1e-9, False)):
+        device = dataclasses.replace(quick, host=host)
+        told = tome_fx.explain(small, 16, batch=64, hardware=device, min_speedup=0).estimate
+        free = tome_fx.explain(small, 16, batch=64, hardware=quick, min_speedup=0).estimate
+        assert told is not None
+        assert free is not None
+        if bound:
+            assert told.seconds_before == pytest.approx(host * told.kernels_before)
+            assert told.seconds_after == pytest.approx(host * told.kernels_after)
+        else:
+            assert (told.seconds_before, told.seconds_after) == (
+                free.seconds_before, free.seconds_after,
+            )  # fmt: skip
 
 
 def test_single_merges_that_cost_more_than_they_save_are_left_out(small: Any) -> None:
@@ -193,6 +214,24 @@ def test_single_merges_that_cost_more_than_they_save_are_left_out(small: Any) ->
     ).estimate.speedup  # fmt: skip
     strict = tome_fx.explain(small, 16, batch=2, hardware=device, strict=True)
     assert all(strict.schedule)
+
+
+def test_kernels_that_do_several_steps_are_told_apart_too(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a merge may be inside a kernel, and attention in a function."""
+    device = dataclasses.replace(DEVICES["cpu"], name="test", launch=6e-5)
+    plain = tome_fx.explain(small, 16, batch=2, hardware=device)
+    monkeypatch.setattr(pipeline, "_has_kernels", lambda program: True)
+    fused = tome_fx.explain(small, 16, batch=2, hardware=device)
+    assert fused.estimate is not None
+    assert fused.estimate.left_out == plain.estimate.left_out == (3,)
+    quick = dataclasses.replace(device, launch=1e-9)
+    found = [
+        tome_fx.explain(small, 16, batch=2, hardware=quick, attention=form).estimate.seconds_after
+        for form in ("mask", "channel", "values")
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=0.03)
 
 
 def test_a_program_of_one_batch_size_is_estimated_at_that_one() -> None:

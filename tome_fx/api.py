@@ -98,8 +98,8 @@ def transform(
         attention: how attention over merged keys is computed: ``auto`` takes fused attention and,
             except on a CPU, the form of ``log size`` that is measured to be fastest, once for each
             device, dtype and shape; ``measure`` does so on a CPU too; ``mask``, ``channel``,
-            ``values``, ``flex`` or ``plain`` (see ``tome_fx.ops``) name the form; ``written`` keeps
-            the model's own ops.
+            ``values``, ``flex``, ``kernel`` or ``plain`` (see ``tome_fx.ops``) name the form, taken
+            where it is legal; ``written`` keeps the model's own ops.
         every: merge at one of each ``every`` layers only, all tokens of these at once.
         align: bring the tokens behind each merge, protected ones included, to a multiple of this;
             ``auto`` chooses it by the device and dtype.

@@ -21,10 +21,15 @@ import torch
 
 from tome_fx import ops
 from tome_fx.measuring.kept import write_json
+from tome_fx.measuring.machine import replayed
 from tome_fx.passes.attend import Choose, Shapes
 
 # Images in a batch that is timed: enough to fill a device, which is where kernels differ.
 IMAGES = 64
+# What is timed unless all is asked for: the rest is compiled for seconds and was not seen to win.
+_USUAL = ("mask", "channel", "values", "kernel")
+# What has nothing that a compiler would fuse.
+_AS_IT_IS = ("mask", "kernel")
 _LOCK = threading.Lock()
 
 
@@ -42,7 +47,13 @@ def chooser(form: str) -> Choose:
 
 
 def _automatic(shapes: Shapes, legal: tuple[str, ...]) -> str:
-    return "mask" if shapes.device.type in ("cpu", "meta") else measured(shapes, legal)
+    if shapes.device.type in ("cpu", "meta"):
+        return "mask"
+    usual = tuple(form for form in legal if form in _USUAL)
+    if "kernel" in usual and _is_power_of_two(shapes.width):
+        # Others copy queries, keys or values; heads that kernels fill up anyway may be worth it.
+        usual = ("mask", "kernel")
+    return measured(shapes, usual)
 
 
 def measured(shapes: Shapes, legal: tuple[str, ...]) -> str:
@@ -59,15 +70,26 @@ def measured(shapes: Shapes, legal: tuple[str, ...]) -> str:
 
 
 def key_of(shapes: Shapes) -> str:
-    """A device, a dtype and a shape, with token counts of one kernel's tile taken as one."""
+    """A device, a dtype and a shape, with token counts that are nearly the same taken as one."""
     device = shapes.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    tiles = [-(-count // 32) * 32 for count in (shapes.queries, shapes.keys)]
+    tiles = [_rounded(count) for count in (shapes.queries, shapes.keys)]
+    # What is timed is the device alone; where a release times something else, this says so.
     return (
-        f"{name}, torch {torch.__version__}, {shapes.dtype}, heads {shapes.heads}/"
+        f"{name}, device time, torch {torch.__version__}, {shapes.dtype}, heads {shapes.heads}/"
         f"{shapes.key_heads}, tokens {tiles[0]}x{tiles[1]}, channels {shapes.width}/"
         f"{shapes.value_width}"
     )
+
+
+def _is_power_of_two(count: int) -> bool:
+    return count & (count - 1) == 0
+
+
+def _rounded(count: int) -> int:
+    """Up to a power of two, or to one and a half of one, from 32 on."""
+    power = max(32, 1 << (count - 1).bit_length())
+    return power * 3 // 4 if 32 < count <= power * 3 // 4 else power
 
 
 def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> dict[str, float]:
@@ -80,10 +102,24 @@ def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> dic
     seconds = {}
     for form in legal:
         with contextlib.nullcontext() if form == "mask" else contextlib.suppress(Exception):
-            function = torch.compile(ops.FORMS[form], dynamic=False)
+            function = _program(form)
+            if form not in _AS_IT_IS:
+                function = torch.compile(function, dynamic=False)
             seconds[form] = _time(partial(function, *values, **how))
     slowest = max(seconds.values())
     return {form: seconds.get(form, 2 * slowest) for form in legal}
+
+
+def _program(form: str) -> Callable[..., torch.Tensor]:
+    """Attention as programs have it: the sizes of a stream behind those of a class token."""
+    attention = ops.FORMS[form]
+
+    def program(query: Any, key: Any, value: Any, stream: Any, **how: Any) -> torch.Tensor:
+        size = torch.cat([stream.new_ones(1, 1).expand(stream.shape[0], 1), stream], dim=1)
+        return attention(query, key, value, size[:, None, None], **how)
+
+    program.__name__ = form
+    return program
 
 
 def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
@@ -93,17 +129,27 @@ def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
         made(images, shapes.heads, shapes.queries, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.value_width),
-        torch.ones(images, 1, 1, shapes.keys, device=shapes.device),
+        torch.ones(images, shapes.keys - 1, device=shapes.device),
     ]
 
 
-def _time(call: Callable[[], Any]) -> float:
+def _time(call: Callable[[], torch.Tensor]) -> float:
+    with torch.no_grad():
+        device, calls = call().device, 10
+        if device.type != "cuda":
+            return _here(call)
+        try:
+            # To call it takes longer than a small kernel does.
+            return replayed(lambda: [call() for _ in range(calls)], device) / calls
+        except RuntimeError:  # not everything can be recorded
+            return _here(call)
+
+
+def _here(call: Callable[[], torch.Tensor]) -> float:
     from torch.utils.benchmark import Timer  # looks for a CUDA toolkit when it is imported
 
-    with torch.no_grad():
-        call()
-        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        return float(timer.blocked_autorange(min_run_time=0.05).median)
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=0.05).median)
 
 
 def cache_file() -> Path:

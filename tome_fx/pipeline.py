@@ -15,6 +15,7 @@ from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.locating import LOCK, Located
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
+from tome_fx.passes.embed import embed
 from tome_fx.passes.fuse import fuse
 from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.lower import lower
@@ -119,7 +120,7 @@ class _Work:
         done = Done(program, findings, schedule, graph, sizes, lifted)
         report = report_of(done, self.name, self.settings)
         report = _attended(self.target, report, done, self.settings.attention)
-        self.target.graph = fuse(graph, _has_kernels(program))
+        report = _fused(self.target, report, done)
         return _checkpointed(self.target, report, done), done
 
     def unmerged(self, **told: Any) -> Rewritten:
@@ -133,6 +134,7 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     if form == "written":
         return report
     known = recognize(done.graph)
+    _has_kernels(done.program)  # whether they can be trusted is found out before one is taken
     forms = attend(done.graph, chooser(form))
     if known or set(forms) - {"mask"}:
         target.recompile()
@@ -141,6 +143,16 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     if known:
         notes.append(f"written attention that a compiler fuses, sizes included: {known}")
     return replace(report, notes=(*report.notes, *notes))
+
+
+def _fused(target: GraphModule, report: Report, done: Done) -> Report:
+    """What kernels of this device do at once, and what suits it otherwise where tokens merge."""
+    graph, kernels = done.graph, _has_kernels(done.program)
+    target.graph = fuse(graph, kernels)
+    if not kernels or not any(report.schedule) or not embed(target.graph):
+        return report
+    target.recompile()
+    return replace(report, notes=(*report.notes, "patches are embedded by a matrix product"))
 
 
 def _checkpointed(target: GraphModule, report: Report, done: Done) -> Report:

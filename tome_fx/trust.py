@@ -1,7 +1,8 @@
 """Kernels are used on a device after they were seen to agree with plain ops there.
 
 A kernel is compiled for each kind of device by whatever Triton is installed. Before the first
-transform on a device takes them, they match and merge one small batch whose scores are exact.
+transform on a device takes them, they match, merge and attend on one small batch whose scores are
+exact.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _agrees(device: torch.device) -> bool:
             found = _steps(device)
             with kernels.using("portable"):
                 expected = _steps(device)
-        same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+        same = all(_close(a, b) for a, b in zip(found, expected, strict=True))
         trouble = "" if same else "they gave other results than plain ops"
     except Exception as error:
         trouble = (str(error).splitlines() or [type(error).__name__])[0]
@@ -44,6 +45,11 @@ def _agrees(device: torch.device) -> bool:
     return not trouble
 
 
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Up to rounding; values are of the size of 1."""
+    return torch.allclose(found, expected, atol=1e-2 if found.dtype == torch.float16 else 1e-5)
+
+
 def _steps(device: torch.device) -> tuple[Tensor, ...]:
     """Match and merge twice, with the norm behind, as a rewritten graph does."""
     angle = torch.arange(64, device=device).reshape(2, 1, 32, 1) ** 2 % 61 / 9.0
@@ -54,4 +60,14 @@ def _steps(device: torch.device) -> tuple[Tensor, ...]:
     kept = ops.take(keys[:, 0], first.keep)[:, None]
     second = ops.match_keys(kept, 4, 1)
     again = ops.merge(merged, second, size, ops.merged_size(second, size, keys), 1, 1, 1)
-    return (*first, merged, normed, size, *second, again)
+    return (*first, merged, normed, size, *second, again, *_half_steps(device))
+
+
+def _half_steps(device: torch.device) -> tuple[Tensor, ...]:
+    """What kernels do in half precision: sum, merge and norm, and attention by blocks."""
+    x = torch.arange(2 * 70 * 192, device=device).reshape(2, 70, 192).float().sin().half()
+    plan = ops.match_keys(x[:, None, :, :3].round(), 9)
+    merged = ops.merge_norm(x, plan, None, x, [192], branch=x.cos())
+    q = x.reshape(2, 70, 2, 96).transpose(1, 2)  # two blocks of channels, several of keys
+    size = torch.arange(1, 71, device=device).float().expand(2, 1, 1, 70)
+    return *merged, ops.kernel_attention(4 * q, q, q.cos(), size)

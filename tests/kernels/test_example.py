@@ -59,6 +59,7 @@ def test_its_table(example: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning")  # scores want all bits
 def test_it_measures(example: ModuleType) -> None:
     rows = list(example.measured("vit_base_224", 0, 2, 2))
     assert [row.step for row in rows] == list(example.STEPS)

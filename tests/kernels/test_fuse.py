@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 import tome_fx
 from tests.tiny import images, tiny
@@ -80,7 +81,9 @@ def test_checkpointed_training_runs() -> None:
     assert model.blocks[0].norm2.weight.grad is not None
 
 
-def by_hand(weight_first: bool = True, early: bool = False, shared: bool = False) -> GraphModule:
+def by_hand(
+    weight_first: bool = True, early: bool = False, shared: bool = False, residual: str = ""
+) -> GraphModule:
     """match -> merged_size -> merge -> layer_norm, written node by node."""
     root = nn.Module()
     root.weight = nn.Parameter(torch.randn(4, dtype=torch.float64))
@@ -92,12 +95,26 @@ def by_hand(weight_first: bool = True, early: bool = False, shared: bool = False
     plan = graph.call_function(ops.match, (scores, 2, 0))
     size = graph.call_function(ops.merged_size, (plan, None, k))
     read = graph.call_function(aten.neg.default, (size,)) if early else size
+    if residual:
+        branch = graph.call_function(aten.cos.default, (x,))
+        if residual == "narrow":
+            branch = graph.call_function(aten.mean.dim, (branch, [2], True))
+        alpha = {"alpha": 2} if residual == "doubled" else {}
+        x = graph.call_function(aten.add.Tensor, (x, branch), alpha)
     merge = graph.call_function(ops.merge, (x, plan, None, size, 1))
     other = graph.call_function(aten.neg.default, (merge,))
     weight = weight or graph.get_attr("weight")
     norm = graph.call_function(aten.layer_norm.default, (merge, [4], weight))
-    graph.output((norm, other, read, scores if shared else metric))
-    return GraphModule(root, graph)
+    read_too = (x,) if residual == "read" else ()
+    graph.output((norm, other, read, scores if shared else metric, *read_too))
+    module = GraphModule(root, graph)
+    values = torch.randn(2, 3, 8, 5).double(), torch.randn(2, 8, 4).double()
+    ShapeProp(module).propagate(*values)
+    for node in graph.nodes:
+        if isinstance(node.meta.get("tensor_meta"), TensorMetadata):
+            held = node.meta["tensor_meta"]
+            node.meta["val"] = torch.empty(held.shape, dtype=held.dtype)
+    return module
 
 
 def agree(module: GraphModule) -> GraphModule:
@@ -128,6 +145,18 @@ def test_scores_that_others_read_are_not_fused() -> None:
     assert ops.match in found
     assert ops.match_keys not in found
     assert ops.merge_norm in found
+
+
+@pytest.mark.parametrize(
+    ("residual", "joins"),
+    [("plain", True), ("read", False), ("narrow", False), ("doubled", False)],
+)
+def test_a_residual_sum_is_merged_as_it_is_made(residual: str, joins: bool) -> None:
+    """Where nobody else reads it, and both parts are alike."""
+    module = agree(by_hand(residual=residual))
+    (fused,) = (node for node in module.graph.nodes if node.target is ops.merge_norm)
+    assert ("branch" in fused.kwargs) == joins
+    assert (aten.add.Tensor in targets(module)) == (not joins)
 
 
 def test_a_norm_of_something_else_stays() -> None:

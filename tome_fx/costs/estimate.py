@@ -15,9 +15,12 @@ from tome_fx.costs.work import work_of
 from tome_fx.graph.extents import Extents
 from tome_fx.macs import macs_of
 
+# One of them for each merge, even where the sum in front of it, its end, is part of a kernel.
+_MATCH = (ops.match, ops.match_keys, ops.match_metric)
 # What a single merge consists of. All else that is inserted (weights of keys, unmerges) is shared.
 _MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.match, ops.padding_last,
-          ops.merged_size, ops.merge, ops.merge_sum)  # fmt: skip
+          ops.merged_size, ops.merge, ops.merge_sum, ops.match_keys, ops.match_metric,
+          ops.merge_norm)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,24 +94,33 @@ def estimate(
 
     old, new = (_kernels(side, batch, before.graph, inserted) for side in (before, after))
     stages = _stages(before.graph, after.graph, origin, merges)
-    spent = [[0.0] * (len(merges) + 1) for _ in range(2)]  # the model's own, old and new, by stage
+    # On the device, of the model's own, old and new, by stage: what merges save is saved there.
+    spent = [[0.0] * (len(merges) + 1) for _ in range(2)]
     costs, merging = [0.0] * len(merges), 0.0
     for kernel in old:
         spent[0][stages[kernel.node]] += kernel.seconds(device)
-    for kernel in new:
-        stage, took = stages[kernel.node], kernel.seconds(device)
+    took_new = _seconds(new, device)
+    for kernel, took in zip(new, took_new, strict=True):
+        stage = stages[kernel.node]
         if not inserted(kernel.node):
-            spent[1][stage] += took
+            spent[1][stage] += kernel.seconds(device)
             continue
         merging += took
         if stage and kernel.node.target in _MERGE:
             costs[stage - 1] += took
     saved = _saved(spent, merges)
     told = Estimate(
-        device.name, batch, sum(spent[0]), sum(spent[1]) + merging, merging, len(old), len(new)
+        device.name, batch, sum(_seconds(old, device)), sum(took_new), merging, len(old), len(new)
     )
     rows = zip(merges, costs, saved, strict=True)
     return Costs(told, {merge.layer: (cost, gain) for merge, cost, gain in rows})
+
+
+def _seconds(kernels: Sequence[Kernel], device: DeviceModel) -> list[float]:
+    """Time of each kernel; where the host is slower than the device, what it takes to start one."""
+    on_device = [kernel.seconds(device) for kernel in kernels]
+    waits = device.host * len(kernels) > sum(on_device)
+    return [device.host] * len(kernels) if waits else on_device
 
 
 def _kernels(
@@ -121,15 +133,14 @@ def _kernels(
 def _stages(
     before: Graph, after: Graph, origin: Mapping[Node, Node], merges: Sequence[Merging]
 ) -> dict[Node, int]:
-    """How many merges stand before each node."""
+    """How many merges stand before each node: begun by its match, where its end is in a kernel."""
     stages: dict[Node, int] = {}
     for graph in (before, after):
-        ends, stage = {merge.node for merge in merges}, 0
+        ends, matches = {merge.node for merge in merges}, 0
         for node in graph.nodes:
-            stages[node] = stage
-            captured = origin.get(node, node)
-            stage += captured in ends
-            ends.discard(captured)
+            matches += node.target in _MATCH
+            stages[node] = max(len(merges) - len(ends), min(matches, len(merges)))
+            ends.discard(origin.get(node, node))
     return stages
 
 

@@ -17,7 +17,8 @@ from tome_fx.graph.fakes import FakeRun
 
 # Products have a kernel each; these too, since a compiler fuses nothing into them.
 _ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
-_PRODUCTS = ("bmm", "mm")
+# Where the left operand of a product stands.
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}
 _CONSTANT = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 
 
@@ -122,9 +123,20 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        macs = result.numel() * args[0].shape[-1] if _name(func) in _PRODUCTS else 0
-        self.recorder.note(self.node, func, (args, kwargs), result, macs)
+        self.recorder.note(self.node, func, (args, kwargs), result, _macs(func, args, result))
         return result
+
+
+def _macs(op: torch._ops.OpOverload, args: Any, result: Any) -> int:
+    """Multiply-accumulates of an op in a function; of fused attention those of its two products."""
+    name = _name(op)
+    if name in _PRODUCTS:
+        return int(result.numel() * args[_PRODUCTS[name]].shape[-1])
+    if name.startswith("_scaled_dot_product"):
+        query, keys = args[0], args[1].shape[-2]
+        found = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return int((query.numel() + found.numel()) * keys)
+    return 0
 
 
 def _name(op: torch._ops.OpOverload) -> str:

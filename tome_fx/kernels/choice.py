@@ -22,9 +22,10 @@ from tome_fx.errors import ConfigError
 
 VARIABLE = "TOME_FX_KERNELS"
 MODES = ("auto", "portable", "triton")
-HALVES_AND_FLOAT = (torch.float16, torch.bfloat16, torch.float32)
+HALVES = (torch.float16, torch.bfloat16)
+HALVES_AND_FLOAT = (*HALVES, torch.float32)
 # What one program holds of a row; beyond it registers spill.
-MAX_METRIC, MAX_CHANNELS, MAX_TOKENS = 1024, 4096, 8192
+MAX_METRIC, MAX_CHANNELS, MAX_TOKENS, MAX_HEAD = 1024, 4096, 8192, 256
 # The oldest devices with bfloat16 and asynchronous copies.
 OLDEST = (8, 0)
 
@@ -98,6 +99,19 @@ def can_merge(x: Tensor, size: Tensor | None, dim: int) -> bool:
         and x.shape[2] <= MAX_CHANNELS
         and (size is None or (size.dtype == torch.float32 and not size.requires_grad))
     )
+
+
+def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Is there a kernel here, now, for this attention, whose heads may share keys by groups?"""
+    if query.dim() != 4 or query.shape[0] != key.shape[0] or query.shape[1] % key.shape[1]:
+        return False
+    width = max(query.shape[3], value.shape[3])
+    return key.shape[:3] == value.shape[:3] and has_attention(query.device, query.dtype, width)
+
+
+def has_attention(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Is there a kernel for attention on ``device`` with heads of ``width`` channels, now?"""
+    return chosen(device.type, device.index) and dtype in HALVES and width <= MAX_HEAD
 
 
 def _checked(mode: str, name: str) -> str:

@@ -26,17 +26,17 @@ def merge_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 def save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what :func:`merge_norm_backward` reads."""
-    x, keep, src, dst, size, weight, bias, eps, front, back, wide = inputs
+    x, keep, src, dst, size, weight, bias, eps, front, back, wide, branch = inputs
     merged, _, new_size = output
     ctx.save_for_backward(keep, src, dst, size, new_size, merged, weight, bias)
     ctx.dtype, ctx.length, ctx.front, ctx.back = x.dtype, x.shape[1], front, back
-    ctx.eps, ctx.wide = eps, wide
+    ctx.eps, ctx.wide, ctx.branch = eps, wide, branch is not None
 
 
 def merge_norm_backward(
     ctx: Any, grad: Tensor, grad_normed: Tensor, _: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``x``, ``weight`` and ``bias`` from those of the merged rows and their norm."""
+    """Gradients of ``x``, its branch, ``weight`` and ``bias`` from those of the rows and norm."""
     *maps, merged, weight, bias = ctx.saved_tensors
     dtype = torch.float32 if ctx.wide else merged.dtype
     row, shape = merged.to(dtype), [merged.shape[2]]
@@ -50,7 +50,8 @@ def merge_norm_backward(
     of_x = _spread(grad + through.to(grad.dtype), slots, share, ctx.dtype)
     of_weight = None if weight is None else of_weight.to(weight.dtype)
     of_bias = None if bias is None else of_bias.to(bias.dtype)
-    return of_x, *[None] * 4, of_weight, of_bias, *[None] * 4
+    of_branch = of_x if ctx.branch else None
+    return of_x, *[None] * 4, of_weight, of_bias, *[None] * 4, of_branch
 
 
 def _slots(

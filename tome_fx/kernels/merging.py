@@ -11,10 +11,20 @@ from tome_fx.kernels.language import jit, tl
 
 
 @jit
+def token_row(x, branch, row, x_n, branch_n, inside, BRANCH: tl.constexpr):
+    """A row of ``x`` in float32, with that of a residual branch added as the model rounds it."""
+    value = tl.load(x + row * x_n, mask=inside, other=0.0)
+    if BRANCH:
+        more = tl.load(branch + row * branch_n, mask=inside, other=0.0)
+        value = (value.to(tl.float32) + more.to(tl.float32)).to(x.dtype.element_ty)
+    return value.to(tl.float32)
+
+
+@jit
 def merged_row(
-    x, keep, src, dst, size, new_size, slot, stride_b, stride_n, stride_c,
-    front, tokens, r, width,
-    SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
+    x, branch, keep, src, dst, size, new_size, slot,
+    x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
+    BRANCH: tl.constexpr, SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The size-weighted mean of a slot's group as ``[WIDTH]`` in float32; stores its size.
 
@@ -45,9 +55,10 @@ def merged_row(
     tl.store(new_size + image * left + inner, total, mask=real)
     # Weights of at most 1 before the sum, as in the portable form.
     share = tl.div_rn(one, total)
-    across = x + image * stride_b + columns.to(tl.int64) * stride_c
-    value = tl.load(across + row.to(tl.int64) * stride_n, mask=inside, other=0.0)
-    sums = value.to(tl.float32) * (share * own)
+    x += image * x_b + columns.to(tl.int64) * x_c
+    branch += image * branch_b + columns.to(tl.int64) * branch_c
+    value = token_row(x, branch, row.to(tl.int64), x_n, branch_n, inside, BRANCH)
+    sums = value * (share * own)
     rest = hits.to(tl.int32)
     for _ in range(tl.sum(rest, axis=0)):
         at = tl.min(tl.where(rest != 0, i, MERGES), axis=0)
@@ -55,16 +66,15 @@ def merged_row(
         weight = share
         if SIZED:
             weight = share * tl.load(size + image * tokens + token_at)
-        value = tl.load(across + (token_at + front) * stride_n, mask=inside, other=0.0)
-        sums += value.to(tl.float32) * weight
+        value = token_row(x, branch, token_at + front, x_n, branch_n, inside, BRANCH)
+        sums += value * weight
         rest = tl.where(i == at, 0, rest)
     return sums
 
 
 @jit
 def merge_kernel(
-    x, keep, src, dst, size, merged, new_size, stride_b, stride_n, stride_c,
-    front, tokens, rows, r, width,
+    x, keep, src, dst, size, merged, new_size, x_b, x_n, x_c, front, tokens, rows, r, width,
     SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """``[B, N, C]`` to ``[B, rows, C]``: each group by its size-weighted mean."""
@@ -72,8 +82,9 @@ def merge_kernel(
     slot = tl.program_id(1)
     columns = tl.arange(0, WIDTH)
     sums = merged_row(
-        x, keep, src, dst, size, new_size, slot, stride_b, stride_n, stride_c,
-        front, tokens, r, width, SIZED, MERGES, WIDTH,
+        x, x, keep, src, dst, size, new_size, slot,
+        x_b, x_n, x_c, x_b, x_n, x_c, front, tokens, r, width,
+        False, SIZED, MERGES, WIDTH,
     )  # fmt: skip
     place = (image * rows + slot) * width + columns
     tl.store(merged + place, sums.to(merged.dtype.element_ty), mask=columns < width)
@@ -81,9 +92,9 @@ def merge_kernel(
 
 @jit
 def merge_norm_kernel(
-    x, keep, src, dst, size, merged, normed, new_size, weight, bias,
-    stride_b, stride_n, stride_c, front, tokens, rows, r, width, eps,
-    SIZED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+    x, branch, keep, src, dst, size, merged, normed, new_size, weight, bias,
+    x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, rows, r, width, eps,
+    BRANCH: tl.constexpr, SIZED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     MERGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """:func:`merge_kernel`, and the LayerNorm over the channels of what it made."""
@@ -92,8 +103,9 @@ def merge_norm_kernel(
     columns = tl.arange(0, WIDTH)
     inside = columns < width
     sums = merged_row(
-        x, keep, src, dst, size, new_size, slot, stride_b, stride_n, stride_c,
-        front, tokens, r, width, SIZED, MERGES, WIDTH,
+        x, branch, keep, src, dst, size, new_size, slot,
+        x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
+        BRANCH, SIZED, MERGES, WIDTH,
     )  # fmt: skip
     place = (image * rows + slot) * width + columns
     # The norm is that of the rounded rows, which is what others read.
@@ -102,7 +114,8 @@ def merge_norm_kernel(
     row = tl.where(inside, value.to(tl.float32), 0.0)
     centred = tl.where(inside, row - tl.sum(row, axis=0) / width, 0.0)
     variance = tl.sum(centred * centred, axis=0) / width
-    result = tl.div_rn(centred, tl.sqrt_rn(variance + eps))
+    # Compilers pass numbers in float64, which would make all that they meet float64.
+    result = tl.div_rn(centred, tl.sqrt_rn(variance + tl.full((), eps, tl.float32)))
     if WEIGHT:
         result = result * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     if BIAS:

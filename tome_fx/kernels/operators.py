@@ -1,16 +1,19 @@
-"""The kernels as ops of PyTorch: ``tome_fx::match``, ``tome_fx::merge``, ``tome_fx::merge_norm``.
+"""The kernels as ops of PyTorch: ``tome_fx::match``, ``::merge``, ``::merge_norm``, ``::attend``.
 
 Importing this module registers them. Fake tensors, ``torch.compile`` and autograd see through them;
 ``torch.func`` and forward-mode gradients do not, and :mod:`tome_fx.kernels.choice` never sends them
-here. Gradients are plain PyTorch.
+here. Gradients are plain PyTorch; ``attend`` has none.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
+from tome_fx.kernels.attention import attend_kernel
 from tome_fx.kernels.gradients import merge_backward, merge_norm_backward, save_merge, save_norm
 from tome_fx.kernels.language import power_of_two
 from tome_fx.kernels.matching import best_kernel, plan_kernel, unit_kernel
@@ -46,9 +49,9 @@ def match(
     )
     best = unit.new_empty((batch, left))
     partner = torch.empty_like(best, dtype=torch.int32)
-    wrap_triton(best_kernel)[(batch, -(-left // 32))](
+    wrap_triton(best_kernel)[(batch, -(-left // 64))](
         unit, best, partner, count, left, right, parity, width,
-        ROWS=32, COLUMNS=64, STEP=min(32, channels),
+        ROWS=64, COLUMNS=64, STEP=min(32, channels),
     )  # fmt: skip
     keep = best.new_empty((batch, count - r), dtype=torch.int64)
     src, dst = (best.new_empty((batch, r), dtype=torch.int64) for _ in range(2))
@@ -82,6 +85,7 @@ def merge(
         x, keep, src, dst, keep if size is None else size, merged, new_size, *x.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width,
         SIZED=size is not None, MERGES=power_of_two(r), WIDTH=power_of_two(width),
+        num_warps=_warps(width, r),
     )  # fmt: skip
     return merged, new_size
 
@@ -90,12 +94,14 @@ def merge(
 def merge_norm(
     x: Tensor, keep: Tensor, src: Tensor, dst: Tensor, size: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, eps: float, front: int, back: int, wide: bool,
+    branch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """:func:`merge`, and the LayerNorm over the channels of its result.
 
     Args:
         weight: ``[C]``, or None; ``bias`` likewise.
         wide: the norm is in float32 whatever ``x`` is, as autocast has it.
+        branch: what a residual connection adds to ``x`` first, of its shape and dtype, or None.
 
     Returns:
         The merged rows, their norm, and the new sizes.
@@ -104,15 +110,74 @@ def merge_norm(
     normed = torch.empty_like(merged, dtype=torch.float32 if wide else x.dtype)
     keep, src, dst, size = _rows(keep), _rows(src), _rows(dst), _optional_rows(size)
     r, width = src.shape[1], x.shape[2]
+    other = x if branch is None else branch
     wrap_triton(merge_norm_kernel)[(x.shape[0], merged.shape[1])](
-        x, keep, src, dst, keep if size is None else size, merged, normed, new_size,
+        x, other, keep, src, dst, keep if size is None else size, merged, normed, new_size,
         x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(),
-        *x.stride(),
+        *x.stride(), *other.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width, eps,
-        SIZED=size is not None, WEIGHT=weight is not None, BIAS=bias is not None,
-        MERGES=power_of_two(r), WIDTH=power_of_two(width),
+        BRANCH=branch is not None, SIZED=size is not None, WEIGHT=weight is not None,
+        BIAS=bias is not None,
+        MERGES=power_of_two(r), WIDTH=power_of_two(width), num_warps=_warps(width, r),
     )  # fmt: skip
     return merged, normed, new_size
+
+
+@triton_op("tome_fx::attend", mutates_args=())
+def attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor, scale: float) -> Tensor:
+    """``softmax(scale query key^T + log size) value`` (equation 1), without gradients.
+
+    Args:
+        query: ``[B, H, N, d]`` in float16 or bfloat16, any strides.
+        key: ``[B, K, S, d]``, where ``K`` divides ``H``; ``value [B, K, S, e]``.
+        size: ``[B or 1, 1, 1, S]`` float32, positive.
+
+    Returns:
+        ``[B, H, N, e]``, in memory as ``[B, N, H, e]``, which is what comes next wants.
+    """
+    batch, heads, queries, width = query.shape
+    key_heads, keys, value_width = value.shape[1:]
+    held = query.new_empty((batch, queries, heads, value_width))
+    bias = size[:, 0, 0].log2().contiguous()
+    first, rest = two_blocks(width)
+    value_first, value_rest = two_blocks(value_width)
+    rows, columns, stages = attend_blocks(keys, max(first + rest, value_first + value_rest))
+    wrap_triton(attend_kernel)[(batch * heads * -(-queries // rows),)](
+        query, key, value, bias, held, *query.stride(), *key.stride(), *value.stride(),
+        0 if bias.shape[0] == 1 else keys, held.stride(0), held.stride(2), held.stride(1),
+        queries, keys, heads, heads // key_heads, width, value_width, scale / math.log(2),
+        ROWS=rows, COLUMNS=columns, FIRST=first, REST=rest,
+        VALUE_FIRST=value_first, VALUE_REST=value_rest,
+        EVEN=first + rest == width and value_first + value_rest == value_width,
+        num_warps=4, num_stages=stages,
+    )  # fmt: skip
+    return held.transpose(1, 2)
+
+
+def attend_blocks(keys: int, width: int) -> tuple[int, int, int]:
+    """Queries and keys of a block, and blocks of keys on their way, for heads of ``width``.
+
+    Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
+    heads get few of them, or the shared memory of smaller devices (99 KiB) would not hold them.
+    """
+    if width > 128:
+        return 64, 32, 2
+    return 64, 32 if keys <= 512 else 64, 3
+
+
+def two_blocks(width: int) -> tuple[int, int]:
+    """Extents of one block of channels or two that hold ``width``, with little over.
+
+    None of 16: Triton 3.6 reads beyond the shared memory of so narrow a block on Hopper.
+    """
+    whole = power_of_two(width, 32)
+    rest = power_of_two(width - whole // 2, 32)
+    return (whole, 0) if whole == 32 or 2 * rest >= whole else (whole // 2, rest)
+
+
+def _warps(width: int, r: int) -> int:
+    """Warps for a row: few, so that many rows are on their way at a time."""
+    return 4 if width > 1024 or r > 256 else 1
 
 
 def _outputs(x: Tensor, keep: Tensor, front: int, back: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from tome_fx.ops.attention import FORMS as FORMS
 from tome_fx.ops.attention import attention as attention
 from tome_fx.ops.attention import channel_attention as channel_attention
 from tome_fx.ops.attention import flex_attention as flex_attention
+from tome_fx.ops.attention import kernel_attention as kernel_attention
 from tome_fx.ops.attention import mask_attention as mask_attention
 from tome_fx.ops.attention import plain_attention as plain_attention
 from tome_fx.ops.attention import value_attention as value_attention
@@ -37,6 +38,7 @@ from tome_fx.ops.merging import take as take
 from tome_fx.ops.merging import take_constant as take_constant
 from tome_fx.ops.merging import total as total
 from tome_fx.ops.merging import unmerge as unmerge
+from tome_fx.ops.patches import embed_patches as embed_patches
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment
 from tome_fx.ops.plan import compose as compose

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as fused
 
+from tome_fx import kernels
 from tome_fx.ops.rows import wide
 from tome_fx.ops.sizes import add_log_size, key_bias
 
@@ -119,6 +120,28 @@ def weighed_scores(
     return result
 
 
+def kernel_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    size: Tensor,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``log size`` as a number for each key, in a Triton kernel of our own; elsewhere the mask.
+
+    It is for inference: where gradients are recorded the mask serves.
+    """
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    dtype = _dtype(query)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    if recorded or not kernels.can_attend(query, key, value):
+        return mask_attention(query, key, value, size, scale=scale, enable_gqa=enable_gqa)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    result: Tensor = torch.ops.tome_fx.attend(query, key, value, size.float(), scale)
+    return result
+
+
 def plain_attention(
     query: Tensor,
     key: Tensor,
@@ -177,6 +200,7 @@ FORMS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "channel": channel_attention,
         "values": value_attention,
         "flex": flex_attention,
+        "kernel": kernel_attention,
         "plain": plain_attention,
     }
 )

@@ -34,26 +34,31 @@ def merge_norm(
     eps: float = 1e-5,
     front: int = 0,
     back: int = 0,
+    branch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``merge`` of the tokens on axis 1, the LayerNorm of its result, and ``merged_size``.
 
     Args:
         x: ``[B, N, ...]``, see ``merge``.
+        branch: of the shape of ``x``: what merges is their sum.
         like: of whose dtype or wider the sizes are, see ``merged_size``.
         shape: the last axes, over which the norm goes, with ``weight``, ``bias`` and ``eps``.
 
     Returns:
         The merged rows ``[B, N - r, ...]``, their norm, and the sizes ``[B, n - r]``.
     """
+    if branch is not None and (branch.dtype, branch.shape) != (x.dtype, x.shape):
+        x, branch = x + branch, None  # autocast tells them apart when a program runs
     narrow = like.dtype != torch.float64 and len(shape) == 1
     if narrow and kernels.can_merge(x, size, 1):
         # What autocast does to a LayerNorm: on a CPU it leaves it alone.
         wide = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
         merged, normed, new_size = torch.ops.tome_fx.merge_norm(
-            x, *plan, size, weight, bias, eps, front, back, wide
+            x, *plan, size, weight, bias, eps, front, back, wide, branch
         )
         # Sizes carry no gradient: an attention that they weigh would ask for that of its mask.
         return merged, normed, new_size.detach()
+    x = x if branch is None else x + branch
     new_size = merged_size(plan, size, like)
     merged = merge(x, plan, size, new_size, 1, front, back)
     return merged, torch.layer_norm(merged, shape, weight, bias, eps), new_size

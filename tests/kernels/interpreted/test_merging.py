@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.interpreted.common import DEVICE, DTYPES, merges
+from tests.kernels.interpreted.common import DEVICE, DTYPES, laid_out, merges
 from tests.ops import loops
 from tests.profiles import examples
 from tome_fx import kernels, ops
@@ -71,12 +73,37 @@ def test_the_norm_is_that_of_what_was_merged(
     assert all(torch.equal(a, b) for a, b in zip(again, (merged, normed, size), strict=True))
 
 
+@examples(12)
+@given(merges(), st.sampled_from([d for d in DTYPES if DEVICE != "cpu" or d != torch.bfloat16]))
+def test_a_branch_is_added_first_as_the_model_rounds_it(drawn: Drawn, dtype: torch.dtype) -> None:
+    x, *rest = norms(drawn, dtype, True, True)
+    branch = laid_out(torch.randn(x.shape), random.Random(x.shape[2])).to(x)
+    found = ops.merge_norm(x, *rest, branch=branch)
+    expected = ops.merge_norm(x + branch, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_branch_of_another_precision_is_added_as_torch_does() -> None:
+    """Autocast makes one half, whichever summand comes first."""
+    plan = ops.match(torch.randn(2, 3, 3, device=DEVICE), 2)
+    wide, half = (
+        torch.randn(2, 6, 8, device=DEVICE) * 1e5,
+        torch.randn(2, 6, 8, device=DEVICE).half(),
+    )
+    for x, branch in ((wide, half), (half, wide)):
+        found = ops.merge_norm(x, plan, None, wide, [8], branch=branch)
+        expected = ops.merge_norm(x + branch, plan, None, wide, [8])
+        assert found[0].dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def gradients(args: tuple[object, ...], seed: int) -> list[Tensor]:
     """First gradients, and the gradient of one of them."""
-    leaves = [t.detach().clone().requires_grad_() for t in (args[0], *args[5:7]) if t is not None]
-    x, *scale = leaves
+    given = (args[0], args[0].cos(), *args[5:7])
+    leaves = [t.detach().clone().requires_grad_() for t in given if t is not None]
+    x, branch, *scale = leaves
     scale = [scale.pop(0) if t is not None else None for t in args[5:7]]
-    merged, normed, size = ops.merge_norm(x, *args[1:5], *scale, *args[7:])
+    merged, normed, size = ops.merge_norm(x, *args[1:5], *scale, *args[7:], branch=branch)
     assert not size.requires_grad
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(merged.shape, generator=generator).to(merged) for _ in range(2)]
@@ -169,5 +196,5 @@ def test_the_ops_are_what_they_say() -> None:
     plan = ops.match(torch.randn(2, 3, 3, device=DEVICE), 2)
     merge, norm = torch.ops.tome_fx.merge.default, torch.ops.tome_fx.merge_norm.default
     torch.library.opcheck(merge, (x, *plan, size, 2, 1), test_utils=checks)
-    args = (x, *plan, None, scale, None, 1e-6, 2, 1, False)
+    args = (x, *plan, None, scale, None, 1e-6, 2, 1, False, x.detach() * 2)
     torch.library.opcheck(norm, args, test_utils=checks)

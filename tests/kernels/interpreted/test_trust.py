@@ -47,6 +47,14 @@ def test_others_are_not(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not trust.has_kernels(PLACE)  # told once
 
 
+def test_attention_is_seen_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = torch.ops.tome_fx.attend
+    monkeypatch.setattr(torch.ops.tome_fx, "attend", lambda *args: right(*args) + 0.1)
+    with pytest.warns(ToMeWarning, match="other results than plain ops"):
+        assert not trust.has_kernels(PLACE)
+    assert not kernels.has_attention(PLACE, torch.float16, 64)
+
+
 def test_the_check_is_not_vacuous() -> None:
     with kernels.using("portable"):
         _, src, dst, merged, normed, size, *rest = trust._steps(PLACE)
@@ -54,4 +62,8 @@ def test_the_check_is_not_vacuous() -> None:
     assert bool((size > 1).any())
     assert len(dst.unique()) > 2
     assert not torch.allclose(merged, normed)
-    assert len(rest) == 4
+    *plan, _, first, second, sizes, attended = rest
+    assert len(plan) == 3
+    assert {t.dtype for t in (first, second, attended)} == {torch.float16}
+    assert bool((sizes > 1).any())
+    assert float(attended.std()) > 0.1
