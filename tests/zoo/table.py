@@ -16,10 +16,10 @@ DATA, PAGE = DOCS / "zoo.json", DOCS / "zoo.md"
 HEAD = """# The zoo
 
 Every model below is built small (two layers or so, narrow, its own image size; those under "full
-size" as they are), filled with random weights, transformed with `r=0.1` (a tenth of the tokens at
-each block) and `min_ratio=0` (also where that saves less than the 2 % that `transform` asks for by
-default) and checked. `make zoo` makes this page and `docs/zoo.json` anew; the tests hold a fixed
-part to what is written here.
+size" as they are, three of them on smaller images), filled with random weights, transformed with
+`r=0.1` (a tenth of the tokens at each block) and `min_ratio=0` (also where that saves less than
+the 2 % that `transform` asks for by default) and checked. `make zoo` makes this page and
+`docs/zoo.json` anew; the tests hold a fixed part to what is written here.
 
 - **captured**: by `torch.export` or by symbolic tracing; `-` where a model is refused.
 - **blocks**: attention blocks behind which tokens merge; **merged**: tokens that they remove.

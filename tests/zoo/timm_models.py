@@ -76,7 +76,7 @@ BEHIND: Mapping[str, tuple[str, str, Callable[[Any], Any]]] = {
         lambda cfg: replace(cfg, depths=(1, 1, 4, 2)),
     ),
 }
-# As they are, one of each module: deep, wide, on their own image size.
+# As they are, one of each module: deep, wide, on their own image size or what is told below.
 FULL = (
     "vit_base_patch16_224", "eva02_small_patch14_224", "deit_small_distilled_patch16_224",
     "vit_relpos_small_patch16_224", "vit_small_r26_s32_224", "naflexvit_base_patch16_gap",
@@ -87,6 +87,8 @@ FULL = (
     "hiera_small_224",
     "mvitv2_small", "levit_256", "twins_svt_small", "davit_small", "maxvit_tiny_tf_224",
 )  # fmt: skip
+# Minutes for one image of their own, in float64.
+_FULL_SIZES = {"gemma4_vit_167m": 240, "deepseek_vit_412m": 252, "qwen3_vit_88m": 384}
 # One of each further module with attention in it, as they are: hybrids for phones and for pyramids.
 FURTHER = (
     "botnet26t_256", "caformer_s18", "coat_lite_tiny", "edgenext_xx_small", "efficientformer_l1",
@@ -147,7 +149,8 @@ def entries(modules: tuple[str, ...] = (*SHRUNK, *BEHIND)) -> Iterator[Entry]:
                 build = behind if module in BEHIND else partial(_build, name, options)
                 yield Entry(module, name, build, shape)
     for name in FULL:
-        yield Entry("full size", name, partial(_build, name, ({},)), _shape("", name, {}))
+        options = {"img_size": _FULL_SIZES[name]} if name in _FULL_SIZES else {}
+        yield Entry("full size", name, partial(_build, name, (options,)), _shape("", name, options))
     for name in FURTHER:
         shape = _small(name)
         build = partial(_build, name, ({"img_size": shape[-1]}, {}))
