@@ -41,6 +41,7 @@ _BY_STEP = {
     ATTENTION: (ops.attention, *ops.FORMS.values()),
     BIAS: (ops.key_bias, ops.add_log_size),
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
+    ENDS: (ops.embed_patches,),
     OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.size_of),
 }  # fmt: skip
 OF_FUNCTION: Mapping[Any, str] = MappingProxyType(

@@ -115,7 +115,8 @@ def _build(context: Context, builder: Builder, operands: dict[str, Any], logits:
         query = operands["query"]
         arguments = (query, size) if mask is None else (query, size, mask)
         mask = builder.call(ops.key_bias, *arguments)
-    keywords = {k: operands[k] for k in ("scale", "enable_gqa") if operands.get(k) is not None}
+    given = {"scale": operands.get("scale"), "enable_gqa": operands.get("enable_gqa") or None}
+    keywords = {name: value for name, value in given.items() if value is not None}
     positional = [operands["query"], operands["key"], operands["value"], mask]
     if operands.get("dropout_p"):
         positional.append(operands["dropout_p"])
