@@ -5,6 +5,7 @@
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
     y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
+    y = view_as(x, z)          -> y = reshape(x, sizes of z): no matter how z was merged
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = einsum(.., x, w, z)    -> y = einsum(.., einsum(.., x, w), z), the pairs that it takes
@@ -34,6 +35,7 @@ from tome_fx.graph.extents import same_size, whole_size
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
+_AS = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
 _MAKERS = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.zeros.default,
            aten.ones.default, aten.full.default)  # fmt: skip
 _MOVES = (aten.unsqueeze.default, aten.squeeze.dim, aten.view.default, aten.reshape.default,
@@ -55,7 +57,7 @@ def normalize(graph: Graph) -> Graph:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             _read_copy(node)
-        elif node.target is aten.expand_as.default:
+        elif node.target in _AS:
             _by_sizes(node)
         elif node.target is aten.einsum.default:
             read_einsum(node)
@@ -105,7 +107,9 @@ def _by_sizes(node: Node) -> None:
     """``expand_as`` reads no value of its second operand, so what that holds is of no matter."""
     sizes = [_size(size, node) for size in node.meta["val"].shape]
     if None not in sizes:
-        node.target, node.args, node.kwargs = aten.expand.default, (node.args[0], sizes), {}
+        expands = node.target is aten.expand_as.default
+        node.target = aten.expand.default if expands else aten.reshape.default
+        node.args, node.kwargs = (node.args[0], sizes), {}
 
 
 def _size(size: Any, before: Node) -> Node | int | None:

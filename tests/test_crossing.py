@@ -78,6 +78,19 @@ def fused(b: Blocks, first: Tensor, second: Tensor) -> Tensor:
     return at(b, 1, first + F.scaled_dot_product_attention(first, second, second))
 
 
+def shaped(b: Blocks, first: Tensor, second: Tensor) -> Tensor:
+    """The other merged, but nothing is read of its tokens."""
+    first = at(b, 0, first)
+    return at(b, 1, second.type_as(first) + second.reshape_as(first).view_as(first))
+
+
+def filled(b: Blocks, first: Tensor, second: Tensor) -> Tensor:
+    """What is the same everywhere goes wherever it is needed."""
+    first = at(b, 0, first)
+    ones, zeros = torch.full_like(first, 0.5), torch.zeros_like(first[..., :1])
+    return torch.cat([at(b, 1, second * ones + zeros), at(b, 2, first)], -1)
+
+
 PICKED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "sum over a mask": lambda x: tuple((x * m.view(1, 3, 1, 1)).sum(1) for m in HOT[:2]),
     "einsum": lambda x: tuple(torch.einsum("btnc,t->bnc", x, m) for m in HOT[:2]),
@@ -85,7 +98,8 @@ PICKED: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "channels": lambda x: x.transpose(1, 2).flatten(2).split(C, -1)[:2],
 }
 THEN: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (met, in_turn, shared, found, volume, pooled, skipped, written, fused)
+    f.__name__: f
+    for f in (met, in_turn, shared, found, volume, pooled, skipped, written, fused, shaped, filled)
 }
 
 

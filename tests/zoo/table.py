@@ -18,7 +18,8 @@ HEAD = """# The zoo
 Every model below is built small (two layers or so, narrow, its own image size; those under "full
 size" as they are, three of them on smaller images), filled with random weights, transformed with
 `r=0.1` (a tenth of the tokens at each block) and `min_ratio=0` (also where that saves less than
-the 2 % that `transform` asks for by default) and checked. `make zoo` makes this page and
+the 2 % that `transform` asks for by default) and checked. Names that are one model to the last bit
+once they are small are checked once. `make zoo` makes this page and
 `docs/zoo.json` anew; the tests hold a fixed part to what is written here.
 
 - **captured**: by `torch.export` or by symbolic tracing; `-` where a model is refused.

@@ -49,8 +49,10 @@ SHRUNK: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"depths": (1, 1, 2, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
         {},
     ),
-    "hiera": ({"stages": (1, 1, 2, 1)}, {}),
-    "levit": ({"depth": (1, 1, 1)}, {}),
+    "hiera": ({"stages": (1, 1, 2, 1), "embed_dim": 32}, {}),
+    "levit": (
+        {"depth": (1, 1, 1), "embed_dim": (64, 96, 128), "num_heads": (2, 3, 4), "key_dim": 16},
+    ),
     "twins": ({"depths": (1, 1, 2, 1)}, {}),
     "davit": (
         {"depths": (1, 1, 2, 1), "embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24)},
@@ -73,7 +75,7 @@ BEHIND: Mapping[str, tuple[str, str, Callable[[Any], Any]]] = {
     "mvitv2": (
         "timm.models.mvitv2.MultiScaleVit",
         "cfg",
-        lambda cfg: replace(cfg, depths=(1, 1, 4, 2)),
+        lambda cfg: replace(cfg, depths=(1, 1, 4, 2), embed_dim=32 * cfg.num_heads[0]),
     ),
 }
 # As they are, one of each module: deep, wide, on their own image size or what is told below.
@@ -81,11 +83,11 @@ FULL = (
     "vit_base_patch16_224", "eva02_small_patch14_224", "deit_small_distilled_patch16_224",
     "vit_relpos_small_patch16_224", "vit_small_r26_s32_224", "naflexvit_base_patch16_gap",
     "cait_xxs24_224", "qwen3_vit_88m", "beit_base_patch16_224", "gemma4_vit_167m",
-    "samvit_base_patch16_224", "deepseek_vit_412m", "convit_small", "xcit_tiny_24_p16_224",
-    "volo_d1_224", "tnt_s_patch16_224", "pit_s_224", "crossvit_15_240", "vitamin_small_224",
-    "swin_small_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224",
+    "samvit_base_patch16_224", "deepseek_vit_412m", "convit_tiny", "xcit_nano_12_p16_224",
+    "volo_d1_224", "tnt_s_patch16_224", "pit_s_224", "crossvit_9_240", "vitamin_small_224",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224",
     "hiera_small_224",
-    "mvitv2_small", "levit_256", "twins_svt_small", "davit_small", "maxvit_tiny_tf_224",
+    "mvitv2_tiny", "levit_256", "twins_svt_small", "davit_tiny", "maxvit_tiny_tf_224",
 )  # fmt: skip
 # Minutes for one image of their own, in float64.
 _FULL_SIZES = {"gemma4_vit_167m": 240, "deepseek_vit_412m": 252, "qwen3_vit_88m": 384}

@@ -20,21 +20,19 @@ from tome_fx.finding.infer import (
 )
 from tome_fx.graph.axes import (
     Axis,
-    Stream,
     TensorType,
     batch_axis,
     extent,
-    has_stream,
     is_merged,
     map_type,
     streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
-from tome_fx.graph.ends import forget_streams
 from tome_fx.graph.grids import is_whole
 from tome_fx.lifting.averaging import Averages, Operands
 from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.lifting.meeting import Meeting
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.ask import ask
@@ -69,6 +67,7 @@ class Lifter:
         axes = ((n, measured_axis(n, self.findings.types)) for n in self.program.graph.nodes)
         self.sizes.update((node, axis) for node, axis in axes if axis is not None)
         self.coercer = Coercer(self.graph)
+        self.meeting = Meeting(self.coercer.levels, self.findings.mixing)
         self.averages = Averages(self.program, self.findings, self.remerge)
         self.behind = Behind(self.program, self._answer)
 
@@ -132,7 +131,7 @@ class Lifter:
     def _call(self, call: Call) -> None:
         paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}
         have = {path: self.values[node].types[0] for path, node in paths.items()}
-        met = self._meet(call.node, have)
+        met = self.meeting.of(call, have)
         answer = self._answer(call, {})
         if isinstance(answer, Refusal):
             self._unmerged(call.node, answer.reason)
@@ -175,7 +174,7 @@ class Lifter:
         have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
         shapes = output_shapes(self.program.extents, call.node)
         return ask(
-            Context(call, self._meet(call.node, have), shapes, self.sizes), self.findings.rules
+            Context(call, self.meeting.of(call, have), shapes, self.sizes), self.findings.rules
         )
 
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
@@ -215,32 +214,6 @@ class Lifter:
         ):
             self.averages.tell_apart(node)
         self.put(node, self.copy(node, replaced), self.findings.types.get(node, ()))
-
-    # -- levels -----------------------------------------------------------------------------
-
-    def _meet(self, node: Node, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
-        """Operands that share a stream at the deepest level that any of them has.
-
-        Where they come from branches that merged each by itself, or from several frames, at the
-        level they parted at.
-        """
-        found: dict[int, list[int]] = {}
-        for type_ in have.values():
-            for stream in streams(type_):
-                found.setdefault(stream.id, []).append(stream.level)
-        common, same = self.coercer.levels.common, node not in self.findings.mixing
-        depth = {stream: common(stream, levels, same) for stream, levels in found.items()}
-
-        def deepen(stream: Stream) -> Stream:
-            return self.coercer.levels.at(stream, depth[stream.id])
-
-        def met(type_: TensorType) -> TensorType:
-            held = any(has_stream(axis) for axis in type_.axes)
-            if held and batch_axis(type_) is None and any(depth.values()):
-                return forget_streams(type_)
-            return map_type(type_, deepen)
-
-        return {path: met(type_) for path, type_ in have.items()}
 
     def _bytes(self, node: Node) -> int:
         """Size of a captured value, per image."""
