@@ -142,3 +142,25 @@ def test_operations_grow_with_the_batch_and_weights_do_not() -> None:
         assert op.macs == batch * 64 * 64
         (kernel,) = kernels_of([op], lambda node: None)
         assert kernel.moved == weight + batch * 2 * x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_our_own_kernels_are_whole_and_serve_up_to_float32(dtype: torch.dtype) -> None:
+    graph = Graph()
+    keys = graph.placeholder("keys")
+    keys.meta["val"] = torch.empty(2, 3, 40, 8, dtype=dtype, device="meta")
+    graph.output(graph.call_function(ops.match_keys, (keys, 4, 1, 1)))
+    node = next(n for n in graph.nodes if n.op == "call_function")
+    served = dtype != torch.float64
+    plain, own = (work_of(nn.Module(), graph, 2, {}, graph, kernels) for kernels in (False, True))
+    assert (len(own) == 3) == served
+    if not served:
+        assert [(op.kind, op.macs) for op in own] == [(op.kind, op.macs) for op in plain]
+    else:
+        first = own[0]
+        assert (first.node, first.kind) == (node, "alone")
+        assert sum(value.size for value in first.reads) == keys.meta["val"].nbytes
+        assert first.macs == sum(op.macs for op in plain) > 0
+        # The tokens that stay, those that go and where to, as int64.
+        assert sorted(value.count for value in first.writes) == [2 * 4, 2 * 4, 2 * 35]
+        assert [op.writes for op in own[1:]] == [(), ()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.costs.kernels import Kernel, kernels_of
+from tome_fx.costs.ours import with_kernels
 from tome_fx.costs.work import work_of
 from tome_fx.graph.extents import Extents
 from tome_fx.macs import macs_of
@@ -92,7 +93,10 @@ def estimate(
     def inserted(node: Node) -> bool:
         return node.graph is after.graph and (node not in origin or node.target in _MERGE)
 
-    old, new = (_kernels(side, batch, before.graph, inserted) for side in (before, after))
+    if device.kernels:
+        graph, origin = with_kernels(after.graph, origin)
+        after = replace(after, graph=graph)
+    old, new = (_kernels(side, batch, before.graph, inserted, device) for side in (before, after))
     stages = _stages(before.graph, after.graph, origin, merges)
     # On the device, of the model's own, old and new, by stage: what merges save is saved there.
     spent = [[0.0] * (len(merges) + 1) for _ in range(2)]
@@ -124,10 +128,11 @@ def _seconds(kernels: Sequence[Kernel], device: DeviceModel) -> list[float]:
 
 
 def _kernels(
-    side: Side, batch: int, inputs: Graph, inserted: Callable[[Node], bool]
+    side: Side, batch: int, inputs: Graph, inserted: Callable[[Node], bool], device: DeviceModel
 ) -> list[Kernel]:
     macs = macs_of(side.graph, side.sizes, side.made_at)
-    return kernels_of(work_of(side.module, side.graph, batch, macs, inputs), inserted)
+    work = work_of(side.module, side.graph, batch, macs, inputs, device.kernels)
+    return kernels_of(work, inserted)
 
 
 def _stages(

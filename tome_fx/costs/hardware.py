@@ -1,14 +1,15 @@
-"""Devices as five numbers each, for an estimate of what a program takes there."""
+"""Devices as a few numbers each, for an estimate of what a program takes there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 
 import torch
 
 from tome_fx.errors import ConfigError
+from tome_fx.kernels.choice import chosen
 from tome_fx.measuring.machine import best, replayed
 
 
@@ -24,6 +25,8 @@ class DeviceModel:
         launch: seconds that a kernel takes at least.
         host: seconds that the host takes to start one, while the device is at those before it; 0
             where it starts them all at once (CUDA graphs) or is the device itself.
+        kernels: does it run our own Triton kernels, which take fewer launches and less memory
+            traffic for a merge than the plain ops that it stands for?
     """
 
     name: str
@@ -32,9 +35,10 @@ class DeviceModel:
     bandwidth: float
     launch: float
     host: float = 0.0
+    kernels: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self)[1:]:
+        for field in fields(self)[1:-1]:
             value = getattr(self, field.name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             none = number and value == 0.0 and field.name == "host"
@@ -73,19 +77,18 @@ class DeviceModel:
             least = replayed(steps, place) / 100 if place.type == "cuda" else started
             return DeviceModel(
                 f"this {place.type}", product(half), product(torch.float32), 8 * long / copied,
-                least, 0.0 if place.type == "cpu" else started,
+                least, 0.0 if place.type == "cpu" else started, chosen(place.type, place.index),
             )  # fmt: skip
 
 
 # On an H200 products of bfloat16 reached 0.75 of the data sheet, a ViT's linears 0.65, copies 0.88,
-# and torch.compile started a kernel in 14 to 20 microseconds. By a CUDA graph a small one takes 2;
-# the rule by which kernels are counted finds more of them for merging than our own kernels are.
-_HOST, _LAUNCH = 1.5e-5, 1.5e-6
+# and torch.compile started a kernel in 14 to 20 microseconds; by a CUDA graph one takes 2 to 6.
+_HOST, _LAUNCH = 1.5e-5, 3e-6
 
 
 def _gpu(name: str, half: float, single: float, bandwidth: float, host: float) -> DeviceModel:
     """From a data sheet: dense peaks without sparsity, of which kernels reach a part."""
-    return DeviceModel(name, 0.65 * half, 0.6 * single, 0.85 * bandwidth, _LAUNCH, host)
+    return DeviceModel(name, 0.65 * half, 0.6 * single, 0.85 * bandwidth, _LAUNCH, host, True)
 
 
 # TF32 is off, as torch has it by default. The CPU is one core
@@ -107,6 +110,10 @@ DEVICES: Mapping[str, DeviceModel] = MappingProxyType(
 )
 
 
+_FIELDS = {field.name for field in fields(DeviceModel)}
+_NEEDED = {field.name for field in fields(DeviceModel) if field.default is MISSING}
+
+
 def device_model(value: object) -> DeviceModel | None:
     """A device by its name, its numbers, or itself; None stays None.
 
@@ -117,7 +124,7 @@ def device_model(value: object) -> DeviceModel | None:
         return value
     if isinstance(value, str) and value in DEVICES:
         return DEVICES[value]
-    if isinstance(value, Mapping) and set(value) == {field.name for field in fields(DeviceModel)}:
+    if isinstance(value, Mapping) and _NEEDED <= set(value) <= _FIELDS:
         return DeviceModel(**value)
     raise ConfigError(
         f"hardware={value!r} is not one of {', '.join(sorted(DEVICES))}, nor a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tome_fx.costs.ours import own_kernels
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.fakes import FakeRun
 
@@ -52,7 +53,12 @@ class Op:
 
 
 def work_of(
-    module: torch.nn.Module, graph: Graph, batch: int, macs: Mapping[Node, int], inputs: Graph
+    module: torch.nn.Module,
+    graph: Graph,
+    batch: int,
+    macs: Mapping[Node, int],
+    inputs: Graph,
+    kernels: bool = False,
 ) -> list[Op]:
     """The ops of ``graph``, in order, at ``batch`` images.
 
@@ -62,8 +68,9 @@ def work_of(
         module: what the graph reads its parameters from.
         macs: of its own nodes, per image, as from :func:`tome_fx.macs.macs_of`.
         inputs: the captured graph; its inputs have sizes that depend on the batch.
+        kernels: does the device run our own, which do all of such a function at once?
     """
-    runner = _Recorder(module, graph, batch, macs)
+    runner = _Recorder(module, graph, batch, macs, kernels)
     runner.run_like(inputs)
     return runner.ops
 
@@ -72,10 +79,15 @@ class _Recorder(FakeRun):
     """Runs a graph at a batch and writes down each op."""
 
     def __init__(
-        self, module: torch.nn.Module, graph: Graph, batch: int, macs: Mapping[Node, int]
+        self,
+        module: torch.nn.Module,
+        graph: Graph,
+        batch: int,
+        macs: Mapping[Node, int],
+        kernels: bool,
     ) -> None:
         super().__init__(module, Extents(batch), graph)
-        self.batch, self.macs = batch, macs
+        self.batch, self.macs, self.kernels = batch, macs, kernels
         self.ops: list[Op] = []
         self.held: list[Any] = []  # an id is one tensor's as long as that lives
 
@@ -83,8 +95,14 @@ class _Recorder(FakeRun):
         if n.op in ("placeholder", "get_attr", "output"):
             return super().run_node(n)
         if not isinstance(n.target, torch._ops.OpOverload):
+            before = len(self.ops)
             with _Inside(self, n):
-                return super().run_node(n)
+                result = super().run_node(n)
+            given = self.fetch_args_kwargs_from_env(n)
+            count = own_kernels(n, given) if self.kernels else 0
+            if count:
+                self.ops[before:] = self._at_once(n, given, result, count, self.ops[before:])
+            return result
         result = super().run_node(n)
         given = self.fetch_args_kwargs_from_env(n)
         self.note(n, n.target, given, result, self.macs.get(n, 0) * self.batch)
@@ -105,6 +123,15 @@ class _Recorder(FakeRun):
         first = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         half = first.dtype in (torch.float16, torch.bfloat16)
         self.ops.append(Op(node, kind, reads, writes, macs, half))
+
+    def _at_once(
+        self, node: Node, given: Any, result: Any, count: int, inside: Sequence[Op]
+    ) -> Iterator[Op]:
+        """A function as so many kernels: the first does the work, what follows it next to none."""
+        reads, writes = self._values(given), self._values(result)
+        yield Op(node, "alone", reads, writes, sum(op.macs for op in inside))
+        for _ in range(count - 1):
+            yield Op(node, "alone", writes[:1], ())
 
     def _values(self, tree: Any) -> tuple[Value, ...]:
         found = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
