@@ -28,7 +28,7 @@ from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
-from tome_fx.lifting.padding import visible
+from tome_fx.lifting.padding import shown
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 
@@ -168,14 +168,16 @@ class _Walk:
     def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
         emit = self.lifter.coercer.emit
+        lifter = self.lifter
         for core in step.site.cores:
             keys = axis_of(self._at(core.key, step.site.stream, level), step.site.stream)
-            row = visible(self.lifter.coercer, core, keys, self.lifter.values)
-            if row is not None:
+            told = shown(lifter.coercer, core, keys, lifter.values, lifter.findings)
+            if told is not None:
                 ends = ends_of(keys, place_of(keys, step.site.stream))
-                scores = emit(ops.keep_apart, scores, row, parity, *ends)
+                kinds = () if told.kinds is None else (told.kinds,)
+                scores = emit(ops.keep_apart, scores, told.visible, parity, *ends, *kinds)
                 plan = emit(ops.match, scores, step.removed, parity)
-                return emit(ops.padding_last, plan, row, *ends)
+                return emit(ops.padding_last, plan, told.visible, *ends)
         return emit(ops.match, scores, step.removed, parity)
 
     def _level(self, step: Step) -> int:

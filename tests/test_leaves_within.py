@@ -146,3 +146,18 @@ def test_a_module_that_each_image_calls_is_refused_with_text() -> None:
     x, sizes = torch.randn(2, N, 6), torch.tensor([[4, 4], [2, 8]])
     with pytest.raises(tome_fx.CaptureError, match="embed is called once for each image"):
         tome_fx.transform(EachAlone(), 3, example_inputs=(x, sizes))
+
+
+def test_views_of_parameters_go_to_other_modules() -> None:
+    class Probed(Sized):
+        def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+            probe = self.blocks[0].out.bias.expand(x.shape[0], 1, C)
+            return super().forward(x, sizes) + self.head(probe)[:, 0]
+
+    source = Probed().double().eval()
+    randomise(source, 3)
+    x, sizes = torch.randn(2, N, 6, dtype=torch.float64), torch.tensor([[4, 4], [2, 7]])
+    fast = tome_fx.transform(source, 0, example_inputs=(x, sizes))
+    assert torch.equal(fast(x, sizes), source(x, sizes))
+    fast.r = 3
+    assert fast.schedule == (3, 3, 3)

@@ -31,6 +31,16 @@ def centred(body: nn.Module, x: Tensor) -> Tensor:
     return after_stem(body, patches - mean)
 
 
+def counted(body: nn.Module, x: Tensor) -> Tensor:
+    """A size and whole numbers leave the region, beside what may have gradients."""
+    patches = body.patch_embed(x)
+    with torch.no_grad():
+        rows, largest = patches.shape[0] * 2, patches.argmax(-1)
+        twice = patches.repeat(2, 1, 1)
+    shift = twice.view(rows, -1, patches.shape[-1]).mean((0, 1)) * largest.max().clamp_max(1)
+    return after_stem(body, patches + shift.mean())
+
+
 def narrow(body: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return body(x).float()
@@ -48,7 +58,7 @@ def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
     return body.forward_head(body.norm(body.blocks(x)))
 
 
-REGIONS = {f.__name__: f for f in (frozen_stem, centred, narrow, wide_positions)}
+REGIONS = {f.__name__: f for f in (frozen_stem, centred, counted, narrow, wide_positions)}
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:

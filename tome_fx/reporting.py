@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import masks_of, may_hide, padding_masks
+from tome_fx.finding.masks import has_pairs, masks_of, may_hide, padding_masks
 from tome_fx.graph.axes import (
     axis_of,
     extent,
@@ -183,6 +183,11 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
         yield (
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"
+        )
+    if any(has_pairs(core, done.findings) for core in cores):
+        yield (
+            "a mask says of each image which tokens see which; those that it treats alike merge "
+            "first, others only where no such pairs are left"
         )
     if any(_tells_pairs_apart(core, done.findings) for core in cores):
         yield (

@@ -18,7 +18,8 @@ from tests.profiles import examples
 
 pytestmark = TINY
 KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
-           "additive", "weights", "folded", "in bulk")  # fmt: skip
+           "additive", "weights", "folded", "in bulk", "pairs", "pairs filled", "pairs added",
+           "pairs and itself", "pairs beside keys")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,6 +95,8 @@ class Sequences(nn.Module):
             mask = hidden if kernel == "additive" else valid
             mask = mask.expand(b, 1, n, n) if kernel == "expanded" else mask
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif kernel.startswith("pairs"):
+            y = self.in_pairs(q, k, v, valid)
         elif kernel in ("folded", "in bulk"):  # heads beside the images
             q, k, v = (part.flatten(0, 1) for part in (q, k, v))
             mask = hidden.expand(b, self.config.heads, n, n).flatten(0, 1)
@@ -114,6 +117,23 @@ class Sequences(nn.Module):
         else:
             y = (scores + hidden).softmax(-1) @ v
         return own.out_proj(y.transpose(1, 2).reshape(b, n, c))
+
+    def in_pairs(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor) -> Tensor:
+        """Real queries see real keys, what padding sees differs."""
+        pairs, scores, itself = valid & valid.mT, q @ k.mT * 0.4, torch.eye(q.shape[2]) > 0
+        how = self.config.kernel.removeprefix("pairs").strip()
+        if how == "":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs | itself)
+        if how == "filled":
+            return scores.masked_fill(~pairs, -1e9).softmax(-1) @ v
+        if how == "added":
+            least = torch.zeros_like(pairs, dtype=q.dtype)
+            return (scores + least.masked_fill(~pairs, torch.finfo(q.dtype).min)).softmax(-1) @ v
+        if how == "and itself":
+            shown = pairs[:, 0].to(q.dtype) + itself.to(q.dtype)
+            return torch.where(shown[:, None] > 0, scores, -1e9).softmax(-1) @ v
+        hidden = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -1e9)
+        return (scores.masked_fill(~pairs, -1e9) + hidden).softmax(-1) @ v
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -147,3 +167,44 @@ def check(config: Padded) -> None:
             for slots in maps[:, i]:
                 shared = set(slots[:length].tolist()) & set(slots[length:].tolist())
                 assert not shared, "a group holds padding and real tokens"
+
+
+class Packed(nn.Module):
+    """Tokens of several images in one row; each sees those of its own image."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.stem = how, nn.Linear(6, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        x = self.stem(x)
+        same = image[:, :, None] == image[:, None]
+        for layer in self.layers:
+            q, k, v = layer(x).chunk(3, -1)
+            if self.how == "sdpa":
+                q, k, v = (part[:, None] for part in (q, k, v))
+                x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=same[:, None])[:, 0]
+            else:
+                hidden = (1.0 - same.to(x.dtype)) * -1e9
+                x = x + (q @ k.mT + hidden).softmax(-1) @ v
+        return x
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["sdpa", "added"])
+def test_packed_images_do_not_merge(how: str) -> None:
+    """Those that a mask shows other tokens stay apart, though all of them are equal."""
+    model = Packed(how).double().eval()
+    randomise(model, 0)
+    x = torch.randn(2, 1, 6, dtype=torch.float64).expand(2, 24, 6).contiguous()
+    image = torch.tensor([[0] * 9 + [1] * 15, [0] * 11 + [1] * 7 + [2] * 6])
+    other = torch.where(image[..., None] == 1, 2 * x, x)
+    fast = tome_fx.transform(model, [3, 3], example_inputs=(x, image), min_ratio=0)
+    assert fast.schedule == (3, 3)
+    assert any("which tokens see which" in note for note in fast.report.notes)
+    for row, images in zip(fast.token_map(x, image)[-1], image, strict=True):
+        for one in range(3):
+            assert not set(row[images == one].tolist()) & set(row[images != one].tolist())
+    assert distance(fast(x, image), model(x, image)) < 1e-9
+    assert distance(fast(other, image), model(other, image)) < 1e-9

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example, run_apart
@@ -87,13 +88,33 @@ def _recorded(
 ) -> dict[str, list[_Call]]:
     """The calls of ``modules`` in a run on the example, which leaves the model as it was."""
     found: dict[str, list[_Call]] = {path: [] for path in modules}
-    counter = FlopCounterMode(display=False)
+    counter = _Counter()
     with ExitStack() as stack:
         for path, module in modules.items():
             stack.enter_context(_forward(module, _Recorder(path, module, found[path], counter)))
         stack.enter_context(counter)
         run_apart(model, example)
     return found
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations as ``FlopCounterMode`` does, without its hooks on modules.
+
+    Those fail where a module is handed a view of a parameter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 class _Recorder:
@@ -104,18 +125,16 @@ class _Recorder:
             or puts new buffers in the place of its own, which no call hands back.
     """
 
-    def __init__(
-        self, path: str, module: nn.Module, calls: list[_Call], counter: FlopCounterMode
-    ) -> None:
+    def __init__(self, path: str, module: nn.Module, calls: list[_Call], counter: _Counter) -> None:
         self.path, self.module, self.forward = path, module, module.forward
         self.calls, self.counter = calls, counter
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given, came = Form.of((args, kwargs))
-        before = self.counter.get_total_flops()
+        before = self.counter.flops
         versions, weights = [tensor._version for tensor in came], _weights(self.module)
         value = self.forward(*args, **kwargs)
-        flops = self.counter.get_total_flops() - before
+        flops = self.counter.flops - before
         if versions != [tensor._version for tensor in came]:
             raise CaptureError(f"{self.path} writes to its inputs, so it cannot stay a call.")
         after = _weights(self.module)

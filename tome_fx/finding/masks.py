@@ -14,6 +14,7 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    holds,
     is_uniform,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
@@ -116,13 +117,34 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
             keys = axis_of(findings.types[core.key][0], site.stream)
             for node, _ in masks_of(core):
                 types = findings.types.get(node, ())
-                if types and row_of_images(types[0], keys) is not None:
+                row = types and row_of_images(types[0], keys) is not None
+                if row or _is_of_pairs(node, core, findings):
                     found.add(node)
     if not found:
         return frozenset()
     rows = rows_of(next(iter(found)).graph, findings.types)
     known = {rows[node] for node in found if node in rows}
     return frozenset(found | {node for node, row in rows.items() if row in known})
+
+
+def has_pairs(core: Core, findings: Findings) -> bool:
+    """Does a mask of an attention say of each image which of its tokens sees which?"""
+    return any(_is_of_pairs(node, core, findings) for node, _ in masks_of(core))
+
+
+def _is_of_pairs(mask: Node, core: Core, findings: Findings) -> bool:
+    keys, types = axis_of(findings.types[core.key][0], core.stream), findings.types.get(mask, ())
+    if not types or row_of_images(types[0], keys) is not None:
+        return False
+    pairs = pairs_of_images(types[0], keys)
+    return pairs is not None and tells_of_pairs(mask, core, findings)
+
+
+def tells_of_pairs(mask: Node, core: Core, findings: Findings) -> bool:
+    """Can a mask say which token sees which: are queries and keys the same, and may it hide any?"""
+    asking, asked = (findings.types[node][0] for node in (core.query, core.key))
+    own = any(holds(axis, core.stream) for axis in asking.axes)
+    return own and axis_of(asking, core.stream) == axis_of(asked, core.stream) and may_hide(mask)
 
 
 def _of_images(axis: Axis) -> bool:
@@ -132,18 +154,35 @@ def _of_images(axis: Axis) -> bool:
 
 def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
     """A mask's type with its last axis about ``keys``, if it is one row for each image."""
-    if not type_.rank or extent(type_.axes[-1]) != extent(keys) or is_uniform(type_.axes[-1]):
+    around = _around(type_.axes[:-1]) if type_.rank else None
+    if around is None or not _is_about(type_.axes[-1], keys):
         return None
-    axes: list[Axis] = []
+    return TensorType((*around, keys))
+
+
+def pairs_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
+    """A mask's type with its last two axes about ``keys``, if it has a row for each of them."""
+    around = _around(type_.axes[:-2]) if type_.rank > 2 else None
+    if around is None or not all(_is_about(axis, keys) for axis in type_.axes[-2:]):
+        return None
+    return TensorType((*around, keys, keys))
+
+
+def _around(axes: tuple[Axis, ...]) -> list[Axis] | None:
+    """The axes in front of those of tokens: images, and what is the same for all heads."""
+    found: list[Axis] = []
     images = 0
-    for axis in type_.axes[:-1]:
+    for axis in axes:
         images += has_batch(axis)
         single = extent(axis) == 1 or is_uniform(axis)
         if not single and not _of_images(axis):
             return None
-        axes.append(() if single else axis)
-    last = type_.axes[-1]
-    typed = has_stream(last) and [len(last), extent(last)] == [len(keys), extent(keys)]
-    if images != 1 or has_batch(last) or (has_stream(last) and not typed):
-        return None
-    return TensorType((*axes, keys))
+        found.append(() if single else axis)
+    return found if images == 1 else None
+
+
+def _is_about(axis: Axis, keys: Axis) -> bool:
+    """Could an axis of a mask be that of the keys: is it theirs, or as long and of no tokens?"""
+    if extent(axis) != extent(keys) or is_uniform(axis) or has_batch(axis):
+        return False
+    return not has_stream(axis) or [len(axis), extent(axis)] == [len(keys), extent(keys)]

@@ -61,8 +61,7 @@ def flatten_gradient_regions(graph: Graph) -> None:
             inside.add(node)
     for node in inside:
         outside = [user for user in node.users if user not in inside]
-        value = node.meta.get("val")
-        if outside and isinstance(value, torch.Tensor) and _may_require_grad(value):
+        if outside and _may_require_grad(node):
             with graph.inserting_after(node):
                 free = _detached(graph, node)
             for user in outside:
@@ -71,8 +70,9 @@ def flatten_gradient_regions(graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def _may_require_grad(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
+def _may_require_grad(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _inline(module: GraphModule, node: Node) -> None:
@@ -101,7 +101,9 @@ def _inline(module: GraphModule, node: Node) -> None:
         if switch is not None:
             module.graph.call_function(_EXIT, (switch,))
         elif not state[0]:
-            results = map_arg(results, lambda n: _detached(module.graph, n))
+            results = map_arg(
+                results, lambda n: _detached(module.graph, n) if _may_require_grad(n) else n
+            )
     row = results if isinstance(results, (list, tuple)) else (results,)
     for user in list(node.users):
         index: Any = user.args[1]

@@ -4,35 +4,96 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import masks_of, row_of_images
-from tome_fx.graph.axes import Axis, count
+from tome_fx.finding.masks import masks_of, pairs_of_images, row_of_images, tells_of_pairs
+from tome_fx.graph.axes import Axis, TensorType, count
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lifter import Value
-from tome_fx.program import Core
+from tome_fx.program import Core, Findings
 
 aten = torch.ops.aten
 
 
-def visible(coercer: Coercer, core: Core, keys: Axis, values: Mapping[Node, Value]) -> Node | None:
-    """Which tokens the keys of ``core`` show, ``[B, N]`` on the axis ``keys``; None for all.
+@dataclass(frozen=True)
+class Shown:
+    """What a mask says of the tokens of a site, on the axis of its keys.
 
-    A mask that differs from query to query, or from head to head, is no padding.
+    Attributes:
+        visible: ``[B, N]``, which are no padding.
+        kinds: ``[B, N]``, which see the same; None where a mask says no more than that.
     """
+
+    visible: Node
+    kinds: Node | None
+
+
+def shown(
+    coercer: Coercer,
+    core: Core,
+    keys: Axis,
+    values: Mapping[Node, Value],
+    findings: Findings,
+) -> Shown | None:
+    """What the masks of ``core`` show of its ``keys``; None for all.
+
+    A mask that differs from head to head is no padding, nor is one that shows queries other keys
+    than each other, unless queries and keys are the same tokens.
+    """
+    row, pairs = _masks(core, keys, values, findings)
+    if pairs is None:
+        return None if row is None else Shown(_shows(coercer, row, 1), None)
+    of_pairs = _shows(coercer, pairs, 2)
+    visible = coercer.emit(ops.seen, of_pairs)
+    if row is not None:
+        visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
+    return Shown(visible, coercer.emit(ops.kinds, of_pairs))
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A mask, the type that it is read by, and whether True hides there."""
+
+    value: Value
+    goal: TensorType
+    hides: bool
+
+
+def _masks(
+    core: Core, keys: Axis, values: Mapping[Node, Value], findings: Findings
+) -> tuple[_Mask | None, _Mask | None]:
+    """The nearest mask with a row for each image, and the nearest with a row for each token.
+
+    What a mask is made of stands behind it, and may be meant the other way round.
+    """
+    row: _Mask | None = None
+    pairs: _Mask | None = None
     for node, hides in masks_of(core):
         value = values.get(node)
-        goal = row_of_images(value.types[0], keys) if value and value.types else None
-        if value is None or goal is None:
+        if value is None or not value.types:
             continue
-        row = coercer.coerce(value.node, value.types[0], goal)
-        times = math.prod(count(axis[1:]) for axis in goal.axes[:-1] if axis)
-        if times > 1:
-            row = coercer.emit(aten.reshape.default, row, [-1, times, count(keys)])
-            row = coercer.emit(aten.select.int, row, 1, 0)
-        row = coercer.emit(aten.reshape.default, row, [-1, count(keys)])
-        return coercer.emit(ops.shown, row, hides)
-    return None
+        goal = row_of_images(value.types[0], keys)
+        if goal is not None:
+            row = row or _Mask(value, goal, hides)
+            continue
+        goal = pairs_of_images(value.types[0], keys)
+        if goal is not None and tells_of_pairs(node, core, findings):
+            pairs = pairs or _Mask(value, goal, hides)
+    return row, pairs
+
+
+def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
+    """What a mask shows, as ``[B, N]``, or ``[B, N, N]`` with its last two axes ``own``."""
+    goal = mask.goal
+    node = coercer.coerce(mask.value.node, mask.value.types[0], goal)
+    sizes = [count(axis) for axis in goal.axes[-own:]]
+    times = math.prod(count(axis[1:]) for axis in goal.axes[:-own] if axis)
+    if times > 1:
+        node = coercer.emit(aten.reshape.default, node, [-1, times, *sizes])
+        node = coercer.emit(aten.select.int, node, 1, 0)
+    node = coercer.emit(aten.reshape.default, node, [-1, *sizes])
+    return coercer.emit(ops.shown, node, mask.hides)

@@ -24,11 +24,8 @@ from tome_fx.ops.fused import match_keys as match_keys
 from tome_fx.ops.fused import merge_norm as merge_norm
 from tome_fx.ops.matching import SCORES as SCORES
 from tome_fx.ops.matching import head_mean as head_mean
-from tome_fx.ops.matching import keep_apart as keep_apart
 from tome_fx.ops.matching import match as match
 from tome_fx.ops.matching import match_metric as match_metric
-from tome_fx.ops.matching import padding_last as padding_last
-from tome_fx.ops.matching import shown as shown
 from tome_fx.ops.matching import similarity as similarity
 from tome_fx.ops.merging import for_images as for_images
 from tome_fx.ops.merging import merge as merge
@@ -38,6 +35,11 @@ from tome_fx.ops.merging import take as take
 from tome_fx.ops.merging import take_constant as take_constant
 from tome_fx.ops.merging import total as total
 from tome_fx.ops.merging import unmerge as unmerge
+from tome_fx.ops.padding import keep_apart as keep_apart
+from tome_fx.ops.padding import kinds as kinds
+from tome_fx.ops.padding import padding_last as padding_last
+from tome_fx.ops.padding import seen as seen
+from tome_fx.ops.padding import shown as shown
 from tome_fx.ops.patches import embed_patches as embed_patches
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment

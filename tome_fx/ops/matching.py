@@ -56,48 +56,6 @@ def _scores(rows: Tensor, others: Tensor) -> Tensor:
     return torch.where(scores.isnan(), torch.full_like(scores, -2.0), scores)
 
 
-def shown(mask: Tensor, hides: bool = False) -> Tensor:
-    """Which keys a mask shows: ``[B, N]`` boolean from a boolean or an additive mask.
-
-    Args:
-        mask: ``[B, N]``; an additive one hides what it lowers by more than a logit could be.
-        hides: a boolean mask is True where it hides.
-    """
-    if mask.dtype == torch.bool:
-        return ~mask if hides else mask
-    return mask > -1e4
-
-
-def keep_apart(
-    scores: Tensor, visible: Tensor, parity: int = 0, front: int = 0, back: int = 0
-) -> Tensor:
-    """Scores in which padding never pairs with what is visible, and with padding comes last.
-
-    Args:
-        scores: ``[B, |A|, |B|]`` of the stream.
-        visible: ``[B, N]`` on its axis, ``front`` protected tokens before and ``back`` behind it.
-    """
-    stream = visible[:, front : visible.shape[1] - back]
-    left, right = stream[:, parity::2, None], stream[:, None, 1 - parity :: 2]
-    padding = torch.where(left | right, float("-inf"), -3.0).to(scores.dtype)
-    return torch.where(left & right, scores, padding)
-
-
-def padding_last(
-    plan: MergePlan, visible: Tensor, front: int = 0, back: int = 0, onehot: bool = False
-) -> MergePlan:
-    """The same groups with those of padding behind the others, which keep their order.
-
-    So the tokens of an image stand, and fall into A and B, as they do without any padding.
-    """
-    shows = visible[:, front : visible.shape[1] - back].gather(1, plan.keep).long()
-    hidden = 1 - shows
-    first, last = shows.cumsum(1) - 1, hidden.cumsum(1) - 1
-    place = torch.where(shows.bool(), first, shows.sum(1, keepdim=True) + last)
-    keep = permuted(place, plan.keep, onehot)
-    return MergePlan(keep, plan.src, place.gather(1, plan.dst))
-
-
 def match(scores: Tensor, r: int, parity: int = 0, onehot: bool = False) -> MergePlan:
     """Bipartite soft matching (section 3.2) of a stream from its A to B similarities.
 

@@ -1,0 +1,104 @@
+"""What a mask tells apart: padding from tokens, and tokens that see others from each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tome_fx.ops.placing import permuted
+from tome_fx.ops.plan import MergePlan
+
+# Less than any similarity of tokens, which is -1 at least and -2 for a NaN: pairs of padding, and
+# what tokens lose that a mask tells apart.
+_PADDING, _UNLIKE = -3.0, 8.0
+
+
+def shown(mask: Tensor, hides: bool = False) -> Tensor:
+    """Which keys a mask shows: a boolean mask from a boolean or an additive one.
+
+    Args:
+        mask: of any shape; an additive one hides what it lowers by more than a logit could be.
+        hides: a boolean mask is True where it hides.
+    """
+    if mask.dtype == torch.bool:
+        return ~mask if hides else mask
+    return mask > -1e4
+
+
+def seen(pairs: Tensor) -> Tensor:
+    """Which tokens are no padding: ``[B, N]`` from a mask ``[B, queries, N]``, True where one sees.
+
+    What no other token sees is padding; what a token sees of itself counts where not all do, else
+    it was written into the mask, so that no row of it is empty.
+    """
+    own = pairs.diagonal(dim1=1, dim2=2)
+    others = (pairs & ~_diagonal(pairs)).any(1)
+    return others | (own & ~own.all(1, keepdim=True))
+
+
+def kinds(pairs: Tensor) -> Tensor:
+    """A number for what each token sees and is seen by: ``[B, N]`` int64 from such a mask.
+
+    Tokens of the same kind see each other, see the same others and are seen by the same: a sum of
+    hashed places, in whole numbers, that two different rows share once in 2^64.
+    """
+    whole = (pairs | _diagonal(pairs)).long()
+    place = _hashed(torch.arange(pairs.shape[2], device=pairs.device))
+    sees, is_seen = (whole * place).sum(2), (whole * place[:, None]).sum(1)
+    return _hashed(sees) + is_seen
+
+
+def _diagonal(pairs: Tensor) -> Tensor:
+    place = torch.arange(pairs.shape[2], device=pairs.device)
+    return place[:, None] == place
+
+
+def _hashed(number: Tensor) -> Tensor:
+    """Well mixed: the finaliser of SplitMix64 (Steele et al., 2014), as int64 that wraps around."""
+    number = number * -0x61C8864680B583EB + 1
+    number = (number ^ (number >> 30)) * -0x40A7B892E31B1A47
+    number = (number ^ (number >> 27)) * -0x6B2FB644ECCEEE15
+    return number ^ (number >> 31)
+
+
+def keep_apart(
+    scores: Tensor,
+    visible: Tensor,
+    parity: int = 0,
+    front: int = 0,
+    back: int = 0,
+    kinds: Tensor | None = None,
+) -> Tensor:
+    """Scores in which padding never pairs with what is visible, and with padding comes last.
+
+    Args:
+        scores: ``[B, |A|, |B|]`` of the stream.
+        visible: ``[B, N]`` on its axis, ``front`` protected tokens before and ``back`` behind it.
+        kinds: ``[B, N]``; tokens of different kinds merge only when no others are left.
+    """
+
+    def sides(row: Tensor) -> tuple[Tensor, Tensor]:
+        stream = row[:, front : row.shape[1] - back]
+        return stream[:, parity::2, None], stream[:, None, 1 - parity :: 2]
+
+    left, right = sides(visible)
+    if kinds is not None:
+        one, other = sides(kinds)
+        scores = torch.where(one == other, scores, scores - _UNLIKE)
+    padding = torch.where(left | right, float("-inf"), _PADDING).to(scores.dtype)
+    return torch.where(left & right, scores, padding)
+
+
+def padding_last(
+    plan: MergePlan, visible: Tensor, front: int = 0, back: int = 0, onehot: bool = False
+) -> MergePlan:
+    """The same groups with those of padding behind the others, which keep their order.
+
+    So the tokens of an image stand, and fall into A and B, as they do without any padding.
+    """
+    shows = visible[:, front : visible.shape[1] - back].gather(1, plan.keep).long()
+    hidden = 1 - shows
+    first, last = shows.cumsum(1) - 1, hidden.cumsum(1) - 1
+    place = torch.where(shows.bool(), first, shows.sum(1, keepdim=True) + last)
+    keep = permuted(place, plan.keep, onehot)
+    return MergePlan(keep, plan.src, place.gather(1, plan.dst))
