@@ -37,6 +37,9 @@ class Pooled(nn.Module):
 SAME = {
     "as it is": lambda valid: (valid != 0).double(),
     "filled": lambda valid: torch.zeros(valid.shape).double().masked_fill(valid != 0, 3.0),
+    "filled in its shape": lambda valid: torch.zeros_like(valid, dtype=torch.float64).masked_fill(
+        valid != 0, 3.0
+    ),
     "chosen": lambda valid: torch.where(valid != 0, 1.0, -2.0).double(),
 }
 OTHER = {

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import Axis, Batch, TensorType, extent, is_uniform
 from tome_fx.graph.calls import UNTAGGED, Call, bind, tensor_operands
-from tome_fx.graph.cones import made_of_inputs
+from tome_fx.graph.cones import is_constant, made_of_inputs
 from tome_fx.graph.extents import tensor_value
 
 # Places keep their order.
@@ -68,7 +68,7 @@ def _step(
         return _Row(steps, row.truth)
     pointwise = torch.Tag.pointwise in call.op.tags or call.name in _ELEMENTWISE
     known = pointwise or call.name in _MOVES
-    if not known or not all(_is_even(types.get(node, ())) for node in others):
+    if not known or not all(_is_even(node, types) for node in others):
         return None
     return row if pointwise and row.truth else _Row(steps, row.truth or _is_truth(call.node))
 
@@ -88,11 +88,13 @@ def _is_truth(node: Node) -> bool:
     return value is not None and value.dtype is torch.bool
 
 
-def _is_even(types: tuple[TensorType, ...]) -> bool:
+def _is_even(node: Node, types: Mapping[Node, tuple[TensorType, ...]]) -> bool:
     """Is a value the same at all places of an image?"""
-    if not types:
-        return False
-    return all(extent(a) == 1 or is_uniform(a) or _is_batch(a) for a in types[0].axes)
+    if is_constant(node):
+        return True
+    row = types.get(node, ())
+    axes = row[0].axes if row else ()
+    return bool(row) and all(extent(a) == 1 or is_uniform(a) or _is_batch(a) for a in axes)
 
 
 def _spelled(value: Any, source: Node | None) -> Any:

@@ -14,6 +14,7 @@ _LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.tr
            "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
 _LIKE = ("sym_size", "full_like", "ones_like", "zeros_like", "empty_like", "new_full", "new_ones",
          "new_zeros", "new_empty")  # fmt: skip
+_CONSTANT = ("aten.zeros_like", "aten.ones_like", "aten.full_like")
 _AS = ("view_as", "reshape_as", "expand_as", "type_as")
 
 
@@ -74,3 +75,8 @@ def laid_out(node: Node) -> Node:
     while calls(node, _LAYOUT):
         node = node.all_input_nodes[0]
     return node
+
+
+def is_constant(node: Node) -> bool:
+    """Is a value one number at all places, made in the shape of another?"""
+    return calls(laid_out(node), _CONSTANT)

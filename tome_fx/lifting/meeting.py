@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from tome_fx.graph.axes import TensorType, batch_axis, has_stream, map_type, streams
-from tome_fx.graph.calls import Call, calls, tensor_operands
-from tome_fx.graph.cones import laid_out, read_values, reads_a_shape
+from tome_fx.graph.calls import Call, tensor_operands
+from tome_fx.graph.cones import is_constant, read_values, reads_a_shape
 from tome_fx.graph.ends import forget_streams
 from tome_fx.lifting.levels import Levels
-
-# The same number for every token: at whatever level it was made, it is so at any other.
-_CONSTANT = ("aten.zeros_like", "aten.ones_like", "aten.full_like")
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Meeting:
         nodes = dict(tensor_operands(call))
         read = read_values(call.node)
         met = [p for p in have if nodes[p] in read or reads_a_shape(call.node)]
-        telling = [p for p in met if not calls(laid_out(nodes[p]), _CONSTANT)]
+        telling = [p for p in met if not is_constant(nodes[p])]
         every = self._depths(call.node, [have[path] for path in met])
         depths = {**every, **self._depths(call.node, [have[path] for path in telling])}
         return {path: self._at(have[path], depths) if path in met else have[path] for path in have}

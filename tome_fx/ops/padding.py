@@ -11,6 +11,8 @@ from tome_fx.ops.plan import MergePlan
 # Less than any similarity of tokens, which is -1 at least and -2 for a NaN: pairs of padding, and
 # what tokens lose that a mask tells apart.
 _PADDING, _UNLIKE = -3.0, 8.0
+# Odd: digits of the golden ratio, and of the roots of 2, 3 and 5.
+_FACTORS = (-0x61C8864680B583EB, 0x6A09E667F3BCC909, 0x3B67AE8584CAA73B, 0x3C6EF372FE94F82B)
 
 
 def shown(mask: Tensor, hides: bool = False) -> Tensor:
@@ -39,12 +41,14 @@ def seen(pairs: Tensor) -> Tensor:
 def kinds(pairs: Tensor) -> Tensor:
     """A number for what each token sees and is seen by: ``[B, N]`` int64 from such a mask.
 
-    Tokens of the same kind see each other, see the same others and are seen by the same: a sum of
-    hashed places, in whole numbers, that two different rows share once in 2^64.
+    Tokens of the same kind see each other, see the same others and are seen by the same: sums of
+    hashed places, which two different rows have in common next to never. Runtimes may sum whole
+    numbers as floats, so a place has 40 bits.
     """
     whole = (pairs | _diagonal(pairs)).long()
-    place = _hashed(torch.arange(pairs.shape[2], device=pairs.device))
-    sees, is_seen = (whole * place).sum(2), (whole * place[:, None]).sum(1)
+    number = torch.arange(2 * pairs.shape[2], device=pairs.device)
+    seeing, seen_by = torch.chunk(_hashed(number) % 2**40, 2)
+    sees, is_seen = (whole * seeing).sum(2), (whole * seen_by[:, None]).sum(1)
     return _hashed(sees) + is_seen
 
 
@@ -54,11 +58,13 @@ def _diagonal(pairs: Tensor) -> Tensor:
 
 
 def _hashed(number: Tensor) -> Tensor:
-    """Well mixed: the finaliser of SplitMix64 (Steele et al., 2014), as int64 that wraps around."""
-    number = number * -0x61C8864680B583EB + 1
-    number = (number ^ (number >> 30)) * -0x40A7B892E31B1A47
-    number = (number ^ (number >> 27)) * -0x6B2FB644ECCEEE15
-    return number ^ (number >> 31)
+    """Well mixed, by products of int64 that wrap around alone: other runtimes have no more.
+
+    ``x (2 x + 1)`` is the permutation of RC6 (Rivest et al., 1998); odd factors between them.
+    """
+    for factor in _FACTORS:
+        number = number * (2 * number + 1) * factor + factor
+    return number
 
 
 def keep_apart(
