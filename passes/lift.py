@@ -87,6 +87,7 @@ class _Walk:
     schedule: MergeSchedule
     depths: dict[tuple[Node, int], int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
+    told: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.first: tuple[Node, str] | None = None  # the first input with a batch, and its name
@@ -171,7 +172,7 @@ class _Walk:
         lifter = self.lifter
         for core in step.site.cores:
             keys = axis_of(self._at(core.key, step.site.stream, level), step.site.stream)
-            told = shown(lifter.coercer, core, keys, lifter.values, lifter.findings)
+            told = shown(lifter, core, keys, self.told)
             if told is not None:
                 ends = ends_of(keys, place_of(keys, step.site.stream))
                 kinds = () if told.kinds is None else (told.kinds,)

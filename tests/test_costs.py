@@ -53,6 +53,10 @@ def test_devices_by_name_by_numbers_and_as_they_are() -> None:
         device_of(torch.zeros(1, device="meta"))
     with pytest.raises(tome_fx.ConfigError, match="half=0 is not a number above 0"):
         DeviceModel("x", 0, 1.0, 1.0, 1.0)
+    with pytest.raises(tome_fx.ConfigError, match="kernels='no' is not True or False"):
+        device_model({**dataclasses.asdict(own), "kernels": "no"})
+    old = {name: value for name, value in dataclasses.asdict(own).items() if name != "kernels"}
+    assert device_model(old) == own
 
 
 @pytest.mark.slow

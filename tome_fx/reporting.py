@@ -177,14 +177,14 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
                 f"layer {index}: {_asked(step, settings)} clamped to {step.before // 2}, "
                 f"half of the {step.before} tokens that may merge there"
             )
-    padding = padding_masks(done.findings)
+    padding = padding_masks(done.findings, done.program)
     cores = [core for site in done.findings.sites for core in site.cores]
     if any(_mask_varies(core, done.findings, padding) for core in cores):
         yield (
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"
         )
-    if any(has_pairs(core, done.findings) for core in cores):
+    if any(has_pairs(core, done.findings, done.program) for core in cores):
         yield (
             "a mask says of each image which tokens see which; those that it treats alike merge "
             "first, others only where no such pairs are left"

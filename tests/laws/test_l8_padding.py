@@ -19,7 +19,7 @@ from tests.profiles import examples
 pytestmark = TINY
 KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
            "additive", "weights", "folded", "in bulk", "pairs", "pairs filled", "pairs added",
-           "pairs and itself", "pairs beside keys")  # fmt: skip
+           "pairs and itself", "pairs beside keys", "pairs guarded")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,6 +124,8 @@ class Sequences(nn.Module):
         how = self.config.kernel.removeprefix("pairs").strip()
         if how == "":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs | itself)
+        if how == "guarded":  # padding sees all, so that no row is empty
+            return scores.masked_fill(~(pairs | ~valid.mT), -1e9).softmax(-1) @ v
         if how == "filled":
             return scores.masked_fill(~pairs, -1e9).softmax(-1) @ v
         if how == "added":
@@ -187,12 +189,15 @@ class Packed(nn.Module):
                 x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=same[:, None])[:, 0]
             else:
                 hidden = (1.0 - same.to(x.dtype)) * -1e9
-                x = x + (q @ k.mT + hidden).softmax(-1) @ v
+                logits = q @ k.mT
+                if self.how == "beside a bias":
+                    logits = logits - (image > 5).to(x.dtype)[:, None]
+                x = x + (logits + hidden).softmax(-1) @ v
         return x
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("how", ["sdpa", "added"])
+@pytest.mark.parametrize("how", ["sdpa", "added", "beside a bias"])
 def test_packed_images_do_not_merge(how: str) -> None:
     """Those that a mask shows other tokens stay apart, though all of them are equal."""
     model = Packed(how).double().eval()
@@ -208,3 +213,19 @@ def test_packed_images_do_not_merge(how: str) -> None:
             assert not set(row[images == one].tolist()) & set(row[images != one].tolist())
     assert distance(fast(x, image), model(x, image)) < 1e-9
     assert distance(fast(other, image), model(other, image)) < 1e-9
+
+
+@torch.no_grad()
+def test_packed_images_of_one_token_by_now_do_not_merge() -> None:
+    """What is left of a small image sees itself alone, as padding does."""
+    model = Packed("sdpa").double().eval()
+    randomise(model, 0)
+    x = torch.randn(1, 1, 6, dtype=torch.float64).expand(1, 8, 6).contiguous()
+    image = torch.tensor([[0, 0, 1, 1, 2, 2, 3, 3]])
+    fast = tome_fx.transform(model, [4, 1], example_inputs=(x, image), min_ratio=0)
+    first, second = fast.token_map(x, image)[:, 0]
+    assert len(set(first.tolist())) == 4
+    assert all(len(set(first[image[0] == i].tolist())) == 1 for i in range(4))
+    # Only what must: one pair of images, since one more merge was asked for.
+    assert len(set(second.tolist())) == 3
+    assert distance(fast(x, image), model(x, image)) < 1e-9

@@ -38,8 +38,12 @@ class DeviceModel:
     kernels: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self)[1:-1]:
+        if not isinstance(self.kernels, bool):
+            raise ConfigError(f"DeviceModel: kernels={self.kernels!r} is not True or False.")
+        for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("name", "kernels"):
+                continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             none = number and value == 0.0 and field.name == "host"
             if not none and (not number or not 0.0 < value < float("inf")):

@@ -21,7 +21,8 @@ from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import tensor_value
-from tome_fx.program import Core, Findings
+from tome_fx.graph.values import needed_for
+from tome_fx.program import Core, Findings, Program
 
 _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "aten.contiguous",
           "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub")  # fmt: skip
@@ -60,10 +61,16 @@ def may_hide(mask: Node) -> bool:
 
     Else it is a bias: products of queries and tables, or a table, that hides nothing.
     """
+    return is_of_truth(mask, inputs=True)
+
+
+def is_of_truth(mask: Node, inputs: bool = False) -> bool:
+    """Does a value come of a truth about places, or, if ``inputs``, of an input as it was given?"""
     waiting, seen = [mask], {mask}
     while waiting:
         node = waiting.pop()
-        if node.op == "placeholder" or getattr(tensor_value(node), "dtype", None) is torch.bool:
+        given = inputs and node.op == "placeholder"
+        if given or getattr(tensor_value(node), "dtype", None) is torch.bool:
             return True
         if isinstance(node.target, torch._ops.OpOverload) and bind(node).name not in _PRODUCTS:
             before = [source for source in read_values(node) if source not in seen]
@@ -106,7 +113,7 @@ def _is_filled(value: object) -> bool:
     return alone or str(value.target).startswith(_FILLS)
 
 
-def padding_masks(findings: Findings) -> frozenset[Node]:
+def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
     """The masks that say which tokens of each image are padding, and what follows from the same.
 
     No group holds padding beside other tokens, so all of these are the same for its members.
@@ -118,7 +125,7 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
             for node, _ in masks_of(core):
                 types = findings.types.get(node, ())
                 row = types and row_of_images(types[0], keys) is not None
-                if row or _is_of_pairs(node, core, findings):
+                if row or _is_of_pairs(node, core, findings, program):
                     found.add(node)
     if not found:
         return frozenset()
@@ -127,24 +134,30 @@ def padding_masks(findings: Findings) -> frozenset[Node]:
     return frozenset(found | {node for node, row in rows.items() if row in known})
 
 
-def has_pairs(core: Core, findings: Findings) -> bool:
+def has_pairs(core: Core, findings: Findings, program: Program) -> bool:
     """Does a mask of an attention say of each image which of its tokens sees which?"""
-    return any(_is_of_pairs(node, core, findings) for node, _ in masks_of(core))
+    return any(_is_of_pairs(node, core, findings, program) for node, _ in masks_of(core))
 
 
-def _is_of_pairs(mask: Node, core: Core, findings: Findings) -> bool:
+def _is_of_pairs(mask: Node, core: Core, findings: Findings, program: Program) -> bool:
     keys, types = axis_of(findings.types[core.key][0], core.stream), findings.types.get(mask, ())
     if not types or row_of_images(types[0], keys) is not None:
         return False
     pairs = pairs_of_images(types[0], keys)
-    return pairs is not None and tells_of_pairs(mask, core, findings)
+    return pairs is not None and tells_of_pairs(mask, core, findings, program)
 
 
-def tells_of_pairs(mask: Node, core: Core, findings: Findings) -> bool:
-    """Can a mask say which token sees which: are queries and keys the same, and may it hide any?"""
+def tells_of_pairs(mask: Node, core: Core, findings: Findings, program: Program) -> bool:
+    """Can a mask say which token sees which, in an attention of tokens among themselves?
+
+    It is made of the images and of a truth, and not of the queries or keys, as logits are.
+    """
     asking, asked = (findings.types[node][0] for node in (core.query, core.key))
     own = any(holds(axis, core.stream) for axis in asking.axes)
-    return own and axis_of(asking, core.stream) == axis_of(asked, core.stream) and may_hide(mask)
+    if not own or axis_of(asking, core.stream) != axis_of(asked, core.stream):
+        return False
+    of_images = mask in program.of_images and is_of_truth(mask)
+    return of_images and not {core.query, core.key} & set(needed_for(mask))
 
 
 def _of_images(axis: Axis) -> bool:

@@ -70,7 +70,7 @@ class Averages:
     @cached_property
     def of_images(self) -> frozenset[Node]:
         """Captured values that differ from image to image, but for masks of padding."""
-        return self.program.of_images - padding_masks(self.findings)
+        return self.program.of_images - padding_masks(self.findings, self.program)
 
     @cached_property
     def tokens(self) -> frozenset[Node]:

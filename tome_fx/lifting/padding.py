@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,10 @@ from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, pairs_of_images, row_of_images, tells_of_pairs
-from tome_fx.graph.axes import Axis, TensorType, count
+from tome_fx.graph.axes import Axis, Batch, TensorType, axis_of, count
 from tome_fx.lifting.coerce import Coercer
-from tome_fx.lifting.lifter import Value
-from tome_fx.program import Core, Findings
+from tome_fx.lifting.lifter import Lifter, Value
+from tome_fx.program import Core
 
 aten = torch.ops.aten
 
@@ -33,25 +33,32 @@ class Shown:
 
 
 def shown(
-    coercer: Coercer,
-    core: Core,
-    keys: Axis,
-    values: Mapping[Node, Value],
-    findings: Findings,
+    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, Node]]
 ) -> Shown | None:
     """What the masks of ``core`` show of its ``keys``; None for all.
 
     A mask that differs from head to head is no padding, nor is one that shows queries other keys
     than each other, unless queries and keys are the same tokens.
+
+    Args:
+        told: what masks of pairs were found to say; filled here, as it is the same for every site.
     """
-    row, pairs = _masks(core, keys, values, findings)
+    coercer = lifter.coercer
+    whole = axis_of(lifter.findings.types[core.key][0], core.stream)
+    row, pairs = _masks(lifter, core, keys, whole)
     if pairs is None:
         return None if row is None else Shown(_shows(coercer, row, 1), None)
-    of_pairs = _shows(coercer, pairs, 2)
-    visible = coercer.emit(ops.seen, of_pairs)
+    if pairs.value.node not in told:
+        of_pairs = _shows(coercer, pairs, 2)
+        told[pairs.value.node] = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
+    # Of all tokens once: where an image of several is one token by now, it looks like padding.
+    batch = next(f for axis in pairs.goal.axes for f in axis if isinstance(f, Batch))
+    types = (TensorType(((batch,), axis)) for axis in (whole, keys))
+    have, want = types
+    visible, kinds = (coercer.coerce(each, have, want, True) for each in told[pairs.value.node])
     if row is not None:
         visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
-    return Shown(visible, coercer.emit(ops.kinds, of_pairs))
+    return Shown(visible, kinds)
 
 
 @dataclass(frozen=True)
@@ -64,24 +71,25 @@ class _Mask:
 
 
 def _masks(
-    core: Core, keys: Axis, values: Mapping[Node, Value], findings: Findings
+    lifter: Lifter, core: Core, keys: Axis, whole: Axis
 ) -> tuple[_Mask | None, _Mask | None]:
     """The nearest mask with a row for each image, and the nearest with a row for each token.
 
+    The one of the ``keys`` as they are merged, the other of the ``whole`` axis.
     What a mask is made of stands behind it, and may be meant the other way round.
     """
     row: _Mask | None = None
     pairs: _Mask | None = None
     for node, hides in masks_of(core):
-        value = values.get(node)
+        value = lifter.values.get(node)
         if value is None or not value.types:
             continue
         goal = row_of_images(value.types[0], keys)
         if goal is not None:
             row = row or _Mask(value, goal, hides)
             continue
-        goal = pairs_of_images(value.types[0], keys)
-        if goal is not None and tells_of_pairs(node, core, findings):
+        goal = pairs_of_images(lifter.findings.types[node][0], whole)
+        if goal is not None and tells_of_pairs(node, core, lifter.findings, lifter.program):
             pairs = pairs or _Mask(value, goal, hides)
     return row, pairs
 

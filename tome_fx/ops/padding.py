@@ -30,9 +30,12 @@ def shown(mask: Tensor, hides: bool = False) -> Tensor:
 def seen(pairs: Tensor) -> Tensor:
     """Which tokens are no padding: ``[B, N]`` from a mask ``[B, queries, N]``, True where one sees.
 
-    What no other token sees is padding; what a token sees of itself counts where not all do, else
-    it was written into the mask, so that no row of it is empty.
+    What no other token sees is padding. Two things are written so that no row is empty and say
+    nothing: a diagonal that is visible for all, and a row that is visible whole where others are
+    not, of a padded query.
     """
+    whole = pairs.all(2, keepdim=True)
+    pairs = pairs & ~(whole & ~whole.all(1, keepdim=True))
     own = pairs.diagonal(dim1=1, dim2=2)
     others = (pairs & ~_diagonal(pairs)).any(1)
     return others | (own & ~own.all(1, keepdim=True))
