@@ -19,7 +19,7 @@ from tests.profiles import examples
 pytestmark = TINY
 KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
            "additive", "weights", "folded", "in bulk", "pairs", "pairs filled", "pairs added",
-           "pairs and itself", "pairs beside keys", "pairs guarded")  # fmt: skip
+           "pairs and itself", "pairs beside keys", "pairs guarded", "pairs repeated")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,6 +126,10 @@ class Sequences(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=pairs | itself)
         if how == "guarded":  # padding sees all, so that no row is empty
             return scores.masked_fill(~(pairs | ~valid.mT), -1e9).softmax(-1) @ v
+        if how == "repeated":  # for each head of an image, as MultiheadAttention has it
+            hidden = torch.zeros_like(pairs[:, 0], dtype=q.dtype).masked_fill(~pairs[:, 0], -1e9)
+            both = scores.flatten(0, 1) + hidden.repeat_interleave(q.shape[1], 0)
+            return both.unflatten(0, (q.shape[0], -1)).softmax(-1) @ v
         if how == "filled":
             return scores.masked_fill(~pairs, -1e9).softmax(-1) @ v
         if how == "added":

@@ -25,7 +25,8 @@ from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
 
 _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "aten.contiguous",
-          "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub")  # fmt: skip
+          "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub", "aten.flatten", "aten.unflatten",
+          "aten.unsqueeze", "aten.squeeze")  # fmt: skip
 # What comes out of these was made, not given; images come in by one of them.
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum", "aten.addmm",
              "aten.baddbmm", *CONVOLUTIONS)  # fmt: skip
