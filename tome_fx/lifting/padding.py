@@ -52,9 +52,8 @@ def shown(
         of_pairs = _shows(coercer, pairs, 2)
         told[pairs.value.node] = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
     # Of all tokens once: where an image of several is one token by now, it looks like padding.
-    batch = next(f for axis in pairs.goal.axes for f in axis if isinstance(f, Batch))
-    types = (TensorType(((batch,), axis)) for axis in (whole, keys))
-    have, want = types
+    images = (Batch(lifter.program.batch),)
+    have, want = (TensorType((images, axis)) for axis in (whole, keys))
     visible, kinds = (coercer.coerce(each, have, want, True) for each in told[pairs.value.node])
     if row is not None:
         visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
