@@ -104,7 +104,7 @@ def _read_copy(node: Node) -> None:
 
 
 def _by_sizes(node: Node) -> None:
-    """``expand_as`` reads no value of its second operand, so what that holds is of no matter."""
+    """Such an op reads no value of its second operand, so what that holds is of no matter."""
     sizes = [_size(size, node) for size in node.meta["val"].shape]
     if None not in sizes:
         expands = node.target is aten.expand_as.default

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import has_pairs, masks_of, may_hide, padding_masks
+from tome_fx.finding.masks import masks_of, may_hide, padding_masks, pairs_of
 from tome_fx.graph.axes import (
     axis_of,
     extent,
@@ -184,7 +184,8 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"
         )
-    if any(has_pairs(core, done.findings, done.program) for core in cores):
+    masks = ((mask, core) for core in cores for mask, _ in masks_of(core))
+    if any(pairs_of(*each, done.findings, done.program) is not None for each in masks):
         yield (
             "a mask says of each image which tokens see which; those that it treats alike merge "
             "first, others only where no such pairs are left"

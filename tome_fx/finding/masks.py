@@ -126,7 +126,7 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
             for node, _ in masks_of(core):
                 types = findings.types.get(node, ())
                 row = types and row_of_images(types[0], keys) is not None
-                if row or _is_of_pairs(node, core, findings, program):
+                if row or pairs_of(node, core, findings, program) is not None:
                     found.add(node)
     if not found:
         return frozenset()
@@ -135,30 +135,22 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
     return frozenset(found | {node for node, row in rows.items() if row in known})
 
 
-def has_pairs(core: Core, findings: Findings, program: Program) -> bool:
-    """Does a mask of an attention say of each image which of its tokens sees which?"""
-    return any(_is_of_pairs(node, core, findings, program) for node, _ in masks_of(core))
+def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> TensorType | None:
+    """A mask's type, of all tokens, if it says of each image which of them sees which; else None.
 
-
-def _is_of_pairs(mask: Node, core: Core, findings: Findings, program: Program) -> bool:
-    keys, types = axis_of(findings.types[core.key][0], core.stream), findings.types.get(mask, ())
-    if not types or row_of_images(types[0], keys) is not None:
-        return False
-    pairs = pairs_of_images(types[0], keys)
-    return pairs is not None and tells_of_pairs(mask, core, findings, program)
-
-
-def tells_of_pairs(mask: Node, core: Core, findings: Findings, program: Program) -> bool:
-    """Can a mask say which token sees which, in an attention of tokens among themselves?
-
-    It is made of the images and of a truth, and not of the queries or keys, as logits are.
+    It is made of the images and of a truth, and not of the queries or keys, as logits are; and
+    these are the same tokens.
     """
-    asking, asked = (findings.types[node][0] for node in (core.query, core.key))
+    types, asking = findings.types.get(mask, ()), findings.types[core.query][0]
+    keys = axis_of(findings.types[core.key][0], core.stream)
+    if not types or row_of_images(types[0], keys) is not None:
+        return None
+    goal = _pairs_of_images(types[0], keys)
     own = any(holds(axis, core.stream) for axis in asking.axes)
-    if not own or axis_of(asking, core.stream) != axis_of(asked, core.stream):
-        return False
+    if goal is None or not own or axis_of(asking, core.stream) != keys:
+        return None
     of_images = mask in program.of_images and is_of_truth(mask)
-    return of_images and not {core.query, core.key} & set(needed_for(mask))
+    return goal if of_images and not {core.query, core.key} & set(needed_for(mask)) else None
 
 
 def _of_images(axis: Axis) -> bool:
@@ -174,7 +166,7 @@ def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
     return TensorType((*around, keys))
 
 
-def pairs_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
+def _pairs_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
     """A mask's type with its last two axes about ``keys``, if it has a row for each of them."""
     around = _around(type_.axes[:-2]) if type_.rank > 2 else None
     if around is None or not all(_is_about(axis, keys) for axis in type_.axes[-2:]):

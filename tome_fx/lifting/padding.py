@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import masks_of, pairs_of_images, row_of_images, tells_of_pairs
+from tome_fx.finding.masks import masks_of, pairs_of, row_of_images
 from tome_fx.graph.axes import Axis, Batch, TensorType, axis_of, count
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lifter import Lifter, Value
@@ -44,8 +44,7 @@ def shown(
         told: what masks of pairs were found to say; filled here, as it is the same for every site.
     """
     coercer = lifter.coercer
-    whole = axis_of(lifter.findings.types[core.key][0], core.stream)
-    row, pairs = _masks(lifter, core, keys, whole)
+    row, pairs = _masks(lifter, core, keys)
     if pairs is None:
         return None if row is None else Shown(_shows(coercer, row, 1), None)
     if pairs.value.node not in told:
@@ -53,6 +52,7 @@ def shown(
         told[pairs.value.node] = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
     # Of all tokens once: where an image of several is one token by now, it looks like padding.
     images = (Batch(lifter.program.batch),)
+    whole = axis_of(lifter.findings.types[core.key][0], core.stream)
     have, want = (TensorType((images, axis)) for axis in (whole, keys))
     visible, kinds = (coercer.coerce(each, have, want, True) for each in told[pairs.value.node])
     if row is not None:
@@ -69,12 +69,10 @@ class _Mask:
     hides: bool
 
 
-def _masks(
-    lifter: Lifter, core: Core, keys: Axis, whole: Axis
-) -> tuple[_Mask | None, _Mask | None]:
+def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[_Mask | None, _Mask | None]:
     """The nearest mask with a row for each image, and the nearest with a row for each token.
 
-    The one of the ``keys`` as they are merged, the other of the ``whole`` axis.
+    The one of the ``keys`` as they are merged, the other of all tokens.
     What a mask is made of stands behind it, and may be meant the other way round.
     """
     row: _Mask | None = None
@@ -87,8 +85,8 @@ def _masks(
         if goal is not None:
             row = row or _Mask(value, goal, hides)
             continue
-        goal = pairs_of_images(lifter.findings.types[node][0], whole)
-        if goal is not None and tells_of_pairs(node, core, lifter.findings, lifter.program):
+        goal = pairs_of(node, core, lifter.findings, lifter.program)
+        if goal is not None:
             pairs = pairs or _Mask(value, goal, hides)
     return row, pairs
 
