@@ -30,7 +30,7 @@ test: $(STAMP)  ## all tests, in two processes (a quarter of an hour to half an 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)
 
-zoo: $(STAMP)  ## every model of the libraries, to docs/zoo.md (half an hour to an hour on two cores)
+zoo: $(STAMP)  ## every model of the libraries, to docs/zoo.md (twenty to forty minutes on two cores)
 	$(BIN)/python -m tests.zoo $(ARGS)
 
 bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (outputs/)

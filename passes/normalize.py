@@ -8,7 +8,9 @@
     y = view_as(x, z)          -> y = reshape(x, sizes of z): no matter how z was merged
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
+    y = einsum("bnc->bc", x)   -> y = sum(x, [1])
     y = einsum(.., x, w, z)    -> y = einsum(.., einsum(.., x, w), z), the pairs that it takes
+    y = vstack([x, z])         -> y = cat([x, z]): what has no rule, by its parts, which may have
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(...), unread -> (gone)
 
@@ -19,9 +21,8 @@ everything with a random number stay too.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch.fx import Graph, Node
@@ -29,8 +30,11 @@ from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind
 from tome_fx.graph.checks import is_check
+from tome_fx.graph.composites import write_out
 from tome_fx.graph.einsums import read_einsum
-from tome_fx.graph.extents import same_size, whole_size
+from tome_fx.graph.extents import size_before
+from tome_fx.rules.base import Rule
+from tome_fx.rules.table import rule_for
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -44,9 +48,14 @@ _MOVES = (aten.unsqueeze.default, aten.squeeze.dim, aten.view.default, aten.resh
 _FEW = 1 << 22
 
 
-def normalize(graph: Graph) -> Graph:
-    """Edit ``graph`` in place and return it."""
+def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) -> Graph:
+    """Edit ``graph`` in place and return it.
+
+    Args:
+        rules: rules of the user's own, by op; their ops stay whole.
+    """
     known: dict[Node, torch.Tensor] = {}
+    write_out(graph, lambda call: rule_for(call, rules) is not None)
     for node in list(graph.nodes):
         if is_check(node):
             graph.erase_node(node)
@@ -105,29 +114,11 @@ def _read_copy(node: Node) -> None:
 
 def _by_sizes(node: Node) -> None:
     """Such an op reads no value of its second operand, so what that holds is of no matter."""
-    sizes = [_size(size, node) for size in node.meta["val"].shape]
+    sizes = [size_before(size, node) for size in node.meta["val"].shape]
     if None not in sizes:
         expands = node.target is aten.expand_as.default
         node.target = aten.expand.default if expands else aten.reshape.default
         node.args, node.kwargs = (node.args[0], sizes), {}
-
-
-def _size(size: Any, before: Node) -> Node | int | None:
-    """A size as the program has it before a node, or as an input shows it."""
-    if isinstance(size, int):
-        return size
-    nodes: Iterable[Node] = before.graph.nodes
-    for node in itertools.takewhile(lambda n: n is not before, nodes):
-        value = node.meta.get("val")
-        if same_size(value, size):
-            return node
-        place = whole_size(size, [value]) if node.op == "placeholder" else None
-        if place is not None:
-            with before.graph.inserting_before(before):
-                read = before.graph.call_function(aten.sym_size.int, (node, place[1]))
-            read.meta = {**before.meta, "val": size}
-            return read
-    return None
 
 
 def _keep_statistics(node: Node) -> None:

@@ -77,7 +77,7 @@ def locate_captured(program: Program, settings: Settings) -> Located:
 
 
 def _findings(program: Program, settings: Settings) -> Findings:
-    normalize(program.graph)
+    normalize(program.graph, settings.rules)
     return locate(program, settings.rules, settings.protect)
 
 

@@ -64,7 +64,24 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("group", [SUMS, EXTREMES, NORMS], ids=["sum", "extreme", "norm"])
+SPREADS = {
+    "variance": lambda x: x.var(1),
+    "of patches": lambda x: x[:, 1:].var(dim=1, keepdim=True),
+    "biased": lambda x: x.var(1, unbiased=False),
+    "corrected by two": lambda x: x.var(1, correction=2),
+    "deviation": lambda x: x.std(dim=-2, keepdim=True),
+    "of tokens and channels": lambda x: x.std((1, 2)),
+    "of a flat value": lambda x: x.flatten(1).var(1),
+    "with the mean": lambda x: torch.cat(torch.var_mean(x, 1), -1),
+    "deviation and mean": lambda x: torch.cat(torch.std_mean(x, 1, keepdim=True), -1),
+    "standardised": lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True),
+    "weights' variance": lambda x: scores(x).var(-1),
+}
+
+
+@pytest.mark.parametrize(
+    "group", [SUMS, EXTREMES, NORMS, SPREADS], ids=["sum", "extreme", "norm", "spread"]
+)
 def test_stays_merged(group: dict[str, object]) -> None:
     assert unmerged(group, how="beside") == set()
 
@@ -90,7 +107,6 @@ def ties(x: Tensor) -> Tensor:
 
 
 TELLS_APART = {
-    "variance": lambda x: x.var(1),
     "product": lambda x: (1 + x / 9).prod(1),
     "median": lambda x: x.median(1)[0],
     "cumulative sum": lambda x: x.cumsum(1),
@@ -107,7 +123,7 @@ TELLS_APART = {
 
 
 def test_needs_all_tokens() -> None:
-    expected = {"var", "prod", "median", "cumsum", "logcumsumexp", "argmax", "max", "sort", "topk",
+    expected = {"prod", "median", "cumsum", "logcumsumexp", "argmax", "max", "sort", "topk",
                 "log_softmax", "linalg_norm", "linalg_vector_norm",
                 "adaptive_avg_pool1d"}  # fmt: skip
     assert unmerged(TELLS_APART, how="aside") == expected

@@ -1,6 +1,7 @@
 """Einsums spelled as what rules read: moves of axes, and products of two operands.
 
     einsum("bhnd->bnhd", x)            -> permute(x, [0, 2, 1, 3])
+    einsum("bnc->bc", x)               -> sum(x, [1])
     einsum("nd,de,n->ne", q, kv, z)    -> einsum("ne,n->ne", einsum("nd,de->ne", q, kv), z)
 
 The pairs are those that the op itself takes: by its path, what comes out last, or from the front.
@@ -33,13 +34,22 @@ def read_einsum(node: Node) -> None:
 
 
 def _move(node: Node, source: Node, before: str, after: str) -> None:
-    """One operand that only moves its axes."""
+    """One operand, whose axes move or are summed."""
     spare = source.meta["val"].dim() - len(before.replace("...", ""))
     dots = "".join(chr(0x100 + i) for i in range(spare))
     before, after = before.replace("...", dots), after.replace("...", dots)
-    if sorted(before) == sorted(after) and len(set(before)) == len(before):
-        order = [before.index(letter) for letter in after]
-        node.target, node.args, node.kwargs = aten.permute.default, (source, order), {}
+    once = len(set(before)) == len(before) and set(after) <= set(before)
+    if not once or len(set(after)) != len(after):
+        return
+    summed = [place for place, letter in enumerate(before) if letter not in after]
+    left = [letter for letter in before if letter in after]
+    order = [left.index(letter) for letter in after]
+    if summed:
+        with node.graph.inserting_before(node):
+            total = node.graph.call_function(aten.sum.dim_IntList, (source, summed))
+        total.meta = {**node.meta, "val": source.meta["val"].sum(summed)}
+        source = total
+    node.target, node.args, node.kwargs = aten.permute.default, (source, order), {}
 
 
 def _multiply(

@@ -7,7 +7,8 @@ the prime divides it, and factor arithmetic is integer arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,24 @@ def whole_size(value: torch.SymInt, tensors: Sequence[Any]) -> tuple[int, int] |
         for dim, size in enumerate(tensor.shape if isinstance(tensor, torch.Tensor) else ()):
             if same_size(size, value):
                 return which, dim
+    return None
+
+
+def size_before(size: Any, before: Node) -> Node | int | None:
+    """A size as the program has it before a node, or as an input shows it."""
+    if isinstance(size, int):
+        return size
+    nodes: Iterable[Node] = before.graph.nodes
+    for node in itertools.takewhile(lambda n: n is not before, nodes):
+        value = node.meta.get("val")
+        if same_size(value, size):
+            return node
+        place = whole_size(size, [value]) if node.op == "placeholder" else None
+        if place is not None:
+            with before.graph.inserting_before(before):
+                read = before.graph.call_function(torch.ops.aten.sym_size.int, (node, place[1]))
+            read.meta = {**before.meta, "val": size}
+            return read
     return None
 
 

@@ -54,3 +54,4 @@ from tome_fx.ops.sizes import key_bias as key_bias
 from tome_fx.ops.sizes import merged_size as merged_size
 from tome_fx.ops.sizes import scale_by_size as scale_by_size
 from tome_fx.ops.sizes import weighted_sum as weighted_sum
+from tome_fx.ops.sizes import weighted_variance as weighted_variance

@@ -91,5 +91,28 @@ def weighted_sum(
     return _to((x.to(accumulate) * weight).sum(dims, keepdim=keepdim), result)
 
 
+def weighted_variance(
+    x: Tensor,
+    size: Tensor | None,
+    dims: list[int],
+    keepdim: bool,
+    number: int,
+    correction: float,
+    root: bool,
+) -> tuple[Tensor, Tensor]:
+    """The variance and the mean over the tokens of the original, ``number`` of them.
+
+    Args:
+        size: group sizes, which broadcast against ``x``; None if all are 1.
+        correction: what ``number`` is lessened by where squares are divided by it.
+        root: the standard deviation in place of the variance.
+    """
+    mean = weighted_sum(x, size, dims, True, number, wide(x.dtype))
+    squares = (x.to(mean.dtype) - mean).square()
+    spread = weighted_sum(squares, size, dims, keepdim, 1) / max(number - correction, 0.0)
+    spread = (spread.sqrt() if root else spread).to(x.dtype)
+    return spread, (mean if keepdim else mean.squeeze(dims)).to(x.dtype)
+
+
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if dtype.is_floating_point or dtype.is_complex else x.round().to(dtype)

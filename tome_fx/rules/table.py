@@ -17,6 +17,7 @@ from tome_fx.rules import (
     local,
     pieces,
     placing,
+    pools,
     shapes,
     tokens,
     written,
@@ -71,11 +72,14 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(tokens.softmax, "softmax _softmax log_softmax"),
         **_family(
             tokens.reduction,
-            "sum mean amax amin any all max min var std logsumexp norm linalg_vector_norm "
-            "linalg_norm prod",
+            "sum mean amax amin any all max min var std var_mean std_mean logsumexp norm "
+            "linalg_vector_norm linalg_norm prod",
         ),
         **_family(
-            tokens.pool_to_one, "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+            pools.pool,
+            "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool1d avg_pool2d "
+            "avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool1d "
+            "max_pool2d max_pool3d",
         ),
         **_family(tokens.cumulative, "cumsum cumprod logcumsumexp"),
         **_family(
@@ -105,9 +109,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(shapes.unfold, "unfold"),
         **_family(
             shapes.grid,
-            "conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d max_pool2d max_pool3d "
-            "avg_pool1d avg_pool2d avg_pool3d upsample_bilinear2d upsample_bicubic2d "
-            " upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
+            "conv_transpose1d conv_transpose2d conv_transpose3d upsample_bilinear2d "
+            "upsample_bicubic2d upsample_nearest2d pixel_shuffle pixel_unshuffle im2col",
         ),
     }
 )

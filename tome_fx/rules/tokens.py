@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ from tome_fx.rules.base import (
     one,
 )
 from tome_fx.rules.local import pointwise
-from tome_fx.rules.shapes import grid
 
 aten = torch.ops.aten
 _SUMS = ("aten.sum", "aten.mean")
+_SPREAD = ("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
 _SCALED = ("aten.logsumexp", "aten.norm", "aten.linalg_norm", "aten.linalg_vector_norm")
 _EXTREMES = ("aten.amax", "aten.amin", "aten.any", "aten.all", "aten.max", "aten.min")
 
@@ -80,6 +81,8 @@ def reduction(context: Context) -> Lifted | Refusal:
         context.call.name,
         [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])],
     )
+    if name in _SPREAD and merged_along(type_, tuple(over)):
+        return _spread(context, as_intensive(type_), dims, over)
     if name in _SCALED and merged_along(type_, tuple(over)):
         return _scaled(context, as_intensive(type_), dims, over)
     if name not in _SUMS + _EXTREMES and merged_along(type_, tuple(over)):
@@ -89,25 +92,9 @@ def reduction(context: Context) -> Lifted | Refusal:
     kind = _reduced_kind(name, type_, dims)
     keepdim = bool(context.call.get("keepdim", False))
     if name in _SUMS and merged_along(type_, tuple(over)):
-        return _weighted(kind, dims, over, keepdim, name == "aten.mean")
-    result = TensorType(_reduced(kind.axes, dims, keepdim))
+        return weighted(kind, dims, over, keepdim, name == "aten.mean")
+    result = TensorType(reduced(kind.axes, dims, keepdim))
     return Lifted(tuple(result for _ in context.shapes), operands={"self": kind})
-
-
-def pool_to_one(context: Context) -> Lifted | Refusal:
-    """``adaptive_avg_pool`` to a size of one: the mean over a grid; else an op over a grid."""
-    type_, sizes = context.types["self"], context.call["output_size"]
-    sizes = [sizes] if isinstance(sizes, int) else sizes
-    if any(size != 1 for size in sizes):
-        return grid(context)
-    dims = list(range(type_.rank - len(sizes), type_.rank))
-    if any(has_batch(type_.axes[d]) for d in dims):
-        return Refusal("it reduces over images")
-    over = [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])]
-    if merged_along(type_, tuple(over)):
-        return _weighted(type_, dims, over, keepdim=True, mean=True)
-    type_ = as_intensive(type_)
-    return one(TensorType(_reduced(type_.axes, dims, keepdim=True)), operands={"self": type_})
 
 
 def _scaled(
@@ -132,8 +119,32 @@ def _scaled(
         args, kwargs = unbind(call, {**operands, "self": value})
         return builder.call(call.op, *args, **kwargs)
 
-    reduced = _reduced(type_.axes, dims, bool(call.get("keepdim", False)))
-    return one(TensorType(reduced), operands={"self": type_}, build=build)
+    axes = reduced(type_.axes, dims, bool(call.get("keepdim", False)))
+    return one(TensorType(axes), operands={"self": type_}, build=build)
+
+
+def _spread(
+    context: Context, type_: TensorType, dims: list[int], over: list[int]
+) -> Lifted | Refusal:
+    """A variance: squares of ``s`` equal members, from a mean that counts each."""
+    if len(over) != 1 or token_factor(type_.axes[over[0]]) is None:
+        return Refusal("its tokens share an axis with others")
+    call = context.call
+    keepdim, several = bool(call.get("keepdim", False)), call.name.endswith("_mean")
+    number = math.prod(extent(type_.axes[d]) for d in dims)
+    # ``unbiased`` is an older spelling of a correction by one, and the default of both.
+    given = call.get("correction")
+    correction = float(call.get("unbiased", True)) if given is None else given
+
+    def build(builder: Builder, operands: Operands) -> Any:
+        size = builder.size_along(type_, over[0])
+        arguments = (operands["self"], size, sorted(dims), keepdim, number, correction)
+        root = call.name.startswith("aten.std")
+        both = builder.call(ops.weighted_variance, *arguments, root)
+        return both if several else builder.call(operator.getitem, both, 0)
+
+    result = TensorType(reduced(type_.axes, dims, keepdim))
+    return Lifted(tuple(result for _ in context.shapes), operands={"self": type_}, build=build)
 
 
 def _dims(context: Context, rank: int) -> list[int]:
@@ -152,12 +163,12 @@ def _reduced_kind(name: str, type_: TensorType, dims: list[int]) -> TensorType:
     return type_ if name in _SUMS else as_intensive(type_)
 
 
-def _reduced(axes: tuple[Axis, ...], dims: list[int], keepdim: bool) -> tuple[Axis, ...]:
+def reduced(axes: tuple[Axis, ...], dims: list[int], keepdim: bool) -> tuple[Axis, ...]:
     rows = [() if i in dims else axis for i, axis in enumerate(axes)]
     return tuple(rows if keepdim else [axis for i, axis in enumerate(rows) if i not in dims])
 
 
-def _weighted(
+def weighted(
     type_: TensorType, dims: list[int], over: list[int], keepdim: bool, mean: bool
 ) -> Lifted | Refusal:
     """``sum(size * x)`` and, for a mean, divided by the number of tokens of the original."""
@@ -169,7 +180,7 @@ def _weighted(
         tuple(extensive(a) if i in inner[1:] else a for i, a in enumerate(type_.axes))
     )
     divisor = math.prod(extent(type_.axes[d]) for d in dims) if mean else 1
-    result = TensorType(_reduced(type_.axes, dims, keepdim))
+    result = TensorType(reduced(type_.axes, dims, keepdim))
 
     def build(builder: Builder, operands: Operands) -> Any:
         size = builder.size_along(wanted, inner[0]) if inner else None
