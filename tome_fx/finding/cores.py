@@ -208,11 +208,9 @@ def cores_of(
         return _miss(anchor, "its keys have no batch axis")
     if not columns:
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")
-    mixed = [stream for stream in columns if stream in rows]
+    mixed = list(dict.fromkeys(stream for stream in columns if stream in rows))
     if not mixed:
         return _miss(anchor, "its queries are not its keys' tokens; the keys are weighted only")
-    if len(set(columns)) < len(columns):
-        return _miss(anchor, "its keys are one row of tokens several times")
     if anchor.kind == "softmax" and not all(_is_over(anchor.node, s, types) for s in mixed):
         return _miss(anchor, "it is not over its keys")
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):

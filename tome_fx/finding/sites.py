@@ -67,7 +67,11 @@ def find_sites(
             core
             for core in own
             if core.kind == "inner"
-            or (reach[stream].at(core.key) is came and not pieces.differ(core, residuals[node]))
+            or (
+                _is_row(types[core.key][0], stream)
+                and reach[stream].at(core.key) is came
+                and not pieces.differ(core, residuals[node])
+            )
         )
         site = Site(node, of_it or tuple(own), stream, mlp, came)
         sites.append(site if of_it else by_features(site, types))
