@@ -109,34 +109,6 @@ def test_heads_by_an_einsum_of_one_operand() -> None:
     assert not fast.report.unmerges
 
 
-class Apart(nn.Module):
-    """No token looks at itself."""
-
-    def __init__(self, by_softmax: bool = True) -> None:
-        super().__init__()
-        self.by_softmax = by_softmax
-        self.stem, self.qkv, self.head = nn.Conv2d(3, C, 2, 2), nn.Linear(C, 3 * C), nn.Linear(C, 5)
-        self.register_buffer("own", torch.eye(GRID * GRID, dtype=torch.bool))
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.stem(image).flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(x).chunk(3, -1)
-        logits = q @ k.transpose(1, 2)
-        if self.by_softmax:
-            weights = logits.masked_fill(self.own, float("-inf")).softmax(-1)
-        else:
-            weights = logits.relu() * ~self.own
-        return self.head((x + weights @ v).mean(1))  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("by_softmax", [True, False])
-def test_a_mask_that_tells_pairs_apart_is_noted(by_softmax: bool) -> None:
-    x = torch.randn(2, 3, 2 * GRID, 2 * GRID)
-    report = tome_fx.explain(Apart(by_softmax), 3, example_inputs=x)
-    assert "hides some tokens from some others" in str(report)
-    assert "hides some tokens" not in str(tome_fx.explain(Model(torch.add), 3, example_inputs=x))
-
-
 class Copies(nn.Module):
     """Two copies of the stream, mixed by learned weights around each branch."""
 

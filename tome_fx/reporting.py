@@ -11,7 +11,6 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, may_hide, padding_masks, pairs_of
 from tome_fx.graph.axes import (
-    axis_of,
     extent,
     has_batch,
     has_stream,
@@ -151,19 +150,6 @@ def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bo
     return False
 
 
-def _tells_pairs_apart(core: Core, findings: Findings) -> bool:
-    """Does a constant mask hide some tokens from some others, say each token from itself?"""
-    keys = extent(axis_of(findings.types[core.key][0], core.stream))
-    for node, _ in masks_of(core):
-        types, value = findings.types.get(node, ()), node.meta.get("val")
-        if not types or getattr(value, "dtype", None) is not torch.bool:
-            continue
-        sides = [extent(axis) for axis in types[0].axes[-2:] if not is_uniform(axis)]
-        if not any(map(has_batch, types[0].axes)) and sides == [keys, keys]:
-            return True
-    return False
-
-
 def _asked(step: Step, settings: Settings) -> str:
     """What a layer was to remove: by ``r``, or with what other layers left to it."""
     own = settings.every == 1 and settings.align == 1
@@ -190,7 +176,7 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             "a mask says of each image which tokens see which; those that it treats alike merge "
             "first, others only where no such pairs are left"
         )
-    if any(_tells_pairs_apart(core, done.findings) for core in cores):
+    if done.findings.uneven:
         yield (
             "a mask of the model hides some tokens from some others; a group sees what its "
             "representative sees, which is not exact where its members differ in that"

@@ -23,12 +23,12 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.regroup import axis_kind
+from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.upstream import operands_along
 from tome_fx.program import Core, Miss
 from tome_fx.rules.contract import Letters, distance_letters, einsum_letters, matmul_letters
 
 PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.baddbmm", "aten.einsum", "aten.cdist")
-SOFTMAXES = ("aten.softmax", "aten._softmax")
 # A history that makes an axis a row of places in an image, a clip or a sequence.
 _PLACES = ("input", "conv")
 # A row of such or unknown factors may be tokens if it is a product; these never are.

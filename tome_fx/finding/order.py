@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.fx import Node
+from torch import Tensor
 
 from tome_fx.finding.masks import masks_of
+from tome_fx.finding.telling import HIDDEN, known_value
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.values import needed_for, value_of
 from tome_fx.program import Core, Miss, Program, Site
 
 _FOLLOWS = "a causal attention follows: a merged token has no place in its order"
-# Less than any bias: what is added to hide a token.
-_HIDDEN = -1e3
 
 
 def is_causal(core: Core, program: Program) -> bool:
@@ -26,7 +22,7 @@ def is_causal(core: Core, program: Program) -> bool:
     Read where the model makes it without images, or from an input as the example has it.
     """
     for node, hides in masks_of(core):
-        value = _known(node, program)
+        value = known_value(node, program)
         if value is not None and _is_triangle(value, hides):
             return True
     return core.kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
@@ -41,7 +37,7 @@ def _tables(core: Core, program: Program) -> Iterator[Tensor]:
     waiting, seen = [core.node], {core.node}
     while waiting:
         node = waiting.pop()
-        value = _known(node, program)
+        value = known_value(node, program)
         if value is not None:
             yield value
             continue
@@ -58,21 +54,6 @@ def _is_one_sided(table: Tensor) -> bool:
     if table.dtype == torch.bool:
         return _is_triangle(table, True) or _is_triangle(table, False)
     return _is_triangle(table, True) or _is_triangle(table == 0, True)
-
-
-def _known(node: Node, program: Program) -> Tensor | None:
-    """What a value is, if the model makes it without images or the example has it."""
-    if node in program.of_images and _has_weights(node, program):
-        return None  # logits, or a bias that is made of features
-    with contextlib.suppress(RuntimeError):  # the example may be one of another program
-        return value_of(node, program.constants, program.given)
-    return None
-
-
-def _has_weights(node: Node, program: Program) -> bool:
-    """Have parameters a part in a value?"""
-    read = [own for own in needed_for(node) if own.op == "get_attr"]
-    return any(isinstance(program.constants.get(str(n.target)), nn.Parameter) for n in read)
 
 
 def before_order(
@@ -105,7 +86,7 @@ def _is_triangle(mask: Tensor, hides: bool) -> bool:
     if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] < 2:
         return False
     if mask.dtype != torch.bool:
-        mask, hides = mask < _HIDDEN, True
+        mask, hides = mask < HIDDEN, True
     hidden = mask if hides else ~mask
     # Padding is hidden from all, itself among them.
     padding = hidden.all(-2, keepdim=True)

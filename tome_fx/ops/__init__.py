@@ -50,8 +50,10 @@ from tome_fx.ops.rows import size_of as size_of
 from tome_fx.ops.sizes import add_log_size as add_log_size
 from tome_fx.ops.sizes import along as along
 from tome_fx.ops.sizes import divide_by_size as divide_by_size
+from tome_fx.ops.sizes import hide_members as hide_members
 from tome_fx.ops.sizes import key_bias as key_bias
 from tome_fx.ops.sizes import merged_size as merged_size
 from tome_fx.ops.sizes import scale_by_size as scale_by_size
+from tome_fx.ops.sizes import seen_bias as seen_bias
 from tome_fx.ops.sizes import weighted_sum as weighted_sum
 from tome_fx.ops.sizes import weighted_variance as weighted_variance

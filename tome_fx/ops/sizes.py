@@ -62,6 +62,42 @@ def key_bias(query: Tensor, size: Tensor, mask: Tensor | None = None) -> Tensor:
     return mask + bias
 
 
+def hide_members(
+    logits: Tensor,
+    counted: Tensor,
+    size: Tensor,
+    value: float | Tensor,
+    hides: bool,
+    weighted: bool = True,
+) -> Tensor:
+    """Logits of groups of which a query sees some members: ``logits + log(seen / size)``.
+
+    A softmax with ``log size`` then gives each group a share for each member that is seen.
+
+    Args:
+        counted: how many members of each group a mask is true for, whole numbers that broadcast
+            against ``logits``; they are hidden if ``hides``, else seen.
+        size: group sizes along the keys, which broadcast likewise.
+        value: the logits of groups of which nothing is seen.
+        weighted: False without proportional attention: a group is seen or not.
+    """
+    seen = size - counted if hides else counted.to(size.dtype)
+    if weighted:
+        logits = logits + (seen / size).clamp_min(1e-12).log().to(logits.dtype)
+    return torch.where(seen > 0, logits, value)
+
+
+def seen_bias(query: Tensor, seen: Tensor, weighted: bool = True) -> Tensor:
+    """An additive attention mask in the dtype of ``query``: the log of how many members are seen.
+
+    Args:
+        seen: whole numbers, of which 0 hides a group.
+        weighted: False without proportional attention: a group is seen or not.
+    """
+    count = seen.to(wide(query.dtype))
+    return (count if weighted else count.clamp_max(1.0)).log().to(query.dtype)
+
+
 def scale_by_size(x: Tensor, size: Tensor) -> Tensor:
     """Member values to group totals."""
     return (x * size).to(x.dtype)

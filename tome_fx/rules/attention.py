@@ -13,6 +13,7 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     intensive,
+    is_extensive,
     is_merged,
     is_merged_axis,
     streams_of_axis,
@@ -21,6 +22,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
+from tome_fx.rules.hiding import shares
 from tome_fx.rules.local import demands, thin
 
 aten = torch.ops.aten
@@ -66,13 +68,17 @@ def _among_tokens(
             return Refusal("its mask is about different tokens")
         mask = thin(types["attn_mask"], logits)
         wanted.update(demands({"attn_mask": mask}, logits))
+        truth = context.dtype("attn_mask") == torch.bool
+        counts = shares(types, "attn_mask", logits) if truth else None
+        wanted["attn_mask"] = counts or wanted["attn_mask"]
+    counted = "attn_mask" in wanted and is_extensive(wanted["attn_mask"].axes[-1])
     if not is_merged_axis(keys):
         return one(result, operands=wanted)
     if token_factor(keys) is None:
         return Refusal("its keys are tokens for each of other tokens")
 
     def build(builder: Builder, operands: Operands) -> Any:
-        return _build(context, builder, dict(operands), logits)
+        return _build(context, builder, dict(operands), logits, counted)
 
     return one(result, operands=wanted, build=build)
 
@@ -107,11 +113,15 @@ def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, 
     return tuple(axes)
 
 
-def _build(context: Context, builder: Builder, operands: dict[str, Any], logits: TensorType) -> Any:
+def _build(
+    context: Context, builder: Builder, operands: dict[str, Any], logits: TensorType, counted: bool
+) -> Any:
     call = context.call
     size = builder.key_size_along(logits, logits.rank - 1)
     mask = operands.get("attn_mask")
-    if size is not None:
+    if counted:
+        mask = builder.call(ops.seen_bias, operands["query"], mask, size is not None)
+    elif size is not None:
         query = operands["query"]
         arguments = (query, size) if mask is None else (query, size, mask)
         mask = builder.call(ops.key_bias, *arguments)

@@ -15,6 +15,7 @@ import torch
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
+    extensive,
     extent,
     has_batch,
     has_stream,
@@ -22,7 +23,9 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     is_uniform,
     streams,
+    streams_of_axis,
 )
+from tome_fx.graph.softmaxes import into_softmax
 from tome_fx.rules.base import Context, Refusal, as_intensive
 
 # Homogeneous of degree one in their first operand, whatever the others are.
@@ -49,7 +52,12 @@ def kinds(context: Context, result: TensorType) -> Kinds | Refusal:
     types, name = context.types, context.call.name
     total = {p for p, t in types.items() if any(s.extensive for s in streams(t))}
     if not total:
-        return Kinds(types, as_intensive(result))
+        pairs = _table_of_pairs(context, result) if name == "aten.mul" else frozenset()
+        goal = as_intensive(result)
+        if pairs and not rounds(context) and not into_softmax(context.call.node):
+            goal = TensorType((*goal.axes[:-1], extensive(goal.axes[-1])))
+            return Kinds(types, goal, pairs)
+        return Kinds(types, goal)
     paths = list(types)
     if rounds(context):
         return Kinds({p: as_intensive(t) for p, t in types.items()}, as_intensive(result))
@@ -86,6 +94,25 @@ def _table_beside(types: Mapping[str, TensorType], total: set[str]) -> frozenset
         return frozenset()
     tells = _told(types[min(rest)], types[min(total)])
     return rest if all(told for _, told in tells) else frozenset()
+
+
+def _table_of_pairs(context: Context, weights: TensorType) -> frozenset[str]:
+    """The other operand of two where weights of tokens for themselves are multiplied by a table.
+
+    It takes part by what it holds for all members of a group: without a softmax weights are sums.
+    """
+    pairs = weights.axes[-2:]
+    rows = [streams_of_axis(axis) for axis in pairs]
+    same = len(pairs) == 2 and bool(list(rows[0])) and pairs[0] == pairs[1]
+    tables = [
+        path
+        for path, type_ in context.types.items()
+        if type_.rank > 1 and not any(True for _ in streams(type_))
+        if all(_is_row(type_, place, extent(axis)) for place, axis in enumerate(pairs, -2))
+    ]
+    if not same or not is_merged_axis(pairs[-1]) or len(tables) != 1 or len(context.types) != 2:
+        return frozenset()
+    return frozenset(tables)
 
 
 def _tells_members(types: Mapping[str, TensorType], total: str) -> bool:

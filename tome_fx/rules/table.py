@@ -13,6 +13,7 @@ from tome_fx.rules import (
     attention,
     cells,
     contract,
+    hiding,
     layout,
     local,
     pieces,
@@ -51,8 +52,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(
             local.pointwise,
             "dropout native_dropout feature_dropout contiguous clone alias detach "
-            "bernoulli lift_fresh_copy masked_fill expand_as copy alpha_dropout " + UNTAGGED,
+            "bernoulli lift_fresh_copy expand_as copy alpha_dropout " + UNTAGGED,
         ),
+        **_family(hiding.fill, "masked_fill where"),
         **_family(local.cast, "to type_as _to_copy"),
         **_family(local.linear, "linear"),
         **_family(local.embedding, "embedding"),

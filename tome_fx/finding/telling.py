@@ -1,0 +1,61 @@
+"""Masks that no image has a part in: what they hold, and whether a group cannot follow them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from tome_fx.finding.masks import masks_of
+from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, is_uniform
+from tome_fx.graph.values import needed_for, value_of
+from tome_fx.program import Core, Program
+from tome_fx.rules.hiding import is_counted
+
+# Less than any bias: what is added to hide a token.
+HIDDEN = -1e3
+
+
+def known_value(node: Node, program: Program) -> Tensor | None:
+    """What a value is, if the model makes it without images or the example has it."""
+    if node in program.of_images and _has_weights(node, program):
+        return None  # logits, or a bias that is made of features
+    with contextlib.suppress(RuntimeError):  # the example may be one of another program
+        return value_of(node, program.constants, program.given)
+    return None
+
+
+def _has_weights(node: Node, program: Program) -> bool:
+    """Have parameters a part in a value?"""
+    read = [own for own in needed_for(node) if own.op == "get_attr"]
+    return any(isinstance(program.constants.get(str(n.target)), nn.Parameter) for n in read)
+
+
+def tells_members_apart(
+    core: Core, types: Mapping[Node, tuple[TensorType, ...]], program: Program
+) -> bool:
+    """Does a mask of the model hide some tokens from others, so that a group is not hidden alike?
+
+    Where each token is hidden from itself alone, all members see as many of each group.
+    """
+    keys = extent(axis_of(types[core.key][0], core.stream))
+    for node, hides in masks_of(core):
+        row = types.get(node, ())
+        if not row or any(map(has_batch, row[0].axes)):
+            continue
+        sides = [extent(axis) for axis in row[0].axes[-2:] if not is_uniform(axis)]
+        truth = node.meta["val"].dtype is torch.bool
+        value = known_value(node, program) if sides == [keys, keys] else None
+        if value is None:
+            if truth and sides == [keys, keys]:
+                return True
+            continue
+        hidden = (value if hides else ~value) if truth else value < HIDDEN
+        itself = torch.eye(keys, dtype=torch.bool, device=value.device)
+        exact = truth and is_counted(node) and not bool((hidden & ~itself).any())
+        if bool(hidden.any()) and not exact:
+            return True
+    return False
