@@ -186,11 +186,12 @@ class _Walk:
 
         The latter where tokens that an op told apart are not averaged again: their groups are over.
         """
-        if self.lifter.remerge == "mean":
+        stream = step.site.stream
+        if self.lifter.remerge == "mean" and stream not in self.lifter.parted:
             after = step.site.after
-            return self.depths[after, step.site.stream] if after is not None else 0
+            return self.depths[after, stream] if after is not None else 0
         own = self.lifter.values[step.site.node].types[0]
-        return next(s.level for s in streams(own) if s.id == step.site.stream)
+        return next(s.level for s in streams(own) if s.id == stream)
 
     def _at(self, node: Node, stream: int, level: int) -> TensorType:
         """The type of a value with one stream at another level."""

@@ -134,14 +134,16 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
 
 
 def _apart() -> Callable[[Tensor], Tensor]:
-    """Each value as an ordinary one of its own.
+    """Each value as an ordinary one of its own, without gaps in memory.
 
-    Tracing tells inputs apart by the object: one that is given twice would be one input.
+    Tracing tells inputs apart by the object: one that is given twice would be one input. Of strides
+    that are no product of sizes it asks whether a size is another, which would fix the batch.
     """
     seen: set[int] = set()
 
     def own(value: Tensor) -> Tensor:
-        if id(value) not in seen and not value.is_inference():
+        dense = value.is_sparse or torch.empty_like(value).stride() == value.stride()
+        if id(value) not in seen and not value.is_inference() and dense:
             seen.add(id(value))
             return value
         with torch.inference_mode(False):

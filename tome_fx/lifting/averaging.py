@@ -5,6 +5,7 @@ What an op told apart, what an image has for each position, and tokens from befo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,16 @@ from functools import cached_property
 from torch.fx import Node
 
 from tome_fx.finding.masks import padding_masks
-from tome_fx.graph.axes import TensorType, batch_axis, is_merged, repeated, streams
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Concat,
+    TensorType,
+    batch_axis,
+    is_merged,
+    repeated,
+    streams,
+)
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
@@ -87,6 +97,24 @@ class Averages:
         if node not in self.tokens:
             self.mixed.add(node)
 
+    def whole_rows(self, user: Node, operands: Operands) -> frozenset[int]:
+        """The streams along which ``user`` reads rows of places from before a merge.
+
+        One value stood for such a row where it merged, a frame's class token say. That two of these
+        are equal says nothing of the rows.
+        """
+        read = self.of_images.intersection(read_values(user))
+        skips = (p for p in operands.from_before_a_merge() if operands.nodes[p] in read)
+        held = [_places(operands.have[path]) for path in skips]
+        return frozenset(
+            site.stream
+            for site in self.findings.sites
+            if any(
+                site.stream in places and places - _places(self.findings.types[site.node][0])
+                for places in held
+            )
+        )
+
     def refused(self, user: Node, operands: Operands) -> str:
         """Why ``user`` needs all tokens instead; "" if averages will do or none are needed.
 
@@ -137,3 +165,18 @@ class Averages:
         """
         own = node in self.of_images and batch_axis(have) is not None
         return own and node not in self.mixed and not any(streams(have))
+
+
+def _places(type_: TensorType) -> frozenset[object]:
+    """The streams of a value, by number, and its other places of an image."""
+    plain = itertools.chain.from_iterable(map(_atoms, type_.axes))
+    conv = (atom for atom in plain if atom.origin.kind == "conv")
+    return frozenset([*(stream.id for stream in streams(type_)), *conv])
+
+
+def _atoms(axis: Axis) -> Iterator[Atom]:
+    for factor in axis:
+        if isinstance(factor, Atom):
+            yield factor
+        elif isinstance(factor, Concat):
+            yield from itertools.chain.from_iterable(map(_atoms, factor.parts))

@@ -62,6 +62,8 @@ class Lifter:
     # What a site was before its own merge: what leaves the program there loses nothing.
     before: dict[Node, Value] = field(default_factory=dict)
     sizes: dict[Node, Axis] = field(default_factory=dict)
+    # Streams whose tokens came back where they met more than what had merged.
+    parted: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         axes = ((n, measured_axis(n, self.findings.types)) for n in self.program.graph.nodes)
@@ -184,6 +186,10 @@ class Lifter:
             return "it is not known which image its operand belongs to"
         if not all(map(is_whole, want.values())):
             return "an operand holds rows or columns of the tokens"
+        rows = self.averages.whole_rows(user, operands)
+        if rows:
+            self.parted |= rows
+            return "it meets rows of places, of each of which one value has merged"
         reason = self.averages.refused(user, operands)
         if reason or not averages or self.averages.leads_on(user):
             return reason
