@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
@@ -162,6 +163,10 @@ def _plainly(model: nn.Module, example: Example) -> Program:
         read = from_export(structure_copy(model), example, strict=True)
         if not read.static_batch:
             return read
+    if sum(map(example.has_rows, pytree.tree_leaves((example.args, dict(example.kwargs))))) > 1:
+        with contextlib.suppress(CaptureError):
+            # A size of one input that is compared with that of another is no number.
+            return from_export(model, example, shared=True)
     return program if example.single is None else from_export(model, example.single)
 
 

@@ -175,6 +175,9 @@ class _Walk:
             told = shown(lifter, core, keys, self.told)
             if told is not None:
                 ends = ends_of(keys, place_of(keys, step.site.stream))
+                if told.visible is None:
+                    scores = emit(ops.prefer_alike, scores, told.kinds, parity, *ends)
+                    break
                 kinds = () if told.kinds is None else (told.kinds,)
                 scores = emit(ops.keep_apart, scores, told.visible, parity, *ends, *kinds)
                 plan = emit(ops.match, scores, step.removed, parity)

@@ -32,7 +32,7 @@ from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import protected_positions
 from tome_fx.finding.sites import find_sites
-from tome_fx.finding.telling import tells_members_apart
+from tome_fx.finding.telling import uneven_masks
 from tome_fx.graph.axes import Atom, Axis, extent
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.extents import tensor_value
@@ -78,7 +78,7 @@ def locate(
             misses = [miss for miss in misses if miss.node not in served]
     tokens = _tokens(found, plain)
     every = (core for site in sites for core in site.cores)
-    uneven = any(tells_members_apart(core, types, program) for core in every)
+    uneven = frozenset(node for core in every for node in uneven_masks(core, types, program))
     return Findings(types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven)
 
 

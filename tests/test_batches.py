@@ -84,6 +84,41 @@ def test_a_list_of_one_table_for_each_image_fixes_the_batch() -> None:
         fast(torch.cat([x, x]))
 
 
+GAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "crop": lambda x: x[..., : 2 * GRID, : 2 * GRID],
+    "every other": lambda x: x[::2, :, : 2 * GRID, : 2 * GRID],
+    "some channels": lambda x: torch.cat([x, x], 1)[:, 1:4, : 2 * GRID, : 2 * GRID],
+    "expanded": lambda x: x[..., : 2 * GRID, : 2 * GRID][:1].expand(2, -1, -1, -1),
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_an_example_with_gaps_in_memory_fixes_nothing(name: str) -> None:
+    model, x = Model(torch.add).eval(), torch.randn(4, 3, 4 * GRID, 4 * GRID)
+    fast = tome_fx.transform(model, 3, example_inputs=GAPS[name](x))
+    assert not fast.report.notes
+    whole = x[..., : 2 * GRID, : 2 * GRID]
+    assert torch.equal(run(fast, whole), run(fast, whole.contiguous()))
+    assert distance(run(fast, whole[:3]), run(fast, whole)[:3]) < 1e-5
+
+
+def test_batches_that_are_compared_with_each_other_are_one() -> None:
+    """As helpers repeat a mask for each head where it has fewer rows than there are heads."""
+
+    class Told(Model):
+        def forward(self, image: Tensor, told: Tensor) -> Tensor:
+            rows = told[:, None]
+            if rows.shape[0] < 2 * image.shape[0]:
+                rows = rows.repeat_interleave(2, 0)
+            return super().forward(image) + rows[::2].mean((1, 2), keepdim=True)[..., 0]
+
+    model, x = Told(torch.add).eval(), torch.randn(5, 3, 2 * GRID, 2 * GRID)
+    told = torch.randn(5, 7)
+    fast = tome_fx.transform(model, 0, example_inputs=(x[:2], told[:2]))
+    assert not fast.report.notes
+    assert torch.equal(fast(x, told), model(x, told))
+
+
 BRANCHES = {
     "more than four": lambda images: images > 4,
     "many places": lambda images: images * PLACES > 5 * PLACES,

@@ -145,7 +145,7 @@ class Findings:
         tokens: on the axis of the first attention's keys.
         rules: for more ops than the table's, or in place of those; they gave the types.
         mixing: calls on tokens of several frames or images that are branches of one stream.
-        uneven: a mask of the model hides tokens from some members of a group and not from others.
+        uneven: masks of the model that may hide a token from some members of a group alone.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -156,7 +156,7 @@ class Findings:
     tokens: int
     rules: Mapping[str, Rule]
     mixing: frozenset[Node] = frozenset()
-    uneven: bool = False
+    uneven: frozenset[Node] = frozenset()
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

@@ -16,6 +16,7 @@ from tests.rules.common import (
     D,
     N,
     Projected,
+    assert_equal,
     heads,
     host,
     images,
@@ -114,6 +115,22 @@ def test_members_that_see_other_tokens_are_noted() -> None:
         assert "hides some tokens from some others" in notes(block(attend, far))
     none = torch.zeros(N, N, dtype=torch.bool)
     assert "hides some tokens" not in notes(block(filled_with, none))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attend", [fused, added])
+def test_tokens_of_one_window_merge_first(attend: Attend) -> None:
+    """Windows by a mask: the same picture sees other ones in another window."""
+    labels = (0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 2, 2)
+    window = torch.tensor([0] * 6 + [1] * 6)
+    hidden = torch.zeros(N, N, dtype=torch.bool)
+    hidden[1:, 1:] = window[:, None] != window
+    model, x = host(block(attend, hidden)), images(labels)
+    for r in ([2, 1, 1], [3, 2, 0]):
+        fast = tome_fx.transform(model, r=r, example_inputs=(x,))
+        assert fast.schedule == tuple(r)
+        assert_equal(fast(x), model(x), 1e-9)
+        assert_equal(fast(x[1:2]), model(x[1:2]), 1e-9)
 
 
 def filled_with(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

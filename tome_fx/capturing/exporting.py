@@ -98,6 +98,10 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
         inline_regions(module)
     make_plain(module.graph)
     if has_regions(module.graph) or mutates(module.graph) or is_mapped(module.graph):
-        module = exported.run_decompositions({}).module()
+        try:
+            module = exported.run_decompositions({}).module()
+        except Exception as error:
+            text = "torch.export captured it, and cannot write its program without writes in place"
+            raise CaptureError(f"{text}: {blame(error)}") from error
         assert isinstance(module, GraphModule)
     return describe(module.graph, read_by(module), "export")

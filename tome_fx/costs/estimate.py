@@ -19,9 +19,9 @@ from tome_fx.macs import macs_of
 # One of them for each merge, even where the sum in front of it, its end, is part of a kernel.
 _MATCH = (ops.match, ops.match_keys, ops.match_metric)
 # What a single merge consists of. All else that is inserted (weights of keys, unmerges) is shared.
-_MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.match, ops.padding_last,
-          ops.merged_size, ops.merge, ops.merge_sum, ops.match_keys, ops.match_metric,
-          ops.merge_norm)  # fmt: skip
+_MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.prefer_alike, ops.match,
+          ops.padding_last, ops.merged_size, ops.merge, ops.merge_sum, ops.match_keys,
+          ops.match_metric, ops.merge_norm)  # fmt: skip
 
 
 @dataclass(frozen=True)

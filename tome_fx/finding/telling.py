@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,10 @@ def _has_weights(node: Node, program: Program) -> bool:
     return any(isinstance(program.constants.get(str(n.target)), nn.Parameter) for n in read)
 
 
-def tells_members_apart(
+def uneven_masks(
     core: Core, types: Mapping[Node, tuple[TensorType, ...]], program: Program
-) -> bool:
-    """Does a mask of the model hide some tokens from others, so that a group is not hidden alike?
+) -> Iterator[Node]:
+    """The masks of the model that hide some tokens from others, so that members see other tokens.
 
     Where each token is hidden from itself alone, all members see as many of each group.
     """
@@ -47,15 +47,15 @@ def tells_members_apart(
         if not row or any(map(has_batch, row[0].axes)):
             continue
         sides = [extent(axis) for axis in row[0].axes[-2:] if not is_uniform(axis)]
-        truth = node.meta["val"].dtype is torch.bool
-        value = known_value(node, program) if sides == [keys, keys] else None
+        if sides != [keys, keys]:
+            continue
+        truth, value = node.meta["val"].dtype is torch.bool, known_value(node, program)
         if value is None:
-            if truth and sides == [keys, keys]:
-                return True
+            if truth:
+                yield node
             continue
         hidden = (value if hides else ~value) if truth else value < HIDDEN
         itself = torch.eye(keys, dtype=torch.bool, device=value.device)
         exact = truth and is_counted(node) and not bool((hidden & ~itself).any())
         if bool(hidden.any()) and not exact:
-            return True
-    return False
+            yield node

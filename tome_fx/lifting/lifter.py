@@ -29,6 +29,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
 from tome_fx.graph.grids import is_whole
+from tome_fx.graph.values import needed_for
 from tome_fx.lifting.averaging import Averages, Operands
 from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
@@ -84,6 +85,17 @@ class Lifter:
             self._call(bind(node))
         else:
             self._unmerged(node, f"no rule for {node.target}")
+
+    def ahead(self, node: Node) -> Value:
+        """What becomes of a captured value that no image has a part in, also before its turn."""
+        for own in needed_for(node):
+            if own in self.values:
+                continue
+            if own.op == "get_attr":
+                self.put(own, self.copy(own, {}), self.findings.types[own])
+            else:
+                self.lift(own)
+        return self.values[node]
 
     def put(self, node: Node, new: Node, types: Types) -> None:
         """Remember what ``node`` became."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import MutableMapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, pairs_of, row_of_images
-from tome_fx.graph.axes import Axis, Batch, TensorType, axis_of, count
+from tome_fx.graph.axes import Axis, Batch, TensorType, axis_of, count, extent, is_merged
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.program import Core
@@ -24,11 +25,11 @@ class Shown:
     """What a mask says of the tokens of a site, on the axis of its keys.
 
     Attributes:
-        visible: ``[B, N]``, which are no padding.
-        kinds: ``[B, N]``, which see the same; None where a mask says no more than that.
+        visible: ``[B, N]``, which are no padding; None if all are.
+        kinds: ``[B or 1, N]``, which see the same; None where a mask says no more than that.
     """
 
-    visible: Node
+    visible: Node | None
     kinds: Node | None
 
 
@@ -46,7 +47,9 @@ def shown(
     coercer = lifter.coercer
     row, pairs = _masks(lifter, core, keys)
     if pairs is None:
-        return None if row is None else Shown(_shows(coercer, row, 1), None)
+        kinds = None if row is not None else _kinds_of_table(lifter, core, keys, told)
+        visible = None if row is None else _shows(coercer, row, 1)
+        return None if visible is None and kinds is None else Shown(visible, kinds)
     if pairs.value.node not in told:
         of_pairs = _shows(coercer, pairs, 2)
         told[pairs.value.node] = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
@@ -58,6 +61,35 @@ def shown(
     if row is not None:
         visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
     return Shown(visible, kinds)
+
+
+def _kinds_of_table(
+    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, Node]]
+) -> Node | None:
+    """Which ``keys`` a mask that all images share treats alike: ``[B or 1, N]``.
+
+    Of this attention, or of another one that these tokens come to: windows by a mask may stand
+    between blocks without one.
+    """
+    coercer, types = lifter.coercer, lifter.findings.types
+    whole = axis_of(types[core.key][0], core.stream)
+    every = (c for s in lifter.findings.sites if s.stream == core.stream for c in s.cores)
+    same = (c for c in every if axis_of(types[c.key][0], c.stream) == whole)
+    for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
+        if node not in lifter.findings.uneven:
+            continue
+        if any(extent(axis) != 1 for axis in types[node][0].axes[:-2]):
+            continue  # others for each head
+        value = lifter.ahead(node)
+        if value.node not in told:
+            size = extent(whole)
+            table = coercer.emit(aten.reshape.default, value.node, [1, size, size])
+            kinds = coercer.emit(ops.kinds, coercer.emit(ops.shown, table, hides))
+            told[value.node] = kinds, coercer.emit(aten.select.int, kinds, 0, 0)
+        alike, row = told[value.node]
+        want = TensorType(((Batch(lifter.program.batch),), keys))
+        return coercer.coerce(row, TensorType((whole,)), want) if is_merged(want) else alike
+    return None
 
 
 @dataclass(frozen=True)

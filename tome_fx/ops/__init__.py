@@ -38,6 +38,7 @@ from tome_fx.ops.merging import unmerge as unmerge
 from tome_fx.ops.padding import keep_apart as keep_apart
 from tome_fx.ops.padding import kinds as kinds
 from tome_fx.ops.padding import padding_last as padding_last
+from tome_fx.ops.padding import prefer_alike as prefer_alike
 from tome_fx.ops.padding import seen as seen
 from tome_fx.ops.padding import shown as shown
 from tome_fx.ops.patches import embed_patches as embed_patches

@@ -70,6 +70,25 @@ def _hashed(number: Tensor) -> Tensor:
     return number
 
 
+def _sides(row: Tensor, parity: int, front: int, back: int) -> tuple[Tensor, Tensor]:
+    """A value of each token as ``[B, |A|, 1]`` and ``[B, 1, |B|]``."""
+    stream = row[:, front : row.shape[1] - back]
+    return stream[:, parity::2, None], stream[:, None, 1 - parity :: 2]
+
+
+def prefer_alike(
+    scores: Tensor, kinds: Tensor, parity: int = 0, front: int = 0, back: int = 0
+) -> Tensor:
+    """Scores in which pairs of two kinds come behind all of one kind.
+
+    Args:
+        scores: ``[B, |A|, |B|]`` of the stream.
+        kinds: ``[B or 1, N]`` on its axis, as :func:`keep_apart` has them.
+    """
+    one, other = _sides(kinds, parity, front, back)
+    return torch.where(one == other, scores, scores - _UNLIKE)
+
+
 def keep_apart(
     scores: Tensor,
     visible: Tensor,
@@ -86,14 +105,9 @@ def keep_apart(
         kinds: ``[B, N]``; tokens of different kinds merge only when no others are left.
     """
 
-    def sides(row: Tensor) -> tuple[Tensor, Tensor]:
-        stream = row[:, front : row.shape[1] - back]
-        return stream[:, parity::2, None], stream[:, None, 1 - parity :: 2]
-
-    left, right = sides(visible)
+    left, right = _sides(visible, parity, front, back)
     if kinds is not None:
-        one, other = sides(kinds)
-        scores = torch.where(one == other, scores, scores - _UNLIKE)
+        scores = prefer_alike(scores, kinds, parity, front, back)
     padding = torch.where(left | right, float("-inf"), _PADDING).to(scores.dtype)
     return torch.where(left & right, scores, padding)
 

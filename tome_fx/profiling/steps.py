@@ -34,7 +34,8 @@ STEM, HEAD = "stem", "head"
 
 _BY_STEP = {
     MATCHING: (ops.head_mean, ops.similarity, ops.match, ops.match_keys, ops.match_metric,
-               ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last),
+               ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last,
+               ops.prefer_alike),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
               ops.total, ops.for_images, ops.place_batch),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum,
