@@ -6,7 +6,16 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import Batch, Factor, TensorType, axis_of, factor_count, holds
+from tome_fx.graph.axes import (
+    Batch,
+    Factor,
+    TensorType,
+    axis_of,
+    count,
+    factor_count,
+    holds,
+    pieces,
+)
 from tome_fx.graph.ends import ends_of, place_of
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.gridded import flattened
@@ -45,6 +54,7 @@ def _by_head(
 ) -> tuple[Node, tuple[int, int]]:
     """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
     node, type_ = flattened(coercer, node, type_)
+    node, type_ = _own_piece(coercer, node, type_, stream)
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]
     flat = [factor for _, factor in places]
     batch = next(i for i, f in enumerate(flat) if isinstance(f, Batch))
@@ -62,6 +72,21 @@ def _by_head(
         node = coercer.emit(aten.permute.default, node, order)
     width = [_product(flat, heads), factor_count(flat[token]), _product(flat, inner)]
     return coercer.emit(aten.reshape.default, node, [-1, *width]), ends
+
+
+def _own_piece(
+    coercer: Coercer, node: Node, type_: TensorType, stream: int
+) -> tuple[Node, TensorType]:
+    """The piece of a row that holds a stream, where that has a factor beside its tokens."""
+    for place, axis in enumerate(type_.axes):
+        start = 0
+        for part in pieces(axis[0]) if len(axis) == 1 else ():
+            if len(part) > 1 and any(holds((factor,), stream) for factor in part):
+                axes = (*type_.axes[:place], part, *type_.axes[place + 1 :])
+                piece = coercer.emit(aten.slice.Tensor, node, place, start, start + count(part))
+                return piece, TensorType(axes)
+            start += count(part)
+    return node, type_
 
 
 def _size(factor: Factor) -> int:
