@@ -4,8 +4,8 @@
     einsum("bnc->bc", x)               -> sum(x, [1])
     einsum("nd,de,n->ne", q, kv, z)    -> einsum("ne,n->ne", einsum("nd,de->ne", q, kv), z)
 
-The pairs are those that the op itself takes: by its path, what comes out last, or from the front.
-It may hold the axes of a product in another order than here, which can change its last bits.
+The pairs are those that the op itself takes, and the axes of a product stand as it has them: by its
+path, what comes out last, or from the front.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ def _multiply(
 
 
 def _kept(names: Sequence[str], rest: Sequence[str]) -> str:
-    """The letters of a pair that are read later, as they come; axes without a name first."""
-    here, later = "".join(names), "".join(rest)
-    dots = "..." if "..." in here and "..." in later else ""
-    return dots + "".join(c for c in dict.fromkeys(here) if c != "." and c in later)
+    """The letters of a pair that are read later, in the op's own order: as they come out, by name.
+
+    ``rest`` ends with what comes out of the whole.
+    """
+    here, later, after = "".join(names), "".join(rest), rest[-1].replace("...", ".")
+    kept = {c for c in here if c in later}
+    order = [*after, *sorted(kept - set(after))]
+    return "".join("..." if c == "." else c for c in order if c in kept)
