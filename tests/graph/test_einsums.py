@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,8 +60,13 @@ def test_bits_stay(drawn: tuple[str, list[Tensor]]) -> None:
     assert torch.equal(read(equation, tensors)(*tensors), torch.einsum(equation, tensors))
 
 
-def test_two_operands_at_a_time() -> None:
-    x, y, z = torch.randn(2, 7, 4), torch.randn(2, 4, 5), torch.randn(2, 7)
-    graph = read("...nd,...de,...n->...ne", [x, y, z]).graph
-    equations = [node.args[0] for node in graph.nodes if node.op == "call_function"]
-    assert equations == ["...nd,...de->...ne", "...ne,...n->...ne"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_stands_as_it_comes_out(dtype: torch.dtype) -> None:
+    """Linear attention, heads first: the other order is another product of matrices."""
+    q = torch.randn(2, 64, 3, 2, 16, dtype=dtype).permute(2, 0, 3, 1, 4)[0]
+    sums, context = torch.rand(2, 2, 64, dtype=dtype), torch.randn(2, 2, 16, 16, dtype=dtype)
+    equation, tensors = "...de,...nd,...n->...ne", [context, q, sums]
+    program = read(equation, tensors)
+    assert torch.equal(program(*tensors), torch.einsum(equation, tensors))
+    equations = [node.args[0] for node in program.graph.nodes if node.op == "call_function"]
+    assert equations == ["...de,...nd->...ne", "...ne,...n->...ne"]
