@@ -28,6 +28,9 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "distance": lambda x: F.pairwise_distance(x, x.sin()),
     "product of several axes": lambda x: torch.tensordot(x, WEIGHT, dims=([2], [1])),
     "products of channels": lambda x: torch.inner(x, WEIGHT),
+    "of a size that the batch has": lambda x: (
+        x[:, 1:] * torch.broadcast_to(x[:, :1], (x.shape[0], x.shape[1] - 1, C))
+    ),
     "side by side": lambda x: torch.dstack([x, x.sin()]),
     "distances to a table": lambda x: F.pairwise_distance(x, WEIGHT[0], keepdim=True),
     "sum by einsum": lambda x: torch.einsum("bnc->bc", x),

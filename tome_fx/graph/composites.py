@@ -39,6 +39,8 @@ def write_out(graph: Graph, is_known: Callable[[Call], bool]) -> None:
         if not _is_composite(node) or is_known(bind(node)):
             continue
         flat, spec = pytree.tree_flatten((node.args, node.kwargs))
+        # Sizes are known by what they are the sizes of.
+        flat = [value.meta["val"] if _is_number(value) else value for value in flat]
         read = [value for value in flat if isinstance(value, Node)]
         parts = _parts(node.target, flat, spec, [value.meta.get("val") for value in read])
         if parts is None:
@@ -55,6 +57,10 @@ def _is_composite(node: Node) -> bool:
         return False
     picked = isinstance(node.meta["val"], torch.Tensor) or all(map(_picks, node.users))
     return picked and op.has_kernel_for_dispatch_key(_COMPOSITE)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), (int, torch.SymInt))
 
 
 def _picks(user: Node) -> bool:
