@@ -217,12 +217,6 @@ def is_uniform(axis: Axis) -> bool:
     return plain and extent(axis) > 1
 
 
-def repeated(have: TensorType, want: TensorType) -> bool:
-    """Is a value of type ``have`` the same at all tokens that ``want`` has merged?"""
-    pairs = zip(have.axes, want.axes, strict=False)
-    return have.rank == want.rank and all(is_uniform(a) for a, b in pairs if is_merged_axis(b))
-
-
 def has_batch(axis: Axis) -> bool:
     return any(isinstance(factor, Batch) for factor in axis)
 

@@ -16,6 +16,8 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     intensive,
+    is_merged_axis,
+    is_uniform,
     pieces,
 )
 
@@ -39,7 +41,36 @@ def unify(left: Axis, right: Axis) -> Axis | None:
         return _worthier(left, right)
     if segments(left) == segments(right):
         return intensive(left)
+    for axis, other in ((left, right), (right, left)):
+        if is_written_out(axis, other):
+            return intensive(other)
     return None
+
+
+def is_written_out(axis: Axis, tokens: Axis) -> bool:
+    """Is it a value of each image, several times, on an axis of images and ``tokens``?
+
+    By ``repeat_interleave``, say, or ``expand`` and ``reshape``.
+    """
+    return (
+        len(axis) == len(tokens)
+        and has_batch(axis)
+        and has_stream(tokens)
+        and all(
+            is_uniform((own,)) and extent((own,)) == extent((other,))
+            if has_stream((other,))
+            else _segment(own) == _segment(other)
+            for own, other in zip(axis, tokens, strict=True)
+        )
+    )
+
+
+def repeated(have: TensorType, want: TensorType) -> bool:
+    """Is a value of type ``have`` the same at all tokens that ``want`` has merged?"""
+    pairs = zip(have.axes, want.axes, strict=False)
+    return have.rank == want.rank and all(
+        is_uniform(a) or is_written_out(a, b) for a, b in pairs if is_merged_axis(b)
+    )
 
 
 def unify_all(axes: Iterable[Axis]) -> Axis | None:

@@ -20,10 +20,10 @@ from tome_fx.graph.axes import (
     TensorType,
     batch_axis,
     is_merged,
-    repeated,
     streams,
 )
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
+from tome_fx.graph.unify import repeated
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
 

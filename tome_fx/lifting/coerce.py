@@ -39,6 +39,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
+from tome_fx.graph.unify import is_written_out
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
@@ -101,7 +102,22 @@ class Coercer:
                 node, axes[place] = self.emit(_SLICE, node, place, 0, 1), ()
             elif is_uniform(axis) and is_merged_axis(goal) and several:
                 node, axes[place] = self.emit(_SLICE, node, place, 0, count(goal)), intensive(goal)
+            elif is_written_out(axis, goal):
+                node = self._fewer_copies(node, TensorType(tuple(axes)), place, goal)
+                axes[place] = intensive(goal)
         return node, TensorType(tuple(axes))
+
+    def _fewer_copies(self, node: Node, type_: TensorType, place: int, goal: Axis) -> Node:
+        """As many copies of each image's value as there are tokens beside the images."""
+        axis = type_.axes[place]
+        if count(axis) == count(goal):
+            return node
+        at = next(i for i, factor in enumerate(goal) if has_stream((factor,)))
+        sizes = [-1 if has_batch(own) else count(own) for own in type_.axes]
+        before, behind = sizes[:place], sizes[place + 1 :]
+        node = self.emit(_RESHAPE, node, [*before, *_sizes(list(axis)), *behind])
+        node = self.emit(_SLICE, node, place + at, 0, factor_count(goal[at]))
+        return self.emit(_RESHAPE, node, [*before, -1, *behind])
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
         """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""

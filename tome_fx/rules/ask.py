@@ -15,6 +15,7 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.grids import is_whole
+from tome_fx.graph.unify import is_written_out
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 from tome_fx.rules.table import rule_for
 
@@ -45,7 +46,11 @@ def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
     """
     pairs = zip(reversed(have.axes), reversed(wanted.axes), strict=False)
     return any(
-        len(target) > 1 and is_merged_axis(target) and extent(axis) != 1 and not has_stream(axis)
+        len(target) > 1
+        and is_merged_axis(target)
+        and extent(axis) != 1
+        and not has_stream(axis)
+        and not is_written_out(axis, target)
         for axis, target in pairs
     )
 
