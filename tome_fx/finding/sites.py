@@ -14,6 +14,7 @@ from tome_fx.finding.mlps import mlp_of
 from tome_fx.finding.pieces import Pieces
 from tome_fx.finding.reaching import Reach
 from tome_fx.graph.axes import Atom, TensorType
+from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.program import Core, Miss, Site
 
@@ -89,7 +90,7 @@ def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
     result = ids(types[node][0]) if types.get(node) else []
     for stream in set(result) & set(reach):
         asked = reach[stream].asked
-        rows = [n for n in node.all_input_nodes if types.get(n) and _is_row(types[n][0], stream)]
+        rows = [n for n in _weighed(node) if types.get(n) and _is_row(types[n][0], stream)]
         if node in asked:
             rows.append(asked[node])
         elif result.count(stream) < 2:
@@ -97,6 +98,14 @@ def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
         if len({reach[stream].at(n) for n in rows}) > 1:
             return True
     return False
+
+
+def _weighed(node: Node) -> list[Node]:
+    """The operands of a call, but for the mask of an attention: data of the same places."""
+    if not calls(node, ("aten.scaled_dot_product_attention",)):
+        return node.all_input_nodes
+    call = bind(node)
+    return [call[name] for name in ("query", "key", "value")]
 
 
 def _is_row(type_: TensorType, stream: int) -> bool:
