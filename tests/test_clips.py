@@ -134,8 +134,8 @@ def alternating(fused: bool) -> tuple[Alternating, Tensor]:
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
     clips, x = alternating(fused)
-    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
-    assert fast.schedule == (4, 2)
+    fast = tome_fx.transform(clips, [4, 0, 2, 0], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 0, 2, 0)
     assert [u for u in fast.report.unmerges if u.op != "output"] == []
     assert distance(run(fast, x), run(clips, x)) < 1e-9
     other = torch.randn_like(x)
@@ -144,12 +144,25 @@ def test_attention_over_all_frames_sees_the_sizes_in_each(fused: bool) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_the_same_places_of_all_frames_merge_behind_attention_over_all(fused: bool) -> None:
+    """Each frame has its own token in front, so frames and places are no one row of tokens."""
+    clips, x = alternating(fused)
+    fast = tome_fx.transform(clips, [2, 2, 1, 1], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (2, 2, 1, 1)
+    assert [block.tokens_in for block in fast.report.blocks] == [9, 7, 5, 4]
+    assert [u for u in fast.report.unmerges if u.op != "output"] == []
+    assert distance(run(fast, x), run(clips, x)) < 1e-9
+    other = torch.randn_like(x)
+    assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-9
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_a_table_over_the_tokens_of_all_frames_gives_them_back(fused: bool) -> None:
     clips, x = alternating(fused)
     clips.table = torch.zeros(18, 18, dtype=torch.float64)
     clips.table[:9, 9:] = -1.5  # the first frame sees less of the second
-    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
-    assert fast.schedule == (4, 2)
+    fast = tome_fx.transform(clips, [4, 0, 2, 0], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 0, 2, 0)
     assert any("share an axis" in unmerge.reason for unmerge in fast.report.unmerges)
     assert distance(run(fast, x), run(clips, x)) < 1e-9
 
@@ -186,7 +199,7 @@ def test_a_table_beside_the_tokens_of_all_frames_gives_them_back(op: str) -> Non
     # Places of one frame are equal, those of the two are not; each has a token in front.
     first, second, *_ = clips.rows.data[::4]
     clips.rows.data = torch.cat([first.repeat(9, 1), second.repeat(9, 1)])
-    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
-    assert fast.schedule == (4, 2)
+    fast = tome_fx.transform(clips, [4, 0, 2, 0], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 0, 2, 0)
     assert any("share an axis" in unmerge.reason for unmerge in fast.report.unmerges)
     assert distance(run(fast, x), run(clips, x)) < 1e-9

@@ -17,6 +17,7 @@ from tome_fx.graph.axes import (
     TensorType,
     extent,
     has_batch,
+    has_stream,
     pieces,
     streams_of_axis,
 )
@@ -250,10 +251,24 @@ def _is_over(softmax: Node, stream: int, types: Mapping[Node, tuple[TensorType, 
 
 
 def _ids(axis: Axis) -> list[int]:
-    """Ids of the streams of a whole axis; an axis that also holds heads or images counts none."""
-    if len(axis) != 1 or extent(axis) < 2:
+    """Ids of the streams of a whole axis; an axis that also holds heads or images counts none.
+
+    Frames it may hold: the tokens of each with its own class token, say, in one row.
+    """
+    tokens = [factor for factor in axis if has_stream((factor,))]
+    others = [factor for factor in axis if factor not in tokens]
+    if len(tokens) != 1 or not all(map(_is_frames, others)) or extent(axis) < 2:
         return []
     return [stream.id for stream in streams_of_axis(axis)]
+
+
+def _is_frames(factor: Factor) -> bool:
+    """Is it an axis of the input that no convolution has touched, or pieces that make one up?"""
+    parts = pieces(factor)
+    atoms = [atom for part in parts for atom in part]
+    known = all(isinstance(atom, Atom) for atom in atoms)
+    kinds = {atom.origin.kind for atom in atoms if isinstance(atom, Atom)}
+    return known and (kinds == {"input"} or (len(parts) > 1 and "channel" not in kinds))
 
 
 def opaque_misses(graph: Graph) -> list[Miss]:
