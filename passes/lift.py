@@ -99,6 +99,8 @@ class _Walk:
         lifter = self.lifter
         if node.op == "placeholder":
             lifter.put(node, self._checked(node), lifter.findings.types[node])
+        elif node in lifter.values:
+            pass  # it was needed ahead of its turn
         elif node.op == "get_attr":
             lifter.put(node, lifter.copy(node, {}), lifter.findings.types[node])
         elif node.op == "output":
@@ -170,18 +172,22 @@ class _Walk:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
         emit = self.lifter.coercer.emit
         lifter = self.lifter
+        alike: tuple[Node | None, tuple[int, int]] | None = None
         for core in step.site.cores:
             keys = axis_of(self._at(core.key, step.site.stream, level), step.site.stream)
             told = shown(lifter, core, keys, self.told)
-            if told is not None:
-                ends = ends_of(keys, place_of(keys, step.site.stream))
-                if told.visible is None:
-                    scores = emit(ops.prefer_alike, scores, told.kinds, parity, *ends)
-                    break
-                kinds = () if told.kinds is None else (told.kinds,)
-                scores = emit(ops.keep_apart, scores, told.visible, parity, *ends, *kinds)
-                plan = emit(ops.match, scores, step.removed, parity)
-                return emit(ops.padding_last, plan, told.visible, *ends)
+            if told is None:
+                continue
+            ends = ends_of(keys, place_of(keys, step.site.stream))
+            if told.visible is None:
+                alike = alike or (told.kinds, ends)
+                continue
+            kinds = () if told.kinds is None else (told.kinds,)
+            scores = emit(ops.keep_apart, scores, told.visible, parity, *ends, *kinds)
+            plan = emit(ops.match, scores, step.removed, parity)
+            return emit(ops.padding_last, plan, told.visible, *ends)
+        if alike is not None:
+            scores = emit(ops.prefer_alike, scores, alike[0], parity, *alike[1])
         return emit(ops.match, scores, step.removed, parity)
 
     def _level(self, step: Step) -> int:

@@ -102,6 +102,18 @@ def test_an_example_with_gaps_in_memory_fixes_nothing(name: str) -> None:
     assert distance(run(fast, whole[:3]), run(fast, whole)[:3]) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_a_sparse_example_has_no_strides() -> None:
+    class Sparse(Model):
+        def forward(self, image: Tensor, pairs: Tensor) -> Tensor:
+            return super().forward(image) + pairs.to_dense().sum()
+
+    model, x = Sparse(torch.add).eval(), torch.randn(2, 3, 2 * GRID, 2 * GRID)
+    pairs = torch.eye(4).to_sparse_csr()
+    fast = tome_fx.transform(model, 0, example_inputs=(x, pairs))
+    assert torch.equal(fast(x, pairs), model(x, pairs))
+
+
 def test_batches_that_are_compared_with_each_other_are_one() -> None:
     """As helpers repeat a mask for each head where it has fewer rows than there are heads."""
 

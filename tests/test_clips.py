@@ -157,6 +157,31 @@ def test_the_same_places_of_all_frames_merge_behind_attention_over_all(fused: bo
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_a_mask_over_the_tokens_of_all_frames_makes_no_site(fused: bool) -> None:
+    """It may say something else of a place in each frame."""
+
+    class Masked(Alternating):
+        def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
+            q, k, v = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            shown = (torch.arange(x.shape[1]) < 15)[None, None, None] & (
+                x[:, None, None, :1, 0] < 9
+            )
+            if fused:
+                y = nn.functional.scaled_dot_product_attention(q, k, v, shown)
+            else:
+                y = (q @ k.mT).masked_fill(~shown, -1e9).softmax(-1) @ v
+            return y.transpose(1, 2).flatten(2)
+
+    _, x = alternating(fused)
+    clips = Masked(fused)
+    randomise(clips)
+    fast = tome_fx.transform(clips.double().eval(), 2, example_inputs=x, min_ratio=0)
+    assert fast.schedule == (2, 2)
+    assert distance(run(fast, x), run(clips, x)) < 1e-9
+    assert any("all frames" in miss.reason for miss in fast.report.near_misses)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_a_table_over_the_tokens_of_all_frames_gives_them_back(fused: bool) -> None:
     clips, x = alternating(fused)
     clips.table = torch.zeros(18, 18, dtype=torch.float64)

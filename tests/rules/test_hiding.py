@@ -104,7 +104,49 @@ def added(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores(q, k) + table).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("attend", [scaled_after, added])
+def twice(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    filled = scores(q, k).masked_fill(own, LOWEST)
+    return filled.masked_fill(own, LOWEST).softmax(-1) @ v
+
+
+def both(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    one, other = scores(q, k).masked_fill(own, -1e9), scores(k, q).masked_fill(own, -1e9)
+    return (one + other).softmax(-1) @ v
+
+
+def multiplied(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (
+        torch.add(v.sum(-1)[:, :, None], scores(q, k).masked_fill(own, -1e9), alpha=2).softmax(-1)
+        @ v
+    )
+
+
+def factor(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (scores(q, k) * ~own).softmax(-1) @ v
+
+
+def squared(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (scores(q, k) * ~own).relu().square() / N @ v
+
+
+def opened(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores(q, k).masked_fill(own, LOWEST).sigmoid() / N @ v
+
+
+def by_hand(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    shares = scores(q, k).masked_fill(own, LOWEST).exp()
+    return shares / shares.sum(-1, keepdim=True) @ v
+
+
+def for_every_image(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, (~own).expand(len(q), 1, N, N))
+
+
+NOTED = [scaled_after, added, twice, both, multiplied, factor, squared, opened, by_hand,
+         for_every_image]  # fmt: skip
+
+
+@pytest.mark.parametrize("attend", NOTED)
 def test_what_is_not_counted_is_noted(attend: Attend) -> None:
     assert "hides some tokens from some others" in notes(block(attend))
 
@@ -149,13 +191,43 @@ def test_some_keys_are_hidden_from_all() -> None:
 
 
 @torch.no_grad()
+def test_a_mask_of_a_later_block_may_have_the_shape_of_its_tokens() -> None:
+    """It cannot be made where an earlier block merges."""
+
+    def attend(own: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        place = torch.ones_like(k[0, 0, :, 0]).cumsum(0)
+        return filled_with((place[:, None] - place).abs() > 5, q, k, v)
+
+    x = images()
+    fast = tome_fx.transform(host(block(attend)), r=[2, 1, 1], example_inputs=(x,))
+    assert torch.isfinite(fast(x)[0]).all()
+    assert "hides some tokens" in str(fast.report)
+
+
+def test_a_mask_that_is_given_may_hold_anything_later() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Projected()
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            q, k, v = (heads(f(x)) for f in (self.own.q, self.own.k, self.own.v))
+            return x + joined(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+    everything = torch.ones(N, N, dtype=torch.bool)
+    example = (images(), everything)
+    report = tome_fx.explain(host(Given()), 1, example_inputs=example)
+    assert "hides some tokens" in str(report)
+
+
+@torch.no_grad()
 def test_without_proportional_attention_a_group_is_seen_or_not() -> None:
     x = images()
     for attend in (fused, filled):
         fast = tome_fx.transform(
             host(block(attend)), r=[4, 1, 1], example_inputs=(x,), prop_attn=False
         )
-        assert all(torch.isfinite(t).all() for t in (fast(x)[0],))
+        assert torch.isfinite(fast(x)[0]).all()
         code = str(fast.graph)
         assert ("hide_members" in code) == (attend is filled)
         assert ("seen_bias" in code) == (attend is fused)

@@ -142,7 +142,8 @@ def _apart() -> Callable[[Tensor], Tensor]:
     seen: set[int] = set()
 
     def own(value: Tensor) -> Tensor:
-        dense = value.is_sparse or torch.empty_like(value).stride() == value.stride()
+        strided = value.layout is torch.strided
+        dense = not strided or torch.empty_like(value).stride() == value.stride()
         if id(value) not in seen and not value.is_inference() and dense:
             seen.add(id(value))
             return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
+from tome_fx.finding.masks import masks_of, may_hide
 from tome_fx.graph.axes import (
     Atom,
     Axis,
@@ -217,10 +218,14 @@ def cores_of(
     if anchor.kind == "sdpa" and bind(anchor.node).get("is_causal"):
         return _miss(anchor, CAUSAL)
     channel = anchor.channel % key[0].rank
-    return tuple(
+    cores = tuple(
         Core(anchor.node, anchor.kind, anchor.query, anchor.key, channel, stream)
         for stream in mixed
     )
+    of_frames = len(key[0].axes[anchor.key_axis]) > 1
+    if of_frames and any(may_hide(mask) for core in cores for mask, _ in masks_of(core)):
+        return _miss(anchor, "its mask is about the tokens of all frames")
+    return cores
 
 
 def _all_fixed(axis: Axis) -> bool:
@@ -268,7 +273,7 @@ def _is_frames(factor: Factor) -> bool:
     atoms = [atom for part in parts for atom in part]
     known = all(isinstance(atom, Atom) for atom in atoms)
     kinds = {atom.origin.kind for atom in atoms if isinstance(atom, Atom)}
-    return known and (kinds == {"input"} or (len(parts) > 1 and "channel" not in kinds))
+    return known and (kinds == {"input"} or (len(parts) > 1 and not kinds & {"channel", "conv"}))
 
 
 def opaque_misses(graph: Graph) -> list[Miss]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.fx import Node
 
@@ -26,7 +28,8 @@ from tome_fx.program import Core, Findings, Program
 
 _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "aten.contiguous",
           "aten.clamp", "aten.tanh", "aten.dropout", "aten.sub", "aten.flatten", "aten.unflatten",
-          "aten.unsqueeze", "aten.squeeze")  # fmt: skip
+          "aten.unsqueeze", "aten.squeeze", "aten.sigmoid", "aten.relu", "aten.exp",
+          "aten.square", "aten.pow", "aten.log_softmax")  # fmt: skip
 # What comes out of these was made, not given; images come in by one of them.
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum", "aten.addmm",
              "aten.baddbmm", *CONVOLUTIONS)  # fmt: skip
@@ -42,19 +45,31 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
     if core.kind == "sdpa":
         mask = bind(core.node).get("attn_mask")
         return [(mask, False)] if isinstance(mask, Node) else []
-    if core.kind not in ("softmax", "weights"):
-        return []
     found: list[tuple[Node, bool]] = []
+    for call in _calls_before(core):
+        found += _applied(call)[0]
+        if core.kind == "weights":  # 0 hides where no softmax follows
+            found += _factors(call)
+    return found
+
+
+def factors_of(core: Core) -> list[Node]:
+    """What logits, or weights that no softmax made, are multiplied by: products of others too."""
+    found = (call for call in _calls_before(core) if call.name == "aten.mul")
+    return [node for call in found for _, node in tensor_operands(call)]
+
+
+def _calls_before(core: Core) -> Iterator[Call]:
+    """The calls that lead back from a softmax, or from weights without one, to their product."""
+    if core.kind not in ("softmax", "weights"):
+        return
     waiting: list[Node] = [bind(core.node)["self"] if core.kind == "softmax" else core.node]
     while waiting:
         node = waiting.pop(0)
         if isinstance(node.target, torch._ops.OpOverload):
-            masks, before = _applied(bind(node))
-            found += masks
-            waiting += before
-            if core.kind == "weights":  # 0 hides where no softmax follows
-                found += _factors(bind(node))
-    return found
+            call = bind(node)
+            yield call
+            waiting += _applied(call)[1]
 
 
 def may_hide(mask: Node) -> bool:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tome_fx.finding.masks import masks_of
-from tome_fx.finding.telling import HIDDEN, known_value
+from tome_fx.finding.telling import known_value
 from tome_fx.graph.cones import cones_of
+from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.program import Core, Miss, Program, Site
 
 _FOLLOWS = "a causal attention follows: a merged token has no place in its order"

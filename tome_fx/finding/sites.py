@@ -90,7 +90,7 @@ def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
     result = ids(types[node][0]) if types.get(node) else []
     for stream in set(result) & set(reach):
         asked = reach[stream].asked
-        rows = [n for n in _weighed(node) if types.get(n) and _is_row(types[n][0], stream)]
+        rows = [n for n in _but_for_the_mask(node) if types.get(n) and _is_row(types[n][0], stream)]
         if node in asked:
             rows.append(asked[node])
         elif result.count(stream) < 2:
@@ -100,7 +100,7 @@ def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
     return False
 
 
-def _weighed(node: Node) -> list[Node]:
+def _but_for_the_mask(node: Node) -> list[Node]:
     """The operands of a call, but for the mask of an attention: data of the same places."""
     if not calls(node, ("aten.scaled_dot_product_attention",)):
         return node.all_input_nodes

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tome_fx.finding.masks import masks_of
+from tome_fx.finding.masks import factors_of, masks_of
 from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, is_uniform
+from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.graph.values import needed_for, value_of
 from tome_fx.program import Core, Program
 from tome_fx.rules.hiding import is_counted
-
-# Less than any bias: what is added to hide a token.
-HIDDEN = -1e3
 
 
 def known_value(node: Node, program: Program) -> Tensor | None:
@@ -41,21 +39,30 @@ def uneven_masks(
 
     Where each token is hidden from itself alone, all members see as many of each group.
     """
-    keys = extent(axis_of(types[core.key][0], core.stream))
-    for node, hides in masks_of(core):
+    asking = extent(axis_of(types[core.query][0], core.stream))
+    factors = [(node, False) for node in factors_of(core)]
+    for node, hides in dict.fromkeys([*masks_of(core), *factors]):
         row = types.get(node, ())
-        if not row or any(map(has_batch, row[0].axes)):
+        if not row or row[0].rank < 2:
+            continue
+        written_out = any(map(has_batch, row[0].axes))
+        if written_out and node in program.of_images:
             continue
         sides = [extent(axis) for axis in row[0].axes[-2:] if not is_uniform(axis)]
-        if sides != [keys, keys]:
+        if len(sides) < 2 or sides[0] != asking or sides[1] < 2:
             continue
         truth, value = node.meta["val"].dtype is torch.bool, known_value(node, program)
-        if value is None:
+        given = any(own.op == "placeholder" for own in needed_for(node))
+        if value is None or given:
             if truth:
                 yield node
             continue
-        hidden = (value if hides else ~value) if truth else value < HIDDEN
-        itself = torch.eye(keys, dtype=torch.bool, device=value.device)
-        exact = truth and is_counted(node) and not bool((hidden & ~itself).any())
+        if not truth:
+            hidden = value == 0 if (node, False) in factors else value < HIDDEN
+        else:
+            hidden = value if hides else ~value
+        itself = torch.eye(*sides, dtype=torch.bool, device=value.device)
+        counted = is_counted(node) and not written_out
+        exact = counted and sides[0] == sides[1] and not bool((hidden & ~itself).any())
         if bool(hidden.any()) and not exact:
             yield node

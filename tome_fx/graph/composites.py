@@ -1,10 +1,10 @@
 """Ops that are made of other ops, written out as those.
 
-    y = cosine_similarity(x, z, 1)   ->   the products, sums and quotients that the op is
+    y = pairwise_distance(x, z)   ->   y = norm(sub(x, z) + eps)
 
 What a library calls by one name is often several ops to a compiler (``CompositeImplicitAutograd``).
-A capture keeps the name. Where nothing is known of it, its parts are: the same calls, so the same
-bits.
+A capture keeps the name. Where nothing is known of it, its parts may be: the same calls, so the
+same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.graph.calls import Call, bind
 from tome_fx.graph.extents import size_before
-from tome_fx.graph.inplace import make_plain
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _MANY = 64
@@ -88,10 +87,16 @@ def _parts(op: Any, flat: list[Any], spec: Any, values: list[Any]) -> Graph | No
             )(*values)
     except Exception:  # any op may raise anything
         return None
-    graph = make_plain(module.graph)
+    graph = module.graph
+    # What writes in place may do so without gradients, which a trace does not show.
+    stays = any(node.target is op or _writes(node) for node in graph.nodes)
     graph.eliminate_dead_code()
-    whole = any(node.target is op for node in graph.nodes)
-    return None if whole or len(graph.nodes) > _MANY else graph
+    return None if stays or len(graph.nodes) > _MANY else graph
+
+
+def _writes(node: Node) -> bool:
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable
 
 
 def _is_plain(part: Node, is_known: Callable[[Call], bool]) -> bool:
@@ -99,7 +104,7 @@ def _is_plain(part: Node, is_known: Callable[[Call], bool]) -> bool:
         return part.op in ("placeholder", "output")
     if not isinstance(part.target, torch._ops.OpOverload) or _is_size(part):
         return True  # arithmetic of sizes, an output of several
-    return not part.target._schema.is_mutable and is_known(bind(part))
+    return is_known(bind(part))
 
 
 def _splice(node: Node, parts: Graph, read: list[Node]) -> None:

@@ -1,20 +1,29 @@
-"""Whether a value is logits: on its way into a softmax."""
+"""Whether a value is logits: on its way into a softmax, or weights: on its way into a product."""
 
 from __future__ import annotations
 
 import torch
 from torch.fx import Node
 
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, calls
 
 SOFTMAXES = ("aten.softmax", "aten._softmax")
-# What a softmax does not see, or what it adds to all shares of a group alike.
-_BEFORE = ("aten.add", "aten.masked_fill", "aten.to", "aten._to_copy", "aten.contiguous",
-           "aten.clone")  # fmt: skip
+# A bias larger than this hides nothing.
+HIDDEN = -1e3
+_CASTS = ("aten.to", "aten._to_copy", "aten.contiguous", "aten.clone")
+_FILLS = ("aten.masked_fill", "aten.where")
+_PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.einsum", "aten.baddbmm")
+# What is homogeneous in positive numbers: of a mean, what the mean of equal members is.
+_SCALES = ("aten.mul", "aten.div", "aten.neg", "aten.relu", "aten.dropout", *_CASTS)
+# Where a walk for masks ends: behind it are tokens.
+_TOKENS = (*_PRODUCTS, "aten.linear", "aten.addmm", "aten.conv1d", "aten.conv2d", "aten.conv3d")
 
 
 def into_softmax(node: Node) -> bool:
-    """Does a value go into one softmax over its last axis, and nowhere else?"""
+    """Does a value go into one softmax over its last axis, and nowhere else, with nothing hidden?
+
+    Casts may stand between, and what is added to it, but no scale and no further mask.
+    """
     rank = node.meta["val"].dim()
     while len(node.users) == 1:
         (user,) = node.users
@@ -23,7 +32,41 @@ def into_softmax(node: Node) -> bool:
         call = bind(user)
         if call.name in SOFTMAXES:
             return bool(call["self"] is node and call["dim"] % rank == rank - 1)
-        if call.name not in _BEFORE or node not in (call["self"], call.get("other")):
+        value = user.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dim() != rank:
+            return False
+        if call.name == "aten.add":
+            other = call["other"] if call["self"] is node else call["self"]
+            scaled = call["other"] is node and call.get("alpha", 1) != 1
+            if scaled or other is node or (isinstance(other, Node) and _is_filled(other)):
+                return False
+        elif call.name not in _CASTS:
             return False
         node = user
+    return False
+
+
+def into_product(node: Node) -> bool:
+    """Does a value go into one product of matrices, by scales alone?"""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if calls(user, _PRODUCTS):
+            return True
+        if not calls(user, _SCALES):
+            return False
+        node = user
+    return False
+
+
+def _is_filled(node: Node) -> bool:
+    """Has a mask a part in a value, this side of the tokens that it is made of?"""
+    waiting, seen = [node], {node}
+    while waiting:
+        here = waiting.pop()
+        if calls(here, _FILLS):
+            return True
+        if not calls(here, _TOKENS):
+            before = [n for n in here.all_input_nodes if n not in seen]
+            waiting += before
+            seen.update(before)
     return False

@@ -86,16 +86,21 @@ class Lifter:
         else:
             self._unmerged(node, f"no rule for {node.target}")
 
-    def ahead(self, node: Node) -> Value:
-        """What becomes of a captured value that no image has a part in, also before its turn."""
+    def ahead(self, node: Node) -> Value | None:
+        """What becomes of a captured value that no image has a part in, also before its turn.
+
+        None where it has the shape of one that has not had its turn.
+        """
         for own in needed_for(node):
             if own in self.values:
                 continue
+            if not all(n in self.values for n in own.all_input_nodes):
+                return None
             if own.op == "get_attr":
                 self.put(own, self.copy(own, {}), self.findings.types[own])
             else:
                 self.lift(own)
-        return self.values[node]
+        return self.values.get(node)
 
     def put(self, node: Node, new: Node, types: Types) -> None:
         """Remember what ``node`` became."""

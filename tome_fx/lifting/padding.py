@@ -47,7 +47,7 @@ def shown(
     coercer = lifter.coercer
     row, pairs = _masks(lifter, core, keys)
     if pairs is None:
-        kinds = None if row is not None else _kinds_of_table(lifter, core, keys, told)
+        kinds = _kinds_of_table(lifter, core, keys, told)
         visible = None if row is None else _shows(coercer, row, 1)
         return None if visible is None and kinds is None else Shown(visible, kinds)
     if pairs.value.node not in told:
@@ -73,14 +73,19 @@ def _kinds_of_table(
     """
     coercer, types = lifter.coercer, lifter.findings.types
     whole = axis_of(types[core.key][0], core.stream)
+    if len(whole) > 1:
+        return None  # it is about the places of all frames
     every = (c for s in lifter.findings.sites if s.stream == core.stream for c in s.cores)
     same = (c for c in every if axis_of(types[c.key][0], c.stream) == whole)
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
         if node not in lifter.findings.uneven:
             continue
-        if any(extent(axis) != 1 for axis in types[node][0].axes[:-2]):
-            continue  # others for each head
+        sides = [extent(axis) for axis in types[node][0].axes]
+        if sides[-2:] != [extent(whole)] * 2 or any(size != 1 for size in sides[:-2]):
+            continue  # others for each head, or of another row
         value = lifter.ahead(node)
+        if value is None:
+            continue
         if value.node not in told:
             size = extent(whole)
             table = coercer.emit(aten.reshape.default, value.node, [1, size, size])

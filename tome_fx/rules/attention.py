@@ -22,7 +22,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
-from tome_fx.rules.hiding import shares
+from tome_fx.rules.hiding import counting_type
 from tome_fx.rules.local import demands, thin
 
 aten = torch.ops.aten
@@ -69,7 +69,7 @@ def _among_tokens(
         mask = thin(types["attn_mask"], logits)
         wanted.update(demands({"attn_mask": mask}, logits))
         truth = context.dtype("attn_mask") == torch.bool
-        counts = shares(types, "attn_mask", logits) if truth else None
+        counts = counting_type(types, "attn_mask", logits) if truth else None
         wanted["attn_mask"] = counts or wanted["attn_mask"]
     counted = "attn_mask" in wanted and is_extensive(wanted["attn_mask"].axes[-1])
     if not is_merged_axis(keys):

@@ -28,7 +28,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind
 from tome_fx.graph.grids import grid_axis
-from tome_fx.graph.softmaxes import into_softmax
+from tome_fx.graph.softmaxes import HIDDEN, into_product, into_softmax
 from tome_fx.rules.base import (
     Builder,
     Context,
@@ -41,8 +41,6 @@ from tome_fx.rules.base import (
 )
 from tome_fx.rules.local import demands, pointwise, thin
 
-# A bias larger than this hides nothing.
-_HIDES = -1e3
 _FULL = ("aten.full", "aten.full_like", "aten.new_full", "aten.scalar_tensor")
 
 
@@ -62,7 +60,7 @@ def fill(context: Context) -> Lifted | Refusal:
     if isinstance(plain, Refusal) or found is None or not into_softmax(context.call.node):
         return plain
     result = as_intensive(plain.results[0])
-    wanted = shares(context.types, found.mask, result)
+    wanted = counting_type(context.types, found.mask, result)
     if wanted is None:
         return plain
 
@@ -77,7 +75,9 @@ def fill(context: Context) -> Lifted | Refusal:
     return one(result, operands={**plain.operands, **kept}, build=build)
 
 
-def shares(types: Mapping[str, TensorType], mask: str, logits: TensorType) -> TensorType | None:
+def counting_type(
+    types: Mapping[str, TensorType], mask: str, logits: TensorType
+) -> TensorType | None:
     """The type of a mask that counts members of each group of keys; None if it cannot tell them.
 
     It is a table that has a value of its own for each key, and the keys have merged.
@@ -116,7 +116,7 @@ def _counts(call: Call, mask: Node) -> bool:
     if call.name == "aten.scaled_dot_product_attention":
         return call["attn_mask"] is mask
     if call.name == "aten.mul":  # weights that no softmax made
-        return not into_softmax(call.node)
+        return into_product(call.node)
     found = fill_of(call)
     return found is not None and call[found.mask] is mask and into_softmax(call.node)
 
@@ -128,4 +128,4 @@ def _hides(value: Any) -> bool:
             return False
         made = bind(value)
         value = made.get("fill_value", made.get("s")) if made.name in _FULL else None
-    return isinstance(value, (int, float)) and value < _HIDES
+    return isinstance(value, (int, float)) and value < HIDDEN

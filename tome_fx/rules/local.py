@@ -102,6 +102,20 @@ def _meet(axis: Axis, target: Axis) -> Axis:
     return target if meets else axis
 
 
+def cosine(context: Context) -> Lifted | Refusal:
+    """``cosine_similarity`` of two values along an axis that holds no tokens."""
+    types = {path: as_intensive(type_) for path, type_ in context.types.items()}
+    result = broadcast(list(types.values()))
+    if result is None:
+        return Refusal("its operands hold different tokens on one axis")
+    dim = context.dim(context.call["dim"], result.rank)
+    if has_stream(result.axes[dim]) or has_batch(result.axes[dim]):
+        return Refusal("it compares rows of tokens")
+    given = {path: thin(type_, result) for path, type_ in types.items()}
+    left = (*result.axes[:dim], *result.axes[dim + 1 :])
+    return one(TensorType(left), operands=demands(given, result))
+
+
 def linear(context: Context) -> Lifted | Refusal:
     """``linear(input, weight, bias)`` contracts the last axis, which must not hold tokens."""
     type_ = context.types["input"]

@@ -38,6 +38,8 @@ def _whole(context: Context, type_: TensorType) -> list[int]:
     """The axes that are pooled to one place; none where it is a pooling of another kind."""
     call = context.call
     sizes = _row(call.get("output_size", call.get("kernel_size")))
+    if len(sizes) == 1:
+        sizes *= int(call.name[-2])  # ``avg_pool2d``
     dims = list(range(type_.rank - len(sizes), type_.rank))
     if "adaptive" in call.name:
         return dims if all(size == 1 for size in sizes) else []

@@ -56,6 +56,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         ),
         **_family(hiding.fill, "masked_fill where"),
         **_family(local.cast, "to type_as _to_copy"),
+        **_family(local.cosine, "cosine_similarity"),
         **_family(local.linear, "linear"),
         **_family(local.embedding, "embedding"),
         **_family(local.trailing_norm, "layer_norm rms_norm"),
