@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from tome_fx.finding.masks import factors_of, masks_of
+from tome_fx.finding.masks import factors_of, is_of_truth, masks_of
 from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, is_uniform
 from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.graph.values import needed_for, value_of
@@ -54,7 +54,7 @@ def uneven_masks(
         truth, value = node.meta["val"].dtype is torch.bool, known_value(node, program)
         given = any(own.op == "placeholder" for own in needed_for(node))
         if value is None or given:
-            if truth:
+            if is_of_truth(node):
                 yield node
             continue
         if not truth:

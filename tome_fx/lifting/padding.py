@@ -12,7 +12,16 @@ from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, pairs_of, row_of_images
-from tome_fx.graph.axes import Axis, Batch, TensorType, axis_of, count, extent, is_merged
+from tome_fx.graph.axes import (
+    Axis,
+    Batch,
+    TensorType,
+    axis_of,
+    count,
+    extent,
+    is_merged,
+    is_uniform,
+)
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.program import Core
@@ -80,15 +89,20 @@ def _kinds_of_table(
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
         if node not in lifter.findings.uneven:
             continue
-        sides = [extent(axis) for axis in types[node][0].axes]
-        if sides[-2:] != [extent(whole)] * 2 or any(size != 1 for size in sides[:-2]):
-            continue  # others for each head, or of another row
+        *around, asking, asked = types[node][0].axes
+        if [extent(asking), extent(asked)] != [extent(whole)] * 2:
+            continue  # of another row
+        if not all(isinstance(f, Batch) or is_uniform((f,)) for axis in around for f in axis):
+            continue  # others for each head
         value = lifter.ahead(node)
         if value is None:
             continue
         if value.node not in told:
             size = extent(whole)
-            table = coercer.emit(aten.reshape.default, value.node, [1, size, size])
+            table = value.node  # the same for all images and heads that it is written out for
+            for _ in around:
+                table = coercer.emit(aten.select.int, table, 0, 0)
+            table = coercer.emit(aten.reshape.default, table, [1, size, size])
             kinds = coercer.emit(ops.kinds, coercer.emit(ops.shown, table, hides))
             told[value.node] = kinds, coercer.emit(aten.select.int, kinds, 0, 0)
         alike, row = told[value.node]
