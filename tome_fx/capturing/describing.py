@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from tome_fx.errors import CaptureError
+from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_only_checked
 from tome_fx.graph.extents import Extents, same_size
 from tome_fx.graph.provenance import module_path, source_line
@@ -110,9 +111,7 @@ def mutates(graph: Graph, besides: str = "") -> bool:
     Buffers that a program counts in (of a batch norm, say) are written to by intent.
     """
     return any(
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-        and not (isinstance(node.args[0], Node) and node.args[0].op == besides)
+        writes(node) and not (isinstance(node.args[0], Node) and node.args[0].op == besides)
         for node in graph.nodes
     )
 
@@ -122,10 +121,7 @@ def written(graph: Graph) -> frozenset[str]:
     return frozenset(
         str(node.args[0].target)
         for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.is_mutable
-        and isinstance(node.args[0], Node)
-        and node.args[0].op == "get_attr"
+        if writes(node) and isinstance(node.args[0], Node) and node.args[0].op == "get_attr"
     )
 
 

@@ -63,6 +63,11 @@ def calls(node: Node, names: Container[str]) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and packet_name(node.target) in names
 
 
+def writes(node: Node) -> bool:
+    """Is ``node`` a call of an op that writes to one of its arguments?"""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def bind(node: Node) -> Call:
     """Bind the arguments of an ATen call by name. Raises TypeError for any other node."""
     op = node.target

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from tome_fx.graph.calls import Call, bind
+from tome_fx.graph.calls import Call, bind, writes
 from tome_fx.graph.extents import size_before
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -89,14 +89,9 @@ def _parts(op: Any, flat: list[Any], spec: Any, values: list[Any]) -> Graph | No
         return None
     graph = module.graph
     # What writes in place may do so without gradients, which a trace does not show.
-    stays = any(node.target is op or _writes(node) for node in graph.nodes)
+    stays = any(node.target is op or writes(node) for node in graph.nodes)
     graph.eliminate_dead_code()
     return None if stays or len(graph.nodes) > _MANY else graph
-
-
-def _writes(node: Node) -> bool:
-    op = node.target
-    return isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable
 
 
 def _is_plain(part: Node, is_known: Callable[[Call], bool]) -> bool:

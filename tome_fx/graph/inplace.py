@@ -16,6 +16,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from tome_fx.graph.calls import writes
 from tome_fx.graph.extents import known_size
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -118,9 +119,7 @@ def _is_read_before(reader: Node, writer: Node, order: Mapping[Node, int]) -> bo
     """Does nothing see through ``reader`` what ``writer`` writes?"""
     if reader is writer:
         return True
-    op = reader.target
-    writes = isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable
-    if writes or order[reader] > order[writer]:
+    if writes(reader) or order[reader] > order[writer]:
         return False
     fresh = _is_fresh(reader, order)
     return fresh or all(_is_read_before(user, writer, order) for user in reader.users)

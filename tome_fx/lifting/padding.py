@@ -82,8 +82,8 @@ def _kinds_of_table(
     """
     coercer, types = lifter.coercer, lifter.findings.types
     whole = axis_of(types[core.key][0], core.stream)
-    if len(whole) > 1:
-        return None  # it is about the places of all frames
+    if not lifter.findings.uneven or len(whole) > 1:  # of all frames: no mask of their places
+        return None
     every = (c for s in lifter.findings.sites if s.stream == core.stream for c in s.cores)
     same = (c for c in every if axis_of(types[c.key][0], c.stream) == whole)
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):

@@ -13,7 +13,6 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     intensive,
-    is_extensive,
     is_merged,
     is_merged_axis,
     streams_of_axis,
@@ -63,22 +62,23 @@ def _among_tokens(
     wanted = _keys_at_one_level(query, key, value, lead, keys)
     if wanted is None:
         return Refusal("its keys and values are different tokens")
+    counts: TensorType | None = None
     if "attn_mask" in types:
         if broadcast([types["attn_mask"], logits]) is None:
             return Refusal("its mask is about different tokens")
+        if context.dtype("attn_mask") == torch.bool:
+            counts = counting_type(types, "attn_mask", logits)
         mask = thin(types["attn_mask"], logits)
-        wanted.update(demands({"attn_mask": mask}, logits))
-        truth = context.dtype("attn_mask") == torch.bool
-        counts = counting_type(types, "attn_mask", logits) if truth else None
-        wanted["attn_mask"] = counts or wanted["attn_mask"]
-    counted = "attn_mask" in wanted and is_extensive(wanted["attn_mask"].axes[-1])
+        wanted.update(
+            demands({"attn_mask": mask}, logits) if counts is None else {"attn_mask": counts}
+        )
     if not is_merged_axis(keys):
         return one(result, operands=wanted)
     if token_factor(keys) is None:
         return Refusal("its keys are tokens for each of other tokens")
 
     def build(builder: Builder, operands: Operands) -> Any:
-        return _build(context, builder, dict(operands), logits, counted)
+        return _build(context, builder, dict(operands), logits, counts is not None)
 
     return one(result, operands=wanted, build=build)
 

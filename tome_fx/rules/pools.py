@@ -12,7 +12,7 @@ from tome_fx.graph.axes import TensorType, count, extent, has_batch, has_stream
 from tome_fx.graph.grids import leads
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along
 from tome_fx.rules.shapes import grid
-from tome_fx.rules.tokens import reduced, weighted
+from tome_fx.rules.tokens import index_used, reduced, weighted
 
 
 def pool(context: Context) -> Lifted | Refusal:
@@ -26,7 +26,7 @@ def pool(context: Context) -> Lifted | Refusal:
     over = [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])]
     if "avg" in name and merged_along(type_, tuple(over)):
         return weighted(type_, dims, over, keepdim=True, mean=True)
-    if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and _places_read(context):
+    if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and index_used(context):
         return Refusal("it returns positions of tokens")
     type_ = as_intensive(type_)
     result = TensorType(reduced(type_.axes, dims, keepdim=True))
@@ -56,7 +56,3 @@ def _row(value: int | Sequence[int]) -> list[int]:
 def _as_large(type_: TensorType, dims: list[int]) -> dict[str, list[int]]:
     """A window over what is left of the places."""
     return {"kernel_size": [count(type_.axes[d]) for d in dims], "stride": [1] * len(dims)}
-
-
-def _places_read(context: Context) -> bool:
-    return any(1 in user.args for user in context.call.node.users)

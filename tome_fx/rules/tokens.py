@@ -87,7 +87,7 @@ def reduction(context: Context) -> Lifted | Refusal:
         return _scaled(context, as_intensive(type_), dims, over)
     if name not in _SUMS + _EXTREMES and merged_along(type_, tuple(over)):
         return Refusal("its value over tokens is not known")
-    if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and _index_used(context):
+    if len(context.shapes) > 1 and merged_along(type_, tuple(over)) and index_used(context):
         return Refusal("it returns positions of tokens")
     kind = _reduced_kind(name, type_, dims)
     keepdim = bool(context.call.get("keepdim", False))
@@ -154,7 +154,8 @@ def _dims(context: Context, rank: int) -> list[int]:
     return [d % rank for d in ([dims] if isinstance(dims, int) else dims)] if rank else []
 
 
-def _index_used(context: Context) -> bool:
+def index_used(context: Context) -> bool:
+    """Does anything read the second output, the positions?"""
     return any(1 in user.args for user in context.call.node.users)
 
 
