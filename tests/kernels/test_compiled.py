@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tome_fx.kernels import attention, matching, merging, operators
+from tome_fx.kernels import attention, blocks, matching, merging
 
 TRITON = importlib.util.find_spec("triton") is not None
 pytestmark = pytest.mark.skipif(
@@ -16,23 +16,29 @@ pytestmark = pytest.mark.skipif(
 )
 
 INTS = {"keep": "*i64", "src": "*i64", "dst": "*i64", "partner": "*i32"}
-FLOATS = {"unit": "*fp32", "best": "*fp32", "size": "*fp32", "new_size": "*fp32"}
+HALVES = {"high": "*fp16", "low": "*fp16"}
+FLOATS = {"best": "*fp32", "size": "*fp32", "new_size": "*fp32"}
 # torch.compile passes numbers in float64, Triton itself in float32.
 NUMBERS = ("eps", "factor")
 
 
 def attend(width: int, keys: int) -> dict[str, object]:
     """Blocks of attention with heads of ``width``, as they are chosen."""
-    first, rest = operators.two_blocks(width)
-    rows, columns, _ = operators.attend_blocks(keys, first + rest)
-    blocks = {"ROWS": rows, "COLUMNS": columns, "FIRST": first, "REST": rest}
-    return blocks | {"VALUE_FIRST": first, "VALUE_REST": rest, "EVEN": first + rest == width}
+    first, rest = blocks.two_blocks(width)
+    rows, columns, stages = blocks.attend_blocks(keys, first + rest)
+    found = {"ROWS": rows, "COLUMNS": columns, "FIRST": first, "REST": rest, "num_stages": stages}
+    return found | {"VALUE_FIRST": first, "VALUE_REST": rest, "EVEN": first + rest == width}
 
 
 BLOCKS = [
-    (matching.unit_kernel, {"ROWS": 16, "WIDTH": 64}),
-    (matching.best_kernel, {"ROWS": 64, "COLUMNS": 64, "STEP": 32}),
-    (matching.plan_kernel, {"ROWS": 128, "STEP": 32}),
+    (matching.unit_kernel, blocks.unit_blocks(64)),
+    (matching.unit_kernel, blocks.unit_blocks(80)),
+    (matching.pairs_kernel, blocks.match_blocks(98, 64)),
+    (matching.pairs_kernel, blocks.match_blocks(50, 16)),
+    (matching.pairs_kernel, blocks.match_blocks(98, 80)),
+    (matching.pairs_kernel, blocks.match_blocks(288, 64)),
+    (matching.pairs_kernel, blocks.match_blocks(288, 128)),
+    (matching.plan_kernel, blocks.plan_blocks(288)),
     (merging.merge_kernel, {"SIZED": True, "MERGES": 16, "WIDTH": 1024}),
     (merging.merge_kernel, {"SIZED": False, "MERGES": 1, "WIDTH": 16}),
     (
@@ -53,35 +59,30 @@ VALUES = (*MERGING, "query", "key", "value", "result")
 
 
 def compiled(
-    kernel: object,
-    blocks: dict[str, object],
-    dtype: str,
-    arch: int,
-    ones: bool,
-    number: str,
-    stages: int = 3,
+    kernel: object, known: dict[str, object], dtype: str, arch: int, ones: bool, number: str
 ) -> Any:
     """A kernel for a device; ``ones``: every integer is 1, which Triton makes a constant."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types, known = {}, dict(blocks)
+    options = {key: value for key, value in known.items() if key.startswith("num_")}
+    constants = {key: value for key, value in known.items() if key not in options}
+    types = {}
     for name in kernel.arg_names:
-        tensor = INTS.get(name) or FLOATS.get(name)
+        tensor = INTS.get(name) or HALVES.get(name) or FLOATS.get(name)
         if name in NUMBERS:
             tensor = number
-        elif name == "bias" and "FIRST" in blocks:
+        elif name == "bias" and "FIRST" in known:
             tensor = "*fp32"  # of attention: a logarithm for each key
         elif tensor is None and name in VALUES:
             tensor = f"*{dtype}"
-        if ones and tensor is None and name not in blocks:
-            known[name] = 1
-        types[name] = "constexpr" if name in known else tensor or "i32"
-    source = ASTSource(kernel, types, known)
+        if ones and tensor is None and name not in known:
+            constants[name] = 1
+        types[name] = "constexpr" if name in constants else tensor or "i32"
+    source = ASTSource(kernel, types, constants)
     target = GPUTarget("cuda", arch, 32)
-    options = {"enable_fp_fusion": True, "num_stages": stages}
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options={"enable_fp_fusion": True} | options)
 
 
 @pytest.fixture(autouse=True)
@@ -91,26 +92,35 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("ones", [False, True])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize(("kernel", "blocks"), BLOCKS)
-def test_kernels_compile(kernel: object, blocks: dict[str, object], dtype: str, ones: bool) -> None:
+@pytest.mark.parametrize(("kernel", "known"), BLOCKS)
+def test_kernels_compile(kernel: object, known: dict[str, object], dtype: str, ones: bool) -> None:
     for arch, number in ((80, "fp32"), (90, "fp64")):
-        ptx = compiled(kernel, blocks, dtype, arch, ones, number).asm["ptx"]
+        found = compiled(kernel, known, dtype, arch, ones, number)
+        ptx = found.asm["ptx"]
         # Addition in no fixed order.
         assert "atom." not in ptx
         assert "red." not in ptx.replace("shared.", "")
-        # Products of fewer bits than their operands; three of them make up for it.
-        products = ptx.count(".tf32.tf32")
-        assert (products > 0) == (kernel is matching.best_kernel)
+        # Products of fewer bits than their operands.
+        assert ".tf32" not in ptx
+        if kernel is not attention.attend_kernel:  # which is for halves, see below
+            assert found.metadata.shared <= 99 << 10
+
+
+@pytest.mark.parametrize("left", [98, 288])
+@pytest.mark.parametrize("width", [32, 64, 80])
+def test_scores_are_three_products_of_halves_summed_in_float32(left: int, width: int) -> None:
+    known = blocks.match_blocks(left, width)
+    ampere, hopper = (
+        compiled(matching.pairs_kernel, known, "bf16", arch, False, "fp32").asm["ptx"]
+        for arch in (80, 90)
+    )
+    for products in (ampere.count(".f32.f16.f16.f32"), hopper.count(".f32.f16.f16 ")):
+        assert products > 0
         assert products % 3 == 0
 
 
 @pytest.mark.parametrize(("width", "keys"), [(64, 600), (128, 600), (160, 600), (256, 100)])
 def test_attention_fits_the_shared_memory_of_small_devices(width: int, keys: int) -> None:
-    first, rest = operators.two_blocks(width)
-    stages = operators.attend_blocks(keys, first + rest)[2]
-    kernel, blocks = attention.attend_kernel, attend(width, keys)
+    kernel, known = attention.attend_kernel, attend(width, keys)
     for arch in (80, 90):
-        assert (
-            compiled(kernel, blocks, "fp16", arch, False, "fp32", stages).metadata.shared
-            <= 99 << 10
-        )
+        assert compiled(kernel, known, "fp16", arch, False, "fp32").metadata.shared <= 99 << 10

@@ -10,19 +10,24 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from tome_fx import ops
+from tome_fx.kernels.blocks import match_launches
 from tome_fx.kernels.choice import HALVES_AND_FLOAT
 from tome_fx.passes.fuse import fuse
-
-# Matching: unit keys, the best partner of each token, the choice of the best pairs.
-_KERNELS: Mapping[Any, int] = {ops.match_keys: 3, ops.merge: 1, ops.merge_norm: 1}
 
 
 def own_kernels(node: Node, given: Any) -> int:
     """How many of our own kernels a call on these operands is; 0 if there are none for it."""
-    tensors = (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
-    first = next(tensors, None)
-    served = first is not None and first.dtype in HALVES_AND_FLOAT
-    return _KERNELS.get(node.target, 0) if served else 0
+    first = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
+    if first is None or first.dtype not in HALVES_AND_FLOAT:
+        return 0
+    if node.target is ops.match_keys:
+        return _matching(*given[0], **given[1])
+    return int(node.target in (ops.merge, ops.merge_norm))
+
+
+def _matching(keys: Tensor, r: int, parity: int = 0, front: int = 0, back: int = 0) -> int:
+    tokens = keys.shape[2] - front - back
+    return match_launches((tokens + 1 - parity) // 2, keys.shape[3])
 
 
 def with_kernels(graph: Graph, origin: Mapping[Node, Node]) -> tuple[Graph, Mapping[Node, Node]]:

@@ -14,13 +14,18 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from tome_fx.kernels.attention import attend_kernel
+from tome_fx.kernels.blocks import (
+    attend_blocks,
+    match_blocks,
+    merge_warps,
+    plan_blocks,
+    two_blocks,
+    unit_blocks,
+)
 from tome_fx.kernels.gradients import merge_backward, merge_norm_backward, save_merge, save_norm
 from tome_fx.kernels.language import power_of_two
-from tome_fx.kernels.matching import best_kernel, plan_kernel, unit_kernel
+from tome_fx.kernels.matching import pairs_kernel, plan_kernel, unit_kernel
 from tome_fx.kernels.merging import merge_kernel, merge_norm_kernel
-
-# Elements that a program holds at a time, in a block that grows with the model.
-_HELD = 4096
 
 
 @triton_op("tome_fx::match", mutates_args=())
@@ -41,25 +46,26 @@ def match(
     batch, heads, length, width = keys.shape
     count = length - front - back
     left, right = (count + 1 - parity) // 2, (count + parity) // 2
-    unit = keys.new_empty((batch, count, width), dtype=torch.float32)
-    channels = power_of_two(width, 16)
-    rows = max(1, min(16, _HELD // channels))
-    wrap_triton(unit_kernel)[(batch, -(-count // rows))](
-        keys, unit, *keys.stride(), front, count, heads, width, ROWS=rows, WIDTH=channels
+    high = keys.new_empty((batch, count, width), dtype=torch.float16)
+    low = torch.empty_like(high)
+    blocks = unit_blocks(width)
+    wrap_triton(unit_kernel)[(batch, -(-count // blocks["ROWS"]))](
+        keys, high, low, *keys.stride(), front, count, heads, width, **blocks
     )
-    best = unit.new_empty((batch, left))
-    partner = torch.empty_like(best, dtype=torch.int32)
-    wrap_triton(best_kernel)[(batch, -(-left // 64))](
-        unit, best, partner, count, left, right, parity, width,
-        ROWS=64, COLUMNS=64, STEP=min(32, channels),
-    )  # fmt: skip
-    keep = best.new_empty((batch, count - r), dtype=torch.int64)
-    src, dst = (best.new_empty((batch, r), dtype=torch.int64) for _ in range(2))
-    lines = power_of_two(left, 16)
-    wrap_triton(plan_kernel)[(batch,)](
-        best, partner, keep, src, dst, left, right, parity, r,
-        ROWS=lines, STEP=min(lines, max(2, _HELD // lines)),
-    )  # fmt: skip
+    keep = keys.new_empty((batch, count - r), dtype=torch.int64)
+    src, dst = (keys.new_empty((batch, r), dtype=torch.int64) for _ in range(2))
+    blocks = match_blocks(left, width)
+    best, partner = high, high  # not there; a compiler would copy what is read and written
+    if not blocks["RANKS"]:
+        best = keys.new_empty((batch, left), dtype=torch.float32)
+        partner = torch.empty_like(best, dtype=torch.int32)
+    wrap_triton(pairs_kernel)[(batch, -(-left // blocks["ROWS"]))](
+        high, low, best, partner, keep, src, dst, count, left, right, parity, r, width, **blocks
+    )
+    if not blocks["RANKS"]:
+        wrap_triton(plan_kernel)[(batch,)](
+            best, partner, keep, src, dst, left, right, parity, r, **plan_blocks(left)
+        )
     return keep, src, dst
 
 
@@ -85,7 +91,7 @@ def merge(
         x, keep, src, dst, keep if size is None else size, merged, new_size, *x.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width,
         SIZED=size is not None, MERGES=power_of_two(r), WIDTH=power_of_two(width),
-        num_warps=_warps(width, r),
+        num_warps=merge_warps(width, r),
     )  # fmt: skip
     return merged, new_size
 
@@ -118,7 +124,7 @@ def merge_norm(
         front, x.shape[1] - front - back, merged.shape[1], r, width, eps,
         BRANCH=branch is not None, SIZED=size is not None, WEIGHT=weight is not None,
         BIAS=bias is not None,
-        MERGES=power_of_two(r), WIDTH=power_of_two(width), num_warps=_warps(width, r),
+        MERGES=power_of_two(r), WIDTH=power_of_two(width), num_warps=merge_warps(width, r),
     )  # fmt: skip
     return merged, normed, new_size
 
@@ -152,32 +158,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor, scale: float
         num_warps=4, num_stages=stages,
     )  # fmt: skip
     return held.transpose(1, 2)
-
-
-def attend_blocks(keys: int, width: int) -> tuple[int, int, int]:
-    """Queries and keys of a block, and blocks of keys on their way, for heads of ``width``.
-
-    Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
-    heads get few of them, or the shared memory of smaller devices (99 KiB) would not hold them.
-    """
-    if width > 128:
-        return 64, 32, 2
-    return 64, 32 if keys <= 512 else 64, 3
-
-
-def two_blocks(width: int) -> tuple[int, int]:
-    """Extents of one block of channels or two that hold ``width``, with little over.
-
-    None of 16: Triton 3.6 reads beyond the shared memory of so narrow a block on Hopper.
-    """
-    whole = power_of_two(width, 32)
-    rest = power_of_two(width - whole // 2, 32)
-    return (whole, 0) if whole == 32 or 2 * rest >= whole else (whole // 2, rest)
-
-
-def _warps(width: int, r: int) -> int:
-    """Warps for a row: few, so that many rows are on their way at a time."""
-    return 4 if width > 1024 or r > 256 else 1
 
 
 def _outputs(x: Tensor, keep: Tensor, front: int, back: int) -> tuple[Tensor, Tensor]:

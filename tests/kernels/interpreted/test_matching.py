@@ -67,7 +67,9 @@ def test_equal_to_the_portable_plan_where_scores_are_exact(drawn: Drawn) -> None
     assert same(ops.match_keys(exact, *rest), portable(exact, *rest))
 
 
-@pytest.mark.parametrize(("n", "channels"), [(70, 40), (133, 16), (150, 65), (259, 8)])
+@pytest.mark.parametrize(
+    ("n", "channels"), [(70, 40), (133, 16), (150, 65), (257, 80), (259, 8), (300, 96)]
+)
 def test_several_tiles(n: int, channels: int) -> None:
     keys = torch.randn(2, 3, n + 1, channels, device=DEVICE)
     drawn = (keys, 20, 1, 1, 0)
@@ -95,6 +97,25 @@ def test_bad_rows_leave_the_other_images_alone(bad: float) -> None:
     assert same(ops.match_keys(keys, 3), portable(keys, 3, 0, 0, 0))
     keys[1] = bad
     assert same(ops.match_keys(keys, 3), portable(keys, 3, 0, 0, 0))
+
+
+@pytest.mark.parametrize("n", [40, 300])
+@pytest.mark.parametrize("channels", [24, 64, 200])
+def test_scores_have_the_bits_of_float32(n: int, channels: int) -> None:
+    """What one half cannot tell apart: partners that differ in the seventh digit."""
+    keys = torch.randn(12, 1, n, channels, device=DEVICE)
+    other = torch.randn(12, 1, channels, device=DEVICE)
+    row = keys[:, :, 0]
+    aside = other - row * (row * other).sum(-1, keepdim=True) / (row * row).sum(-1, keepdim=True)
+    aside = aside * row.norm(dim=-1, keepdim=True) / aside.norm(dim=-1, keepdim=True)
+    keys[:, :, 3::2] = (row + 2e-3 * aside)[:, :, None]  # cosine 1 - 2e-6
+    keys[:, :, 7] = row + 1.8e-3 * aside  # 1 - 1.6e-6
+    found = ops.match_keys(keys, 1)
+    halves = torch.nn.functional.normalize(keys, dim=-1).half().float()
+    rough = ops.match((halves[:, 0, ::2] @ halves[:, 0, 1::2].mT).double(), 1)
+    assert (found.src == 0).all()
+    assert (found.dst == 3 + (n + 1) // 2 - 1).all()
+    assert not same(found, rough)  # they cannot
 
 
 def test_large_half_floats() -> None:

@@ -1,0 +1,68 @@
+"""How kernels cut their work: extents of blocks, warps, and stages of what is on its way.
+
+Arithmetic alone, so that an estimate can ask too. The bounds are those of the smaller devices that
+are served: 99 KiB of shared memory, 255 registers.
+"""
+
+from __future__ import annotations
+
+from tome_fx.kernels.language import power_of_two
+
+# Elements that a program holds at a time, in a block that grows with the model.
+_HELD = 4096
+
+
+def unit_blocks(width: int) -> dict[str, int]:
+    """Rows of a program that makes unit vectors of ``width`` channels, and their extent."""
+    channels = power_of_two(width, 16)
+    return {"ROWS": max(1, min(16, _HELD // channels)), "WIDTH": channels}
+
+
+def match_blocks(left: int, width: int) -> dict[str, int]:
+    """How ``pairs_kernel`` cuts the scores of ``left`` rows of A of ``width`` channels.
+
+    One block of rows where one program can rank them; else many programs, so that few images fill a
+    device too. Steps of 32 channels where the rows are long, for the shared memory of smaller
+    devices; none of 16, see :func:`two_blocks`.
+    """
+    rows = 128 if 64 < left <= 128 else 64
+    step = 32 if width <= 32 or width > 64 else 64
+    blocks = {"ROWS": rows, "COLUMNS": 64, "STEP": step, "WHOLE": width <= step}
+    return blocks | {"RANKS": left <= rows, "num_warps": rows // 16, "num_stages": 2}
+
+
+def match_launches(left: int, width: int) -> int:
+    """How many kernels match a stream with ``left`` A rows: those that rank need no other."""
+    return 2 if match_blocks(left, width)["RANKS"] else 3
+
+
+def plan_blocks(left: int) -> dict[str, int]:
+    """A program has all ``left`` rows of an image, and compares them with a few at a time."""
+    lines = power_of_two(left, 16)
+    return {"ROWS": lines, "STEP": min(lines, max(2, _HELD // lines))}
+
+
+def attend_blocks(keys: int, width: int) -> tuple[int, int, int]:
+    """Queries and keys of a block, and blocks of keys on their way, for heads of ``width``.
+
+    Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
+    heads get few of them, or the shared memory of smaller devices (99 KiB) would not hold them.
+    """
+    if width > 128:
+        return 64, 32, 2
+    return 64, 32 if keys <= 512 else 64, 3
+
+
+def two_blocks(width: int) -> tuple[int, int]:
+    """Extents of one block of channels or two that hold ``width``, with little over.
+
+    None of 16: Triton 3.6 reads beyond the shared memory of so narrow a block on Hopper.
+    """
+    whole = power_of_two(width, 32)
+    rest = power_of_two(width - whole // 2, 32)
+    return (whole, 0) if whole == 32 or 2 * rest >= whole else (whole // 2, rest)
+
+
+def merge_warps(width: int, r: int) -> int:
+    """Warps for a row: few, so that many rows are on their way at a time."""
+    return 4 if width > 1024 or r > 256 else 1
