@@ -81,7 +81,7 @@ def merge_norm(inputs: Inputs, r: int, plan: ops.MergePlan | None = None) -> obj
     """A plan and the stream to the merged stream, its norm and the sizes."""
     keys, x, given, size, scale, shift = inputs
     shape = [x.shape[-1]]
-    return ops.merge_norm(x, plan or given, size, keys, shape, scale, shift, 1e-6, 1, 0)
+    return ops.merge_norm(x, plan or given, size, keys, shape, scale, shift, 1e-6, 1, 0)[:3]
 
 
 def both(inputs: Inputs, r: int) -> object:

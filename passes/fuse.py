@@ -8,11 +8,15 @@
     x1 = merge(x, plan, None, size, 1)             stream, plan, None, k, [C], w, b, branch=branch)
     y = layer_norm(x1, [C], w, b)
 
-For devices that have such kernels. Elsewhere the graph is better left as it is, since compilers
-fuse plain steps as they like, but for streams so long that the scores would need more memory than
-the model: ``match_metric`` has a few rows of them at a time. A fused call without its kernel does
-the same steps. Left alone are scores that something else reads (masks of padding, parallel
-attentions), merges on other axes, and what merges without scatter.
+    row = along([1, size], 4, 0, 3)
+    o = kernel_attention(q, k, v, row)   ->    o = level_attention(q, k, v, level)
+
+where ``level`` is what the same kernel makes of the sizes. For devices that have such kernels.
+Elsewhere the graph is better left as it is, since compilers fuse plain steps as they like, but for
+streams so long that the scores would need more memory than the model: ``match_metric`` has a few
+rows of them at a time. A fused call without its kernel does the same steps. Left alone are scores
+that something else reads (masks of padding, parallel attentions), merges on other axes, and what
+merges without scatter.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from tome_fx import ops
@@ -43,6 +48,8 @@ def fuse(graph: Graph, kernels: bool) -> Graph:
     for node in list(order) if kernels else ():
         if node.target is aten.layer_norm.default:
             _fuse_norm(graph, node, order)
+    for node in graph.find_nodes(op="call_function", target=ops.along):
+        _take_level(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
     return graph
@@ -94,11 +101,41 @@ def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
         fused = graph.call_function(ops.merge_norm, args, ends)
         parts = [graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
     _provenance(merge, fused)
-    fused.meta["val"] = tuple(old.meta.get("val") for old in (merge, node, new_size))
+    values = [old.meta.get("val") for old in (merge, node, new_size)]
+    fused.meta["val"] = (*values, _level_of(values[0], values[2]))
     _replace(merge, parts[0])
     _replace(node, parts[1])
     if all(order.get(user, -1) > order[merge] for user in new_size.users):
         _replace(new_size, parts[2])
+
+
+def _level_of(merged: object, size: object) -> Tensor | None:
+    """What stands for ``log2 size`` of all merged rows."""
+    if not isinstance(merged, Tensor) or not isinstance(size, Tensor):
+        return None
+    return size.new_empty(merged.shape[:2])
+
+
+def _take_level(graph: Graph, along: Node) -> None:
+    """Where kernels of attention read sizes that a merge made with the norm behind it."""
+    pieces, *layout = cast("tuple[Any, ...]", along.args)
+    if along.kwargs or layout[:3] != [4, 0, 3] or set(layout[3:]) - {1}:
+        return
+    sizes = [i for i, piece in enumerate(pieces) if isinstance(piece, Node)]
+    if len(sizes) != 1 or not _is(pieces[sizes[0]], operator.getitem):
+        return
+    fused, which = pieces[sizes[0]].args
+    ends = [sum(pieces[: sizes[0]]), sum(pieces[sizes[0] + 1 :])]
+    made = _is(fused, ops.merge_norm) and which == 2
+    if not made or ends != [fused.kwargs.get(name, 0) for name in ("front", "back")]:
+        return
+    for user in list(along.users):
+        if user.target is not ops.kernel_attention or user.args[3] is not along:
+            continue
+        with graph.inserting_before(user):
+            level = graph.call_function(operator.getitem, (fused, 3))
+        level.meta["val"] = fused.meta["val"][3]
+        user.target, user.args = ops.level_attention, (*user.args[:3], level)
 
 
 def _summands(x: Any, merge: Node) -> tuple[Node, Node] | None:

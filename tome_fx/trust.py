@@ -56,11 +56,11 @@ def _steps(device: torch.device) -> tuple[Tensor, ...]:
     keys = torch.cat([angle.cos(), angle.sin(), angle.cos() / 2], -1).expand(2, 3, 32, 3)
     x = torch.arange(2 * 34 * 8, device=device).reshape(2, 34, 8).float().sin()
     first = ops.match_keys(keys, 9)
-    merged, normed, size = ops.merge_norm(x, first, None, keys, [8], front=1, back=1)
+    merged, normed, size, level = ops.merge_norm(x, first, None, keys, [8], front=1, back=1)
     kept = ops.take(keys[:, 0], first.keep)[:, None]
     second = ops.match_keys(kept, 4, 1)
     again = ops.merge(merged, second, size, ops.merged_size(second, size, keys), 1, 1, 1)
-    return (*first, merged, normed, size, *second, again, *_half_steps(device))
+    return (*first, merged, normed, size, level, *second, again, *_half_steps(device))
 
 
 def _half_steps(device: torch.device) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 INTS = {"keep": "*i64", "src": "*i64", "dst": "*i64", "partner": "*i32"}
 HALVES = {"high": "*fp16", "low": "*fp16"}
-FLOATS = {"best": "*fp32", "size": "*fp32", "new_size": "*fp32"}
+FLOATS = {"best": "*fp32", "size": "*fp32", "new_size": "*fp32", "level": "*fp32"}
 # torch.compile passes numbers in float64, Triton itself in float32.
 NUMBERS = ("eps", "factor")
 

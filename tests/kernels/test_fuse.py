@@ -12,7 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 import tome_fx
 from tests.tiny import images, tiny
-from tome_fx import ops, pipeline
+from tome_fx import kernels, ops, pipeline
 from tome_fx.passes.fuse import fuse
 
 aten = torch.ops.aten
@@ -60,10 +60,63 @@ def test_what_is_known_of_a_node_goes_with_it() -> None:
     made = [n for n in fast.graph.nodes if n.target in (ops.match_keys, ops.merge_norm)]
     assert all(node.meta["nn_module_stack"] and node.meta["stack_trace"] for node in made)
     last = made[-1]
-    assert [tuple(value.shape[1:]) for value in last.meta["val"]] == [(6, 32), (6, 32), (5,)]
+    shapes = [(6, 32), (6, 32), (5,), (6,)]
+    assert [tuple(value.shape[1:]) for value in last.meta["val"]] == shapes
     parts = [n for n in fast.graph.nodes if n.args[:1] == (last,)]
     assert [n.target for n in parts] == [operator.getitem] * 2  # nobody asks for the last size
     assert [tuple(n.meta["val"].shape[1:]) for n in parts] == [(6, 32)] * 2
+
+
+def by_kernel(model: nn.Module, r: object, monkeypatch: pytest.MonkeyPatch) -> GraphModule:
+    """As where a kernel has attention with sizes."""
+    monkeypatch.setattr(kernels, "has_attention", lambda device, dtype, width: True)
+    return tome_fx.transform(model, r, example_inputs=images(3).double(), attention="kernel")
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("r", [[3, 1, 0, 2], [2, 0, 0, 0]])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_attention_reads_what_the_merge_made_of_its_sizes(
+    name: str, r: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = tiny(name, depth=4).double(), images(3).double()
+    plain = tome_fx.transform(model, r, example_inputs=x)
+    fast = by_kernel(model, r, monkeypatch)
+    assert targets(fast).count(ops.level_attention) == 3
+    assert not {ops.along, ops.kernel_attention, ops.key_bias} & set(targets(fast))
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-9, atol=1e-12)
+    for node in fast.graph.nodes:
+        if node.target is ops.level_attention:
+            (batch, _, keys, _), level = node.args[1].meta["val"].shape, node.args[3]
+            assert level.meta["val"].shape == (batch, keys)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("fused")
+def test_sizes_of_another_layout_are_read_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of two parts: the norm behind each merge knows one of them alone."""
+
+    def told(pieces: list[object], *layout: int) -> list[object]:
+        graph = Graph()
+        x, q = graph.placeholder("x"), graph.placeholder("q")
+        made = graph.call_function(ops.merge_norm, (x,), {"front": 1})
+        made.meta["val"] = (None,) * 4
+        size = graph.call_function(operator.getitem, (made, 2))
+        row = graph.call_function(ops.along, ([size if p is None else p for p in pieces], *layout))
+        graph.output(graph.call_function(ops.kernel_attention, (q, q, q, row)))
+        return [node.target for node in fuse(graph, kernels=True).nodes]
+
+    assert ops.level_attention in told([1, None], 4, 0, 3)
+    for pieces, layout in (
+        ([1, None, 1], (4, 0, 3)),
+        ([None], (4, 0, 3)),
+        ([1, None, None], (4, 0, 3)),
+        ([1, None], (4, 0, 2)),
+        ([1, None], (4, 0, 3, 2, 1)),
+        ([1, None], (3, 0, 2)),
+    ):
+        assert ops.level_attention not in told(pieces, *layout)
 
 
 @pytest.mark.usefixtures("fused")

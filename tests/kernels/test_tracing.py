@@ -92,7 +92,7 @@ def test_compile_sees_the_kernels_and_copies_nothing() -> None:
     assert written == [
         ["high", "low"],
         ["dst", "keep", "src"],
-        ["merged", "new_size", "normed"],
+        ["level", "merged", "new_size", "normed"],
     ]
     for node in launched:  # what is written is read by nobody else
         names = {arg for name, arg in node.kwargs["kwargs"].items() if name in written}

@@ -27,14 +27,14 @@ def merge_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 def save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what :func:`merge_norm_backward` reads."""
     x, keep, src, dst, size, weight, bias, eps, front, back, wide, branch = inputs
-    merged, _, new_size = output
+    merged, _, new_size, _level = output
     ctx.save_for_backward(keep, src, dst, size, new_size, merged, weight, bias)
     ctx.dtype, ctx.length, ctx.front, ctx.back = x.dtype, x.shape[1], front, back
     ctx.eps, ctx.wide, ctx.branch = eps, wide, branch is not None
 
 
 def merge_norm_backward(
-    ctx: Any, grad: Tensor, grad_normed: Tensor, _: Tensor
+    ctx: Any, grad: Tensor, grad_normed: Tensor, _size: Tensor, _level: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``x``, its branch, ``weight`` and ``bias`` from those of the rows and norm."""
     *maps, merged, weight, bias = ctx.saved_tensors

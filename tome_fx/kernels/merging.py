@@ -26,7 +26,7 @@ def merged_row(
     x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
     BRANCH: tl.constexpr, SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The size-weighted mean of a slot's group as ``[WIDTH]`` in float32; stores its size.
+    """The size-weighted mean of a slot's group as ``[WIDTH]`` in float32, and its size, stored too.
 
     ``tokens`` are those of the stream before the merge. Slots in front of it and behind it are
     protected: each is one row of ``x``.
@@ -69,7 +69,7 @@ def merged_row(
         value = token_row(x, branch, token_at + front, x_n, branch_n, inside, BRANCH)
         sums += value * weight
         rest = tl.where(i == at, 0, rest)
-    return sums
+    return sums, total
 
 
 @jit
@@ -81,7 +81,7 @@ def merge_kernel(
     image = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1)
     columns = tl.arange(0, WIDTH)
-    sums = merged_row(
+    sums, _ = merged_row(
         x, x, keep, src, dst, size, new_size, slot,
         x_b, x_n, x_c, x_b, x_n, x_c, front, tokens, r, width,
         False, SIZED, MERGES, WIDTH,
@@ -92,17 +92,20 @@ def merge_kernel(
 
 @jit
 def merge_norm_kernel(
-    x, branch, keep, src, dst, size, merged, normed, new_size, weight, bias,
+    x, branch, keep, src, dst, size, merged, normed, new_size, level, weight, bias,
     x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, rows, r, width, eps,
     BRANCH: tl.constexpr, SIZED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
     MERGES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """:func:`merge_kernel`, and the LayerNorm over the channels of what it made."""
+    """:func:`merge_kernel`, the LayerNorm over the channels of what it made, and ``log2 size``.
+
+    ``level`` ``[B, rows]``, with zeros for protected rows, is what attention adds to its logits.
+    """
     image = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1)
     columns = tl.arange(0, WIDTH)
     inside = columns < width
-    sums = merged_row(
+    sums, total = merged_row(
         x, branch, keep, src, dst, size, new_size, slot,
         x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
         BRANCH, SIZED, MERGES, WIDTH,
@@ -120,4 +123,5 @@ def merge_norm_kernel(
         result = result * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         result = result + tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(level + image * rows + slot, tl.log2(total))
     tl.store(normed + place, result.to(normed.dtype.element_ty), mask=inside)

@@ -101,7 +101,7 @@ def merge_norm(
     x: Tensor, keep: Tensor, src: Tensor, dst: Tensor, size: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, eps: float, front: int, back: int, wide: bool,
     branch: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """:func:`merge`, and the LayerNorm over the channels of its result.
 
     Args:
@@ -110,15 +110,17 @@ def merge_norm(
         branch: what a residual connection adds to ``x`` first, of its shape and dtype, or None.
 
     Returns:
-        The merged rows, their norm, and the new sizes.
+        The merged rows, their norm, the new sizes, and ``log2 size`` of all rows in float32
+        ``[B, front + n - r + back]``, which :func:`attend` wants.
     """
     merged, new_size = _outputs(x, keep, front, back)
     normed = torch.empty_like(merged, dtype=torch.float32 if wide else x.dtype)
+    level = new_size.new_empty(merged.shape[:2])
     keep, src, dst, size = _rows(keep), _rows(src), _rows(dst), _optional_rows(size)
     r, width = src.shape[1], x.shape[2]
     other = x if branch is None else branch
     wrap_triton(merge_norm_kernel)[(x.shape[0], merged.shape[1])](
-        x, other, keep, src, dst, keep if size is None else size, merged, normed, new_size,
+        x, other, keep, src, dst, keep if size is None else size, merged, normed, new_size, level,
         x if weight is None else weight.contiguous(), x if bias is None else bias.contiguous(),
         *x.stride(), *other.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width, eps,
@@ -126,17 +128,17 @@ def merge_norm(
         BIAS=bias is not None,
         MERGES=power_of_two(r), WIDTH=power_of_two(width), num_warps=merge_warps(width, r),
     )  # fmt: skip
-    return merged, normed, new_size
+    return merged, normed, new_size, level
 
 
 @triton_op("tome_fx::attend", mutates_args=())
-def attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor, scale: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, level: Tensor, scale: float) -> Tensor:
     """``softmax(scale query key^T + log size) value`` (equation 1), without gradients.
 
     Args:
         query: ``[B, H, N, d]`` in float16 or bfloat16, any strides.
         key: ``[B, K, S, d]``, where ``K`` divides ``H``; ``value [B, K, S, e]``.
-        size: ``[B or 1, 1, 1, S]`` float32, positive.
+        level: ``log2 size`` of the keys, ``[B or 1, S]`` float32.
 
     Returns:
         ``[B, H, N, e]``, in memory as ``[B, N, H, e]``, which is what comes next wants.
@@ -144,7 +146,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, size: Tensor, scale: float
     batch, heads, queries, width = query.shape
     key_heads, keys, value_width = value.shape[1:]
     held = query.new_empty((batch, queries, heads, value_width))
-    bias = size[:, 0, 0].log2().contiguous()
+    bias = level.contiguous()
     first, rest = two_blocks(width)
     value_first, value_rest = two_blocks(value_width)
     rows, columns, stages = attend_blocks(keys, max(first + rest, value_first + value_rest))

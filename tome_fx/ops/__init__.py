@@ -13,6 +13,7 @@ from tome_fx.ops.attention import attention as attention
 from tome_fx.ops.attention import channel_attention as channel_attention
 from tome_fx.ops.attention import flex_attention as flex_attention
 from tome_fx.ops.attention import kernel_attention as kernel_attention
+from tome_fx.ops.attention import level_attention as level_attention
 from tome_fx.ops.attention import mask_attention as mask_attention
 from tome_fx.ops.attention import plain_attention as plain_attention
 from tome_fx.ops.attention import value_attention as value_attention

@@ -10,6 +10,7 @@ All take ``query [..., N, d]``, ``key [..., S, d]``, ``value [..., S, e]`` of on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -132,13 +133,38 @@ def kernel_attention(
 
     It is for inference: where gradients are recorded the mask serves.
     """
-    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    dtype = _dtype(query)
-    query, key, value = (x.to(dtype) for x in (query, key, value))
-    if recorded or not kernels.can_attend(query, key, value):
+    query, key, value = _cast(query, key, value)
+    if not _has_kernel(query, key, value):
         return mask_attention(query, key, value, size, scale=scale, enable_gqa=enable_gqa)
+    return _by_kernel(query, key, value, size[:, 0, 0].float().log2(), scale)
+
+
+def level_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    level: Tensor,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """:func:`kernel_attention` of sizes whose ``log2`` is there: ``level [B, S]``."""
+    query, key, value = _cast(query, key, value)
+    if not _has_kernel(query, key, value):
+        bias = (level * math.log(2)).to(query.dtype)[:, None, None]
+        return fused(query, key, value, bias, scale=scale, enable_gqa=enable_gqa)
+    return _by_kernel(query, key, value, level.float(), scale)
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    return not recorded and kernels.can_attend(query, key, value)
+
+
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, level: Tensor, scale: float | None
+) -> Tensor:
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    result: Tensor = torch.ops.tome_fx.attend(query, key, value, size.float(), scale)
+    result: Tensor = torch.ops.tome_fx.attend(query, key, value, level, scale)
     return result
 
 
@@ -204,6 +230,11 @@ FORMS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
         "plain": plain_attention,
     }
 )
+
+
+def _cast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = _dtype(query)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _dtype(query: Tensor) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tome_fx import kernels
 from tome_fx.ops.matching import head_mean, match_metric
@@ -35,7 +36,7 @@ def merge_norm(
     front: int = 0,
     back: int = 0,
     branch: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``merge`` of the tokens on axis 1, the LayerNorm of its result, and ``merged_size``.
 
     Args:
@@ -45,7 +46,8 @@ def merge_norm(
         shape: the last axes, over which the norm goes, with ``weight``, ``bias`` and ``eps``.
 
     Returns:
-        The merged rows ``[B, N - r, ...]``, their norm, and the sizes ``[B, n - r]``.
+        The merged rows ``[B, N - r, ...]``, their norm, the sizes ``[B, n - r]``, and ``log2 size``
+        of all rows ``[B, N - r]``, which is 0 for those in front of the stream and behind it.
     """
     if branch is not None and (branch.dtype, branch.shape) != (x.dtype, x.shape):
         x, branch = x + branch, None  # autocast tells them apart when a program runs
@@ -53,12 +55,13 @@ def merge_norm(
     if narrow and kernels.can_merge(x, size, 1):
         # What autocast does to a LayerNorm: on a CPU it leaves it alone.
         wide = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")
-        merged, normed, new_size = torch.ops.tome_fx.merge_norm(
+        merged, normed, new_size, level = torch.ops.tome_fx.merge_norm(
             x, *plan, size, weight, bias, eps, front, back, wide, branch
         )
         # Sizes carry no gradient: an attention that they weigh would ask for that of its mask.
-        return merged, normed, new_size.detach()
+        return merged, normed, new_size.detach(), level.detach()
     x = x if branch is None else x + branch
     new_size = merged_size(plan, size, like)
     merged = merge(x, plan, size, new_size, 1, front, back)
-    return merged, torch.layer_norm(merged, shape, weight, bias, eps), new_size
+    level = pad(new_size.log2(), (front, back))
+    return merged, torch.layer_norm(merged, shape, weight, bias, eps), new_size, level

@@ -40,7 +40,7 @@ _BY_STEP = {
               ops.total, ops.for_images, ops.place_batch),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum,
             ops.weighted_variance),
-    ATTENTION: (ops.attention, *ops.FORMS.values()),
+    ATTENTION: (ops.attention, ops.level_attention, *ops.FORMS.values()),
     BIAS: (ops.key_bias, ops.add_log_size, ops.hide_members, ops.seen_bias),
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
     ENDS: (ops.embed_patches,),

@@ -105,6 +105,20 @@ def test_keys_of_size_zero_count_nothing() -> None:
     )
 
 
+@torch.no_grad()
+def test_sizes_whose_logarithm_is_there() -> None:
+    q = torch.randn(2, 3, 40, 8, device=DEVICE).half()
+    size = torch.randint(1, 9, (2, 1, 1, 40), device=DEVICE).float()
+    level = size[:, 0, 0].log2()
+    found = ops.level_attention(q, q, q, level, scale=0.3)
+    assert torch.equal(found, ops.kernel_attention(q, q, q, size, scale=0.3))
+    for wide in (q.float(), q.clone().requires_grad_()):
+        with torch.set_grad_enabled(wide.requires_grad):
+            found = ops.level_attention(wide, wide, wide, level)
+            expected = ops.mask_attention(wide, wide, wide, size)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2**-8)
+
+
 def test_one_query_head_over_many_key_heads_is_left_to_torch() -> None:
     q, k = (
         torch.randn(1, 1, 5, 8, device=DEVICE).half(),
@@ -141,5 +155,5 @@ def test_what_it_does_not_do_is_done_with_a_mask() -> None:
 
 def test_the_op_is_what_it_says() -> None:
     x = torch.randn(2, 4, 5, 8, device=DEVICE).half()
-    args = (x, x[:, :2], x[:, :2], torch.ones(1, 1, 1, 5, device=DEVICE), 0.3)
+    args = (x, x[:, :2], x[:, :2], torch.zeros(1, 5, device=DEVICE), 0.3)
     torch.library.opcheck(torch.ops.tome_fx.attend.default, args, test_utils=("test_schema",))

@@ -59,10 +59,12 @@ def test_the_norm_is_that_of_what_was_merged(
     drawn: Drawn, weight: bool, bias: bool, dtype: torch.dtype
 ) -> None:
     args = norms(drawn, dtype, weight, bias)
-    merged, normed, size = ops.merge_norm(*args)
+    merged, normed, size, level = ops.merge_norm(*args)
     with kernels.using("portable"):
         expected = ops.merge_norm(*args)
     assert torch.equal(size, expected[2])
+    torch.testing.assert_close(level, expected[3], rtol=1e-6, atol=1e-6)
+    assert level.isfinite().all()
     assert merged.dtype == normed.dtype == dtype
     close(merged, expected[0], dtype)
     wide = [None if t is None else t.double() for t in args[5:7]]
@@ -70,7 +72,7 @@ def test_the_norm_is_that_of_what_was_merged(
     bound = 1e-5 if dtype == torch.float32 else 1.01 * CLOSE[dtype]
     torch.testing.assert_close(normed.double(), exact, rtol=bound, atol=1e-4)
     again = ops.merge_norm(*args)
-    assert all(torch.equal(a, b) for a, b in zip(again, (merged, normed, size), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(again, (merged, normed, size, level), strict=True))
 
 
 @examples(12)
@@ -103,8 +105,9 @@ def gradients(args: tuple[object, ...], seed: int) -> list[Tensor]:
     leaves = [t.detach().clone().requires_grad_() for t in given if t is not None]
     x, branch, *scale = leaves
     scale = [scale.pop(0) if t is not None else None for t in args[5:7]]
-    merged, normed, size = ops.merge_norm(x, *args[1:5], *scale, *args[7:], branch=branch)
+    merged, normed, size, level = ops.merge_norm(x, *args[1:5], *scale, *args[7:], branch=branch)
     assert not size.requires_grad
+    assert not level.requires_grad
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(merged.shape, generator=generator).to(merged) for _ in range(2)]
     total = (merged.square() * weights[0] + normed.square() * weights[1]).sum()
@@ -160,7 +163,7 @@ def test_nan_stays_in_its_image_and_protected_rows_are_copied() -> None:
     x = torch.randn(2, 9, 6, device=DEVICE)
     x[0, 3] = float("nan")
     plan = ops.match(torch.randn(2, 3, 3, device=DEVICE), 2)
-    merged, normed, _ = ops.merge_norm(x, plan, None, x, [6], None, None, 1e-6, 2, 1)
+    merged, normed, *_ = ops.merge_norm(x, plan, None, x, [6], None, None, 1e-6, 2, 1)
     assert merged[1].isfinite().all()
     assert normed[1].isfinite().all()
     assert torch.equal(merged[:, [0, 1, -1]], x[:, [0, 1, -1]])

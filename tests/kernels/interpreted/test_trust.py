@@ -57,12 +57,13 @@ def test_attention_is_seen_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_check_is_not_vacuous() -> None:
     with kernels.using("portable"):
-        _, src, dst, merged, normed, size, *rest = trust._steps(PLACE)
+        _, src, dst, merged, normed, size, level, *rest = trust._steps(PLACE)
     assert src.numel() == dst.numel() == 18
     assert bool((size > 1).any())
+    assert bool((level > 0).any())
     assert len(dst.unique()) > 2
     assert not torch.allclose(merged, normed)
-    *plan, _, first, second, sizes, attended = rest
+    *plan, _, first, second, sizes, _, attended = rest
     assert len(plan) == 3
     assert {t.dtype for t in (first, second, attended)} == {torch.float16}
     assert bool((sizes > 1).any())
