@@ -14,7 +14,7 @@ import torch
 import tome_fx
 from tests.laws.common import TINY
 from tests.tiny import images, tiny
-from tome_fx import pipeline
+from tome_fx import kernels, pipeline
 from tome_fx.costs.hardware import DEVICES
 
 pytestmark = TINY
@@ -224,6 +224,9 @@ def test_own_kernels_count_as_they_are(small: Any) -> None:
         tome_fx.explain(small, 16, batch=64, hardware=device, min_speedup=0).estimate
         for device in (own, none)
     )
+    with kernels.using("portable"):
+        ruled_out = tome_fx.explain(small, 16, batch=64, hardware=own, min_speedup=0).estimate
+    assert dataclasses.replace(ruled_out, hardware="without") == without
     assert with_own.kernels_before == without.kernels_before
     merges = 4
     assert with_own.kernels_after - with_own.kernels_before == 2 * merges + (merges - 1)

@@ -76,9 +76,9 @@ def key_of(shapes: Shapes) -> str:
     tiles = [_rounded(count) for count in (shapes.queries, shapes.keys)]
     # What is timed is the device alone; where a release times something else, this says so.
     return (
-        f"{name}, device time, torch {torch.__version__}, {shapes.dtype}, heads {shapes.heads}/"
-        f"{shapes.key_heads}, tokens {tiles[0]}x{tiles[1]}, channels {shapes.width}/"
-        f"{shapes.value_width}"
+        f"{name}, device time, kernel 2, torch {torch.__version__}, {shapes.dtype}, heads "
+        f"{shapes.heads}/{shapes.key_heads}, tokens {tiles[0]}x{tiles[1]}, channels "
+        f"{shapes.width}/{shapes.value_width}"
     )
 
 

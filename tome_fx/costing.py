@@ -6,6 +6,7 @@ Without ``batch`` nobody knows, and multiply-accumulates alone decide (``min_rat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -42,6 +43,8 @@ def costs_of(module: torch.nn.Module, done: Done, settings: Settings) -> Costs:
         if step.removed
     ]
     device = device_model(settings.hardware) or _own_device(program)
+    if kernels.mode() == "portable":
+        device = replace(device, kernels=False)
     try:
         # Kernels are for ops that run on values; what they do is in the plain ops, to be counted.
         with kernels.using("portable"):

@@ -22,14 +22,6 @@ FLOATS = {"best": "*fp32", "size": "*fp32", "new_size": "*fp32", "level": "*fp32
 NUMBERS = ("eps", "factor")
 
 
-def attend(width: int, keys: int) -> dict[str, object]:
-    """Blocks of attention with heads of ``width``, as they are chosen."""
-    first, rest = blocks.two_blocks(width)
-    rows, columns, stages = blocks.attend_blocks(keys, first + rest)
-    found = {"ROWS": rows, "COLUMNS": columns, "FIRST": first, "REST": rest, "num_stages": stages}
-    return found | {"VALUE_FIRST": first, "VALUE_REST": rest, "EVEN": first + rest == width}
-
-
 BLOCKS = [
     (matching.unit_kernel, blocks.unit_blocks(64)),
     (matching.unit_kernel, blocks.unit_blocks(80)),
@@ -50,9 +42,9 @@ BLOCKS = [
         {"SIZED": False, "WEIGHT": False, "BIAS": False, "BRANCH": False}
         | {"MERGES": 16, "WIDTH": 64},
     ),
-    (attention.attend_kernel, attend(64, 197)),
-    (attention.attend_kernel, attend(96, 600)),
-    (attention.attend_kernel, attend(80, 100)),
+    (attention.attend_kernel, blocks.attend_blocks(197, 64, 64)),
+    (attention.attend_kernel, blocks.attend_blocks(600, 96, 96)),
+    (attention.attend_kernel, blocks.attend_blocks(100, 80, 72)),
 ]
 MERGING = ("keys", "x", "branch", "merged", "normed", "weight", "bias")
 VALUES = (*MERGING, "query", "key", "value", "result")
@@ -121,6 +113,6 @@ def test_scores_are_three_products_of_halves_summed_in_float32(left: int, width:
 
 @pytest.mark.parametrize(("width", "keys"), [(64, 600), (128, 600), (160, 600), (256, 100)])
 def test_attention_fits_the_shared_memory_of_small_devices(width: int, keys: int) -> None:
-    kernel, known = attention.attend_kernel, attend(width, keys)
+    kernel, known = attention.attend_kernel, blocks.attend_blocks(keys, width, width)
     for arch in (80, 90):
         assert compiled(kernel, known, "fp16", arch, False, "fp32").metadata.shared <= 99 << 10

@@ -11,4 +11,5 @@ from tome_fx.kernels.choice import can_merge as can_merge
 from tome_fx.kernels.choice import chosen as chosen
 from tome_fx.kernels.choice import distrust as distrust
 from tome_fx.kernels.choice import has_attention as has_attention
+from tome_fx.kernels.choice import mode as mode
 from tome_fx.kernels.choice import using as using

@@ -11,10 +11,12 @@ from tome_fx.kernels.language import jit, tl
 
 @jit
 def read(at, there, held, WHOLE: tl.constexpr, EVEN: tl.constexpr):
-    """A block of keys or values, or zeros for those that are not there."""
-    if WHOLE:
+    """A block of keys or values, with zeros for those, and for channels, that are not there."""
+    if WHOLE and EVEN:
         return tl.load(at)
-    elif EVEN:  # noqa: RET505 - the kernel's language has no early return
+    elif WHOLE:  # noqa: RET505 - the kernel's language has no early return
+        return tl.load(at, mask=held, other=0.0)
+    elif EVEN:
         return tl.load(at, mask=there[:, None], other=0.0)
     else:
         return tl.load(at, mask=there[:, None] & held, other=0.0)
@@ -24,17 +26,18 @@ def read(at, there, held, WHOLE: tl.constexpr, EVEN: tl.constexpr):
 def key_block(
     q, q_more, sums, sums_more, top, total, key, key_at, key_more_at, value, value_at,
     value_more_at, bias, there, held, held_more, valued, valued_more, scale,
-    WHOLE: tl.constexpr, EVEN: tl.constexpr, REST: tl.constexpr, VALUE_REST: tl.constexpr,
+    WHOLE: tl.constexpr, EVEN: tl.constexpr, REST_EVEN: tl.constexpr,
+    REST: tl.constexpr, VALUE_REST: tl.constexpr,
 ):  # fmt: skip
     """One block of keys and values: the running sums with it.
 
-    ``key``, ``value`` and ``bias`` are where the block begins. ``WHOLE``: all its keys are there,
-    and ``EVEN``: all channels of its extents.
+    ``key``, ``value`` and ``bias`` are where the block begins. ``WHOLE``: all its keys are there;
+    ``EVEN``: all channels of the first extents, ``REST_EVEN``: of the others.
     """
     k = read(key + key_at, there, held, WHOLE, EVEN)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee")
     if REST:
-        k_more = read(key + key_more_at, there, held_more, WHOLE, EVEN)
+        k_more = read(key + key_more_at, there, held_more, WHOLE, REST_EVEN)
         logits = tl.dot(q_more, tl.trans(k_more), logits, input_precision="ieee")
     shift = tl.load(bias) if WHOLE else tl.load(bias, mask=there, other=float("-inf"))
     logits = logits * scale + shift[None, :]
@@ -48,7 +51,7 @@ def key_block(
     v = read(value + value_at, there, valued, WHOLE, EVEN)
     sums = tl.dot(weight, v, sums * before[:, None], input_precision="ieee")
     if VALUE_REST:
-        v_more = read(value + value_more_at, there, valued_more, WHOLE, EVEN)
+        v_more = read(value + value_more_at, there, valued_more, WHOLE, REST_EVEN)
         sums_more = tl.dot(weight, v_more, sums_more * before[:, None], input_precision="ieee")
     return sums, sums_more, higher, total
 
@@ -61,12 +64,14 @@ def attend_kernel(
     queries, length, heads, group, width, value_width, factor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
     VALUE_FIRST: tl.constexpr, VALUE_REST: tl.constexpr, EVEN: tl.constexpr,
+    REST_EVEN: tl.constexpr,
 ):  # fmt: skip
     """``softmax(scale q k^T + bias) v`` for ``ROWS`` queries of one head.
 
-    Channels are those of two blocks, since an extent is a power of two: 96 are 64 and 32; ``EVEN``
-    says that they are these exactly. ``group`` heads share their keys. All powers are of 2:
-    ``factor`` is the scale, and ``bias`` ``[B, S]`` the logarithm, to that base.
+    Channels are those of two blocks, since an extent is a power of two: 96 are 64 and 32. ``EVEN``
+    and ``REST_EVEN`` say that they fill the first and the other. ``group`` heads share their keys.
+    All powers are of 2: ``factor`` is the scale, and ``bias`` ``[B, S]`` the logarithm, to that
+    base.
     """
     blocks = tl.cdiv(queries, ROWS)
     head = tl.program_id(0) // blocks
@@ -102,21 +107,21 @@ def attend_kernel(
     key_more_at = j[:, None] * key_n + c_more[None, :] * key_c
     value_at = j[:, None] * value_n + e[None, :] * value_c
     value_more_at = j[:, None] * value_n + e_more[None, :] * value_c
-    whole = length // COLUMNS * COLUMNS if EVEN else 0
+    whole = length // COLUMNS * COLUMNS
     for start in range(0, whole, COLUMNS):
         at = tl.full((), start, tl.int64)
         sums, sums_more, top, total = key_block(
             q, q_more, sums, sums_more, top, total, key + at * key_n, key_at, key_more_at,
             value + at * value_n, value_at, value_more_at, bias + (start + j), start + j < length,
-            held, held_more, valued, valued_more, scale, True, True, REST, VALUE_REST,
+            held, held_more, valued, valued_more, scale, True, EVEN, REST_EVEN, REST, VALUE_REST,
         )  # fmt: skip
-    # One block where all channels are there: nothing to fetch ahead.
-    for start in tl.range(whole, length, COLUMNS, num_stages=1 if EVEN else None):
+    # One block at most: nothing to fetch ahead.
+    for start in tl.range(whole, length, COLUMNS, num_stages=1):
         at = tl.full((), start, tl.int64)
         sums, sums_more, top, total = key_block(
             q, q_more, sums, sums_more, top, total, key + at * key_n, key_at, key_more_at,
             value + at * value_n, value_at, value_more_at, bias + (start + j), start + j < length,
-            held, held_more, valued, valued_more, scale, False, EVEN, REST, VALUE_REST,
+            held, held_more, valued, valued_more, scale, False, EVEN, REST_EVEN, REST, VALUE_REST,
         )  # fmt: skip
     result += image * result_b + head * result_h + tl.full((), first, tl.int64) * result_n
     row = i[:, None] * result_n

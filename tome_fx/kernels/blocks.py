@@ -42,15 +42,24 @@ def plan_blocks(left: int) -> dict[str, int]:
     return {"ROWS": lines, "STEP": min(lines, max(2, _HELD // lines))}
 
 
-def attend_blocks(keys: int, width: int) -> tuple[int, int, int]:
-    """Queries and keys of a block, and blocks of keys on their way, for heads of ``width``.
+def attend_blocks(keys: int, width: int, value_width: int) -> dict[str, int]:
+    """How attention cuts ``keys`` keys of ``width`` channels, and values of ``value_width``.
 
     Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
-    heads get few of them, or the shared memory of smaller devices (99 KiB) would not hold them.
+    heads get few of them, or the shared memory of smaller devices would not hold them.
     """
-    if width > 128:
-        return 64, 32, 2
-    return 64, 32 if keys <= 512 else 64, 3
+    first, rest = two_blocks(width)
+    value_first, value_rest = two_blocks(value_width)
+    wide = max(first + rest, value_first + value_rest) > 128
+    extents = {"FIRST": first, "REST": rest, "VALUE_FIRST": value_first, "VALUE_REST": value_rest}
+    filled = {
+        "EVEN": first <= width and value_first <= value_width,
+        "REST_EVEN": not (rest and first + rest > width)
+        and not (value_rest and value_first + value_rest > value_width),
+    }
+    columns = 32 if wide or keys <= 512 else 64
+    tiles = {"ROWS": 64, "COLUMNS": columns, "num_warps": 4, "num_stages": 2 if wide else 3}
+    return tiles | extents | filled
 
 
 def two_blocks(width: int) -> tuple[int, int]:

@@ -48,20 +48,29 @@ def using(mode: str) -> Iterator[None]:
         _MODE.reset(token)
 
 
+def mode() -> str:
+    """What :func:`using` says now, else the environment variable, else ``auto``.
+
+    Raises:
+        ConfigError: the environment variable has another value than the three.
+    """
+    return _MODE.get() or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
+
+
 def chosen(kind: str, index: int | None = None) -> bool:
     """Are kernels used now on the device ``kind:index``? If so their ops are registered.
 
     Raises:
         ConfigError: the environment variable has another value than the three.
     """
-    mode = _MODE.get() or _checked(os.environ.get(VARIABLE, "auto"), VARIABLE)
-    if mode == "portable" or (mode == "auto" and kind != "cuda"):
+    how = mode()
+    if how == "portable" or (how == "auto" and kind != "cuda"):
         return False
     if (kind, index) in _DISTRUSTED:
         return False
     if importlib.util.find_spec("triton") is None or _transformed():
         return False
-    if not (_served(index) if mode == "auto" else _forced(kind)):
+    if not (_served(index) if how == "auto" else _forced(kind)):
         return False
     importlib.import_module("tome_fx.kernels.operators")
     return True

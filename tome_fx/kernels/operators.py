@@ -19,7 +19,6 @@ from tome_fx.kernels.blocks import (
     match_blocks,
     merge_warps,
     plan_blocks,
-    two_blocks,
     unit_blocks,
 )
 from tome_fx.kernels.gradients import merge_backward, merge_norm_backward, save_merge, save_norm
@@ -147,17 +146,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, level: Tensor, scale: floa
     key_heads, keys, value_width = value.shape[1:]
     held = query.new_empty((batch, queries, heads, value_width))
     bias = level.contiguous()
-    first, rest = two_blocks(width)
-    value_first, value_rest = two_blocks(value_width)
-    rows, columns, stages = attend_blocks(keys, max(first + rest, value_first + value_rest))
-    wrap_triton(attend_kernel)[(batch * heads * -(-queries // rows),)](
+    blocks = attend_blocks(keys, width, value_width)
+    wrap_triton(attend_kernel)[(batch * heads * -(-queries // blocks["ROWS"]),)](
         query, key, value, bias, held, *query.stride(), *key.stride(), *value.stride(),
         0 if bias.shape[0] == 1 else keys, held.stride(0), held.stride(2), held.stride(1),
         queries, keys, heads, heads // key_heads, width, value_width, scale / math.log(2),
-        ROWS=rows, COLUMNS=columns, FIRST=first, REST=rest,
-        VALUE_FIRST=value_first, VALUE_REST=value_rest,
-        EVEN=first + rest == width and value_first + value_rest == value_width,
-        num_warps=4, num_stages=stages,
+        **blocks,
     )  # fmt: skip
     return held.transpose(1, 2)
 

@@ -81,8 +81,11 @@ def test_a_key_of_three_tokens_is_three_keys() -> None:
     torch.testing.assert_close(found, written_out, rtol=2**-9, atol=2**-10)
 
 
-@pytest.mark.parametrize(("width", "value_width"), [(96, 96), (160, 96), (192, 192), (256, 256)])
-def test_two_blocks_of_channels(width: int, value_width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "value_width"),
+    [(20, 64), (64, 40), (80, 80), (72, 96), (96, 96), (160, 96), (192, 192), (256, 256)],
+)
+def test_blocks_of_channels_filled_or_not(width: int, value_width: int) -> None:
     shapes = [(1, 2, 9, width), (1, 2, 600, width), (1, 2, 600, value_width)]
     q, k, v = (torch.randn(shape, device=DEVICE).half() for shape in shapes)
     size = torch.randint(1, 9, (1, 1, 1, 600), device=DEVICE).float()
