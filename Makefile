@@ -15,8 +15,10 @@ JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/installed
 
+OLDEST := .venv-oldest
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough zoo bench suites check format clean
+.PHONY: help demo test test-thorough test-oldest zoo bench suites check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -29,6 +31,9 @@ test: $(STAMP)  ## all tests, in two processes (a quarter of an hour to half an 
 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)
+
+test-oldest: $(OLDEST)/installed  ## all tests with the oldest torch that is served, in a .venv-oldest of its own
+	$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 zoo: $(STAMP)  ## every model of the libraries, to docs/zoo.md (twenty to forty minutes on two cores)
 	$(BIN)/python -m tests.zoo $(ARGS)
@@ -58,4 +63,12 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "tome_fx needs Python 3.10 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf .venv && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# What torch asks for itself follows the release: its constraints are left out.
+$(OLDEST)/installed: pyproject.toml constraints.txt
+	rm -rf $(OLDEST) && $(PYTHON) -m venv $(OLDEST)
+	grep -Ev '^(torch|torchvision|setuptools)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+		-c $(OLDEST)/constraints.txt 'torch==2.11.*' -e '.[test]'
 	@touch $@

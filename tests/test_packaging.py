@@ -202,6 +202,12 @@ def test_core_depends_on_torch_alone() -> None:
     assert names == ["torch"]
 
 
+def test_the_oldest_torch_is_the_one_that_is_tested() -> None:
+    (asked,) = PROJECT["project"]["dependencies"]
+    tested = re.findall(r"'torch==([\d.]+)\.\*'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert [f"torch>={version}" for version in tested] == [asked]
+
+
 def test_import_needs_only_torch() -> None:
     blocked = "\n".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
     public = sorted(name for name in MODULES if not within(name, "tome_fx.cli"))

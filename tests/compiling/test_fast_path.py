@@ -14,6 +14,7 @@ import tome_fx
 from tests.compiling.common import R, backend, listening
 from tests.rules.common import TINY
 from tests.tiny import images
+from tests.versions import lacks
 from tome_fx.compiling.fast_path import attention, encoder_layer
 
 pytestmark = TINY
@@ -44,6 +45,7 @@ def padding(batch: int = 2) -> Tensor:
 
 
 @torch.no_grad()
+@lacks("has no stand-in for the op")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"norm_first": True, "activation": "gelu", "layer_norm_eps": 1e-2}], ids=str
@@ -78,7 +80,9 @@ FAR = torch.arange(36)[:, None].sub(torch.arange(36)).abs() > 20
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    "dynamic", [None, pytest.param(True, marks=lacks("has no stand-in for the op"))]
+)
 def test_a_mask_that_the_model_holds_travels(dynamic: bool | None) -> None:
     model, x, chosen = Masked(FAR).eval(), images(), backend(inner="eager")
     fast = tome_fx.transform(model, R, example_inputs=x, min_ratio=0)

@@ -18,6 +18,7 @@ from tests.rules.common import (
     tied,
     unmerged,
 )
+from tests.versions import lacks
 
 pytestmark = TINY
 EYE = torch.eye(N, dtype=torch.float64)
@@ -53,18 +54,22 @@ def test_each_by_itself(name: str) -> None:
     assert unmerged(Eager(weights=ON_WEIGHTS[name]), sites=3) == set()
 
 
+COPY = "mixed with a copy"
 TOLD_APART = {
     "filled": lambda a: a.masked_fill(EYE > 0, 0.0),
     "chosen": lambda a: torch.where(EYE > 0, 0.0, a),
     "divided": lambda a: a / (1 + EYE),
     "mixed": lambda a: torch.lerp(a, EYE, 0.3),
     "mixed, written out": lambda a: torch.lerp(a, EYE.expand_as(a), 0.3),
-    "mixed with a copy": lambda a: torch.lerp(a, torch.empty_like(a).copy_(EYE), 0.3),
+    COPY: lambda a: torch.lerp(a, torch.empty_like(a).copy_(EYE), 0.3),
     "added product": lambda a: torch.addcmul(a, EYE, torch.ones_like(EYE)),
 }
 
 
-@pytest.mark.parametrize("name", TOLD_APART)
+NAMES = [name for name in TOLD_APART if name != COPY]
+
+
+@pytest.mark.parametrize("name", [*NAMES, pytest.param(COPY, marks=lacks("fixes its batch"))])
 def test_what_takes_no_totals_of_a_table_is_unmerged(name: str) -> None:
     assert unmerged(Eager(weights=TOLD_APART[name]), sites=3) != set()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +48,38 @@ class Calling(_PyTreeCodeGen):
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
         return [*super().additional_globals(), ("_left_at_default", _left_at_default)]
+
+
+@contextmanager
+def spelled_out(model: nn.Module, example: Example) -> Iterator[None]:
+    """Within, ``forward`` names what it is given by ``**``.
+
+    torch 2.11 cannot export with dynamic shapes what another name gathers.
+    """
+    signature, forward = inspect.signature(model.forward), model.forward
+    given = signature.bind(*example.args, **dict(example.kwargs)).arguments
+    kinds = inspect.Parameter
+    named = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+    gathered = [p for p in signature.parameters.values() if p.kind is kinds.VAR_KEYWORD]
+    names = given.get(gathered[0].name, {}) if gathered else {}
+    if not names:
+        yield
+        return
+
+    @functools.wraps(forward)
+    def spelled(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    own = [kinds(name, kinds.KEYWORD_ONLY) for name in names]
+    spelled.__signature__ = signature.replace(parameters=[*named, *own])  # type: ignore[attr-defined]
+    before = vars(model).get("forward")
+    model.forward = spelled
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:

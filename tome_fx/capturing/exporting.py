@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch.utils import _pytree as pytree
 from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.branches import branches_on_batch
-from tome_fx.capturing.calling import accept_defaults
+from tome_fx.capturing.calling import accept_defaults, spelled_out
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import CaptureError
+from tome_fx.graph.calls import writes
+from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.leaves import call_leaves
@@ -57,7 +60,7 @@ def from_export(
 
 def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:
     try:
-        with no_fast_path():
+        with no_fast_path(), spelled_out(model, example):
             exported = torch.export.export(
                 model,
                 example.args,
@@ -98,10 +101,30 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
         inline_regions(module)
     make_plain(module.graph)
     if has_regions(module.graph) or mutates(module.graph) or is_mapped(module.graph):
+        module = _without_writes(exported)
+    return describe(module.graph, read_by(module), "export")
+
+
+def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
+    try:
         try:
             module = exported.run_decompositions({}).module()
-        except Exception as error:
-            text = "torch.export captured it, and cannot write its program without writes in place"
-            raise CaptureError(f"{text}: {blame(error)}") from error
+        except RuntimeError:  # torch 2.11 cannot trace again what some checks count
+            module = _unchecked(exported).run_decompositions({}).module()
         assert isinstance(module, GraphModule)
-    return describe(module.graph, read_by(module), "export")
+        return module
+    except Exception as error:
+        text = "torch.export captured it, and cannot write its program without writes in place"
+        raise CaptureError(f"{text}: {blame(error)}") from error
+
+
+def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program without checks of values, which no pass keeps; weights are shared."""
+    program, module = copy.copy(exported), exported.graph_module
+    graph = copy.deepcopy(module.graph)
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and not node.users and (is_check(node) or not writes(node)):
+            graph.erase_node(node)
+    program._graph_module = GraphModule(module, graph)
+    program._graph_module.meta = module.meta
+    return program

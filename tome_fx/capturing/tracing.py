@@ -81,6 +81,9 @@ def from_graph_module(
     graph_module = aten_module(flat_call, (weights, *fakes), mode)
     leaves = _leaf_names(places, example.args) + _leaf_names(list(keywords), keywords.values())
     graph = named_graph(graph_module.graph, list(weights), leaves)
+    for node, value in zip(graph.find_nodes(op="placeholder"), flat, strict=True):
+        if not isinstance(value, torch.Tensor):
+            node.meta["val"] = value  # torch 2.11 leaves it out
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo([*places, *keywords], spec, outputs[0])))
     accept_defaults(graph, source, {*places, *keywords})
     return describe(graph, _used(graph, {**state, **read_by(graph_module)}), how)

@@ -12,7 +12,7 @@ from torch.fx import Node
 # Elementwise ops without the tag that says so.
 UNTAGGED = (
     "hardswish log_sigmoid where rsub true_divide divide multiply subtract floor_divide isclose "
-    "polar complex real imag conj resolve_conj ldexp negative absolute fix greater less "
+    "leaky_relu polar complex real imag conj resolve_conj ldexp negative absolute fix greater less "
     "greater_equal less_equal not_equal __and__ __or__"
 )
 

@@ -108,7 +108,7 @@ class Leaf:
         Raises:
             InputError: what it makes has other shapes than at the capture.
         """
-        whole = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        whole = torch.compiler.is_dynamo_compiling() and not _is_exporting()
         # Autocast would give other dtypes than the op tells compilers, and they switch it off.
         whole = whole and not torch.is_autocast_enabled(tensors[0].device.type)
         if whole and not self.training and not _asks_gradients(tensors):
@@ -166,6 +166,14 @@ def call_leaves(graph: Graph) -> None:
         if node.target is torch.ops.tome_fx.leaf.default:
             key, tensors = node.args
             node.target, node.args = _LEAVES[key], tuple(tensors)
+
+
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# Dynamo asks this one itself: torch 2.11 takes the other for true wherever it traces.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _asks_gradients(tensors: Sequence[Tensor]) -> bool:
