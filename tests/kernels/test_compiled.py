@@ -31,16 +31,17 @@ BLOCKS = [
     (matching.pairs_kernel, blocks.match_blocks(288, 64)),
     (matching.pairs_kernel, blocks.match_blocks(288, 128)),
     (matching.plan_kernel, blocks.plan_blocks(288)),
-    (merging.merge_kernel, {"SIZED": True, "MERGES": 16, "WIDTH": 1024}),
-    (merging.merge_kernel, {"SIZED": False, "MERGES": 1, "WIDTH": 16}),
+    (merging.merge_kernel, {"SIZED": True} | blocks.merge_blocks(768, 16)),
+    (merging.merge_kernel, {"SIZED": False} | blocks.merge_blocks(16, 0)),
     (
         merging.merge_norm_kernel,
-        {"SIZED": True, "WEIGHT": True, "BIAS": True, "BRANCH": True, "MERGES": 32, "WIDTH": 1024},
+        {"SIZED": True, "WEIGHT": True, "BIAS": True, "BRANCH": True}
+        | blocks.merge_blocks(1280, 40),
     ),
     (
         merging.merge_norm_kernel,
         {"SIZED": False, "WEIGHT": False, "BIAS": False, "BRANCH": False}
-        | {"MERGES": 16, "WIDTH": 64},
+        | blocks.merge_blocks(100, 13),
     ),
     (attention.attend_kernel, blocks.attend_blocks(197, 64, 64)),
     (attention.attend_kernel, blocks.attend_blocks(600, 96, 96)),

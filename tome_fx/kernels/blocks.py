@@ -72,6 +72,12 @@ def two_blocks(width: int) -> tuple[int, int]:
     return (whole, 0) if whole == 32 or 2 * rest >= whole else (whole // 2, rest)
 
 
-def merge_warps(width: int, r: int) -> int:
-    """Warps for a row: few, so that many rows are on their way at a time."""
-    return 4 if width > 1024 or r > 256 else 1
+def merge_blocks(width: int, r: int) -> dict[str, int]:
+    """How a row of ``width`` channels is cut, to which some of ``r`` tokens are merged.
+
+    Few warps, so that many rows are on their way at a time.
+    """
+    first, rest = two_blocks(width)
+    blocks = {"FIRST": first, "REST": rest, "EVEN": first + rest == width}
+    warps = 4 if width > 1024 or r > 256 else 1
+    return blocks | {"MERGES": power_of_two(r), "num_warps": warps}

@@ -3,6 +3,10 @@
 A row gathers: its representative, then the merged tokens whose place it is, in their order. So two
 programs never write to one place, and the bits are the same each time. Most rows have none to add,
 and look for them in one comparison of all ``r`` places.
+
+Channels are those of one block or two, since an extent is a power of two: 768 are 512 and 256.
+``EVEN`` says that they fill them. Instructions weigh as much as bytes here: no mask where none is
+needed, and one division for a row.
 """
 
 from __future__ import annotations
@@ -11,29 +15,19 @@ from tome_fx.kernels.language import jit, tl
 
 
 @jit
-def token_row(x, branch, row, x_n, branch_n, inside, BRANCH: tl.constexpr):
-    """A row of ``x`` in float32, with that of a residual branch added as the model rounds it."""
-    value = tl.load(x + row * x_n, mask=inside, other=0.0)
-    if BRANCH:
-        more = tl.load(branch + row * branch_n, mask=inside, other=0.0)
-        value = (value.to(tl.float32) + more.to(tl.float32)).to(x.dtype.element_ty)
-    return value.to(tl.float32)
-
-
-@jit
-def merged_row(
-    x, branch, keep, src, dst, size, new_size, slot,
-    x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
-    BRANCH: tl.constexpr, SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
+def group_of(
+    keep, src, dst, size, new_size, slot, front, tokens, r,
+    SIZED: tl.constexpr, MERGES: tl.constexpr,
 ):  # fmt: skip
-    """The size-weighted mean of a slot's group as ``[WIDTH]`` in float32, and its size, stored too.
+    """What a slot gathers; stores the size of its group.
 
     ``tokens`` are those of the stream before the merge. Slots in front of it and behind it are
-    protected: each is one row of ``x``.
+    protected: each is one row of its own.
+
+    Returns the representative's row and its weight, which merged tokens join, what one token
+    weighs, and the size.
     """
     image = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, WIDTH)
-    inside = columns < width
     left = tokens - r
     inner = slot - front
     real = (inner >= 0) & (inner < left)
@@ -55,39 +49,101 @@ def merged_row(
     tl.store(new_size + image * left + inner, total, mask=real)
     # Weights of at most 1 before the sum, as in the portable form.
     share = tl.div_rn(one, total)
-    x += image * x_b + columns.to(tl.int64) * x_c
-    branch += image * branch_b + columns.to(tl.int64) * branch_c
-    value = token_row(x, branch, row.to(tl.int64), x_n, branch_n, inside, BRANCH)
-    sums = value * (share * own)
-    rest = hits.to(tl.int32)
-    for _ in range(tl.sum(rest, axis=0)):
+    return row.to(tl.int64), share * own, hits.to(tl.int32), share, total
+
+
+@jit
+def token_row(x, branch, at, branch_at, inside, BRANCH: tl.constexpr, EVEN: tl.constexpr):
+    """Some of a row of ``x`` in float32, with a residual branch added as the model rounds it."""
+    value = tl.load(x + at) if EVEN else tl.load(x + at, mask=inside, other=0.0)
+    if BRANCH:
+        add = tl.load(branch + branch_at) if EVEN else tl.load(branch + branch_at, mask=inside)
+        value = (value.to(tl.float32) + add.to(tl.float32)).to(x.dtype.element_ty)
+    return value.to(tl.float32)
+
+
+@jit
+def mean_of(
+    x, branch, src, size, row, own, hits, share, columns,
+    x_n, x_c, branch_n, branch_c, front, tokens, r, width,
+    BRANCH: tl.constexpr, SIZED: tl.constexpr, MERGES: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The size-weighted mean of a group in some channels, in float32; ``x`` is that of an image."""
+    image = tl.program_id(0).to(tl.int64)
+    inside = columns < width
+    i = tl.arange(0, MERGES)
+    across, aside = columns * x_c, columns * branch_c
+    value = token_row(x + row * x_n, branch + row * branch_n, across, aside, inside, BRANCH, EVEN)
+    sums = value * own
+    rest = hits
+    for _ in range(tl.sum(hits, axis=0)):
         at = tl.min(tl.where(rest != 0, i, MERGES), axis=0)
-        token_at = tl.load(src + image * r + at)
+        token = tl.load(src + image * r + at)
         weight = share
         if SIZED:
-            weight = share * tl.load(size + image * tokens + token_at)
-        value = token_row(x, branch, token_at + front, x_n, branch_n, inside, BRANCH)
-        sums += value * weight
+            weight = share * tl.load(size + image * tokens + token)
+        from_x, from_branch = x + (token + front) * x_n, branch + (token + front) * branch_n
+        sums += token_row(from_x, from_branch, across, aside, inside, BRANCH, EVEN) * weight
         rest = tl.where(i == at, 0, rest)
-    return sums, total
+    return sums
+
+
+@jit
+def put(to, value, columns, width, EVEN: tl.constexpr):
+    """Store some channels of a row that begins at ``to``."""
+    value = value.to(to.dtype.element_ty)
+    if EVEN:
+        tl.store(to + columns, value)
+    else:
+        tl.store(to + columns, value, mask=columns < width)
 
 
 @jit
 def merge_kernel(
     x, keep, src, dst, size, merged, new_size, x_b, x_n, x_c, front, tokens, rows, r, width,
-    SIZED: tl.constexpr, MERGES: tl.constexpr, WIDTH: tl.constexpr,
+    SIZED: tl.constexpr, MERGES: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """``[B, N, C]`` to ``[B, rows, C]``: each group by its size-weighted mean."""
     image = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1)
-    columns = tl.arange(0, WIDTH)
-    sums, _ = merged_row(
-        x, x, keep, src, dst, size, new_size, slot,
-        x_b, x_n, x_c, x_b, x_n, x_c, front, tokens, r, width,
-        False, SIZED, MERGES, WIDTH,
+    row, own, hits, share, _ = group_of(
+        keep, src, dst, size, new_size, slot, front, tokens, r, SIZED, MERGES
+    )
+    x += image * x_b
+    merged += (image * rows + slot) * width
+    columns = tl.arange(0, FIRST)
+    sums = mean_of(
+        x, x, src, size, row, own, hits, share, columns, x_n, x_c, x_n, x_c,
+        front, tokens, r, width, False, SIZED, MERGES, EVEN,
     )  # fmt: skip
-    place = (image * rows + slot) * width + columns
-    tl.store(merged + place, sums.to(merged.dtype.element_ty), mask=columns < width)
+    put(merged, sums, columns, width, EVEN)
+    if REST:
+        columns = FIRST + tl.arange(0, REST)
+        sums = mean_of(
+            x, x, src, size, row, own, hits, share, columns, x_n, x_c, x_n, x_c,
+            front, tokens, r, width, False, SIZED, MERGES, EVEN,
+        )  # fmt: skip
+        put(merged, sums, columns, width, EVEN)
+
+
+@jit
+def centre(value, mean, columns, width, EVEN: tl.constexpr):
+    """A row without its mean, and zeros beside it."""
+    return value - mean if EVEN else tl.where(columns < width, value - mean, 0.0)
+
+
+@jit
+def scaled(value, weight, bias, columns, width,
+           WEIGHT: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """``value weight + bias``."""
+    if WEIGHT:
+        by = tl.load(weight + columns) if EVEN else tl.load(weight + columns, mask=columns < width)
+        value = value * by.to(tl.float32)
+    if BIAS:
+        by = tl.load(bias + columns) if EVEN else tl.load(bias + columns, mask=columns < width)
+        value = value + by.to(tl.float32)
+    return value
 
 
 @jit
@@ -95,7 +151,7 @@ def merge_norm_kernel(
     x, branch, keep, src, dst, size, merged, normed, new_size, level, weight, bias,
     x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, rows, r, width, eps,
     BRANCH: tl.constexpr, SIZED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    MERGES: tl.constexpr, WIDTH: tl.constexpr,
+    MERGES: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """:func:`merge_kernel`, the LayerNorm over the channels of what it made, and ``log2 size``.
 
@@ -103,25 +159,44 @@ def merge_norm_kernel(
     """
     image = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1)
-    columns = tl.arange(0, WIDTH)
-    inside = columns < width
-    sums, total = merged_row(
-        x, branch, keep, src, dst, size, new_size, slot,
-        x_b, x_n, x_c, branch_b, branch_n, branch_c, front, tokens, r, width,
-        BRANCH, SIZED, MERGES, WIDTH,
-    )  # fmt: skip
-    place = (image * rows + slot) * width + columns
-    # The norm is that of the rounded rows, which is what others read.
-    value = sums.to(merged.dtype.element_ty)
-    tl.store(merged + place, value, mask=inside)
-    row = tl.where(inside, value.to(tl.float32), 0.0)
-    centred = tl.where(inside, row - tl.sum(row, axis=0) / width, 0.0)
-    variance = tl.sum(centred * centred, axis=0) / width
-    # Compilers pass numbers in float64, which would make all that they meet float64.
-    result = tl.div_rn(centred, tl.sqrt_rn(variance + tl.full((), eps, tl.float32)))
-    if WEIGHT:
-        result = result * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    if BIAS:
-        result = result + tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    row, own, hits, share, total = group_of(
+        keep, src, dst, size, new_size, slot, front, tokens, r, SIZED, MERGES
+    )
     tl.store(level + image * rows + slot, tl.log2(total))
-    tl.store(normed + place, result.to(normed.dtype.element_ty), mask=inside)
+    x += image * x_b
+    branch += image * branch_b
+    merged += (image * rows + slot) * width
+    normed += (image * rows + slot) * width
+    columns = tl.arange(0, FIRST)
+    sums = mean_of(
+        x, branch, src, size, row, own, hits, share, columns, x_n, x_c, branch_n, branch_c,
+        front, tokens, r, width, BRANCH, SIZED, MERGES, EVEN,
+    )  # fmt: skip
+    put(merged, sums, columns, width, EVEN)
+    # The norm is that of the rounded rows, which is what others read.
+    value = sums.to(merged.dtype.element_ty).to(tl.float32)
+    mean = tl.sum(value, axis=0)
+    others = FIRST + tl.arange(0, max(REST, 1))
+    more = value
+    if REST:
+        sums = mean_of(
+            x, branch, src, size, row, own, hits, share, others, x_n, x_c, branch_n, branch_c,
+            front, tokens, r, width, BRANCH, SIZED, MERGES, EVEN,
+        )  # fmt: skip
+        put(merged, sums, others, width, EVEN)
+        more = sums.to(merged.dtype.element_ty).to(tl.float32)
+        mean += tl.sum(more, axis=0)
+    mean = mean / width
+    value = centre(value, mean, columns, width, EVEN)
+    variance = tl.sum(value * value, axis=0)
+    if REST:
+        more = centre(more, mean, others, width, EVEN)
+        variance += tl.sum(more * more, axis=0)
+    # Compilers pass numbers in float64, which would make all that they meet float64.
+    deviation = tl.sqrt_rn(variance / width + tl.full((), eps, tl.float32))
+    factor = tl.div_rn(tl.full((), 1.0, tl.float32), deviation)
+    result = scaled(value * factor, weight, bias, columns, width, WEIGHT, BIAS, EVEN)
+    put(normed, result, columns, width, EVEN)
+    if REST:
+        result = scaled(more * factor, weight, bias, others, width, WEIGHT, BIAS, EVEN)
+        put(normed, result, others, width, EVEN)

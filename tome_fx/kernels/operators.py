@@ -17,12 +17,11 @@ from tome_fx.kernels.attention import attend_kernel
 from tome_fx.kernels.blocks import (
     attend_blocks,
     match_blocks,
-    merge_warps,
+    merge_blocks,
     plan_blocks,
     unit_blocks,
 )
 from tome_fx.kernels.gradients import merge_backward, merge_norm_backward, save_merge, save_norm
-from tome_fx.kernels.language import power_of_two
 from tome_fx.kernels.matching import pairs_kernel, plan_kernel, unit_kernel
 from tome_fx.kernels.merging import merge_kernel, merge_norm_kernel
 
@@ -89,8 +88,7 @@ def merge(
     wrap_triton(merge_kernel)[(x.shape[0], merged.shape[1])](
         x, keep, src, dst, keep if size is None else size, merged, new_size, *x.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width,
-        SIZED=size is not None, MERGES=power_of_two(r), WIDTH=power_of_two(width),
-        num_warps=merge_warps(width, r),
+        SIZED=size is not None, **merge_blocks(width, r),
     )  # fmt: skip
     return merged, new_size
 
@@ -124,8 +122,7 @@ def merge_norm(
         *x.stride(), *other.stride(),
         front, x.shape[1] - front - back, merged.shape[1], r, width, eps,
         BRANCH=branch is not None, SIZED=size is not None, WEIGHT=weight is not None,
-        BIAS=bias is not None,
-        MERGES=power_of_two(r), WIDTH=power_of_two(width), num_warps=merge_warps(width, r),
+        BIAS=bias is not None, **merge_blocks(width, r),
     )  # fmt: skip
     return merged, normed, new_size, level
 

@@ -46,7 +46,9 @@ def merges(draw: st.DrawFn) -> tuple[Tensor, Tensor | None, ops.MergePlan, int, 
     # Few different scores: many tokens join one slot.
     scores = torch.randint(0, 3, (batch, a, n - a)).float()
     plan = ops.match(scores, rng.choice([0, 1, a // 2, a]), parity)
-    x = laid_out(torch.randn(batch, front + n + back, rng.randint(1, 40)), rng)
+    # One block of channels, and two that are filled or not.
+    width = rng.choice([rng.randint(1, 40), rng.randint(1, 40), 70, 96])
+    x = laid_out(torch.randn(batch, front + n + back, width), rng)
     size = torch.randint(1, 9, (batch, n)).float() if rng.random() < 0.7 else None
     on = [None if t is None else t.to(DEVICE) for t in (x, size, *plan)]
     return on[0], on[1], ops.MergePlan(*on[2:]), front, back
