@@ -12,6 +12,7 @@ from torch import nn
 
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
@@ -107,8 +108,7 @@ def _checked(program: Program, findings: Findings) -> Located:
         raise CaptureError(
             leaves[0].reason,
             leaves[0].path,
-            "No attention is found around it. Make what it reads a constant of the model, in a "
-            "wrapper say, and transform the wrapper.",
+            f"No attention is found around it. {WRITE_IN}",
         )
     if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
         raise NoAttentionFoundError(_nothing_found(program, findings))

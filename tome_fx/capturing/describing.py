@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.known import WRITE_IN
 from tome_fx.errors import CaptureError
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_only_checked
@@ -74,8 +75,7 @@ def _refuse_read_values(graph: Graph) -> None:
                 f"{module_path(node) or 'forward'} reads a number out of a tensor "
                 f"({source_line(node)}), so shapes depend on the values of an input.",
                 module_path(node),
-                "Make that number a constant of the model, in a wrapper say, and transform the "
-                "wrapper.",
+                WRITE_IN,
             )
 
 

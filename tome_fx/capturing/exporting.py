@@ -18,6 +18,7 @@ from tome_fx.capturing.branches import branches_on_batch
 from tome_fx.capturing.calling import accept_defaults, spelled_out
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.known import WRITE_IN, constants_known
 from tome_fx.errors import CaptureError
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_check
@@ -60,7 +61,7 @@ def from_export(
 
 def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:
     try:
-        with no_fast_path(), spelled_out(model, example):
+        with no_fast_path(), constants_known(), spelled_out(model, example):
             exported = torch.export.export(
                 model,
                 example.args,
@@ -69,7 +70,9 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
                 strict=strict,
             )
     except Exception as error:
-        raise CaptureError(f"torch.export cannot capture it: {blame(error)}") from error
+        reads = WRITE_IN if "data-dependent" in str(error) else ""
+        text = f"torch.export cannot capture it: {blame(error)}"
+        raise CaptureError(text, next_step=reads) from error
     return from_exported_program(exported)
 
 

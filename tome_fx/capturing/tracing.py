@@ -26,6 +26,7 @@ from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.held import HoldingTracer
+from tome_fx.capturing.known import constants_known
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.errors import CaptureError
 from tome_fx.graph.inplace import make_plain
@@ -99,7 +100,8 @@ def aten_module(
     """
 
     def trace(function: Callable[..., Any]) -> GraphModule:
-        with mode, torch.fx.traceback.preserve_node_meta(), no_fast_path():
+        meta = torch.fx.traceback.preserve_node_meta()
+        with mode, meta, no_fast_path(), constants_known():
             return make_fx(
                 function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
             )(*inputs)
