@@ -55,9 +55,11 @@ def group_of(
 @jit
 def token_row(x, branch, at, branch_at, inside, BRANCH: tl.constexpr, EVEN: tl.constexpr):
     """Some of a row of ``x`` in float32, with a residual branch added as the model rounds it."""
+    # Zeros beside the row, since sums go over the whole block.
     value = tl.load(x + at) if EVEN else tl.load(x + at, mask=inside, other=0.0)
     if BRANCH:
-        add = tl.load(branch + branch_at) if EVEN else tl.load(branch + branch_at, mask=inside)
+        place = branch + branch_at
+        add = tl.load(place) if EVEN else tl.load(place, mask=inside, other=0.0)
         value = (value.to(tl.float32) + add.to(tl.float32)).to(x.dtype.element_ty)
     return value.to(tl.float32)
 
