@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
-from tome_fx import kernels, ops
+import tome_fx
+from tests.tiny import images, tiny
+from tome_fx import kernels, ops, pipeline
 from tome_fx.kernels import choice
 
 triton = pytest.importorskip("triton")
@@ -127,3 +130,28 @@ def test_export_keeps_the_ops_where_asked() -> None:
         names = [str(node.target) for node in program.graph.nodes]
         held[mode] = [name for name in names if name.startswith("tome_fx")]
     assert held == {"triton": ["tome_fx.match.default", "tome_fx.merge_norm.default"], "auto": []}
+
+
+def test_a_layer_has_two_kernels_more_than_without_merging(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unit vectors and the plan; merge, sum and norm are one, and attention takes its level."""
+    model, x = tiny(depth=4).half(), images(3).half()
+    monkeypatch.setattr(pipeline, "_has_kernels", lambda program: True)
+    monkeypatch.setattr(kernels, "has_attention", lambda device, dtype, width: True)
+    with kernels.using("portable"):
+        fast = tome_fx.transform(model, 1, example_inputs=x, attention="kernel", check=False)
+    with torch.no_grad():
+        nodes = graph_of(fast, x).graph.nodes
+    launches = torch.ops.higher_order.triton_kernel_wrapper_functional
+    launched = [node for node in nodes if node.target is launches]
+    written = Counter(tuple(sorted(node.kwargs["tensors_to_clone"])) for node in launched)
+    assert written == {
+        ("high", "low"): 4,
+        ("dst", "keep", "src"): 4,
+        ("level", "merged", "new_size", "normed"): 4,
+        ("result",): 3,  # the first attention has no sizes yet
+    }
+    names = [str(node.target) for node in nodes]
+    assert sum(name.startswith("aten.cat") for name in names) == 1  # the class token's
+    assert not any(word in name for name in names for word in ("log", "scatter", "gather", "sort"))
