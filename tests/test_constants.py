@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY, distance, run
 from tests.tiny import images, tiny
+from tome_fx.capturing.exporting import _unchecked
 
 pytestmark = TINY
 
@@ -87,3 +88,76 @@ def test_a_grid_that_comes_in_is_refused_with_the_way_out(
     given = images(), torch.tensor([[1, 3, 3]])
     with pytest.raises(tome_fx.CaptureError, match=r"into forward, in a wrapper say"):
         tome_fx.transform(Gridded(place).eval(), 2, example_inputs=given)
+
+
+def part(t: Tensor, value: Tensor) -> Tensor:
+    t[2] = value
+    return t
+
+
+def by_view(t: Tensor, value: Tensor) -> Tensor:
+    t[1:].copy_(value)
+    return t
+
+
+def detached(t: Tensor, value: Tensor) -> Tensor:
+    t.detach().add_(value)
+    return t
+
+
+def chunked(t: Tensor, value: Tensor) -> Tensor:
+    first, *_ = t.chunk(3)
+    first += value
+    return t
+
+
+def gathered(t: Tensor, value: Tensor) -> Tensor:
+    torch.add(t[:1], value, out=t[:1])
+    return t
+
+
+class Written(nn.Module):
+    """Reads a number out of a constant that it has written to."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.write = tiny(), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = (x > 10).sum().clamp(max=5)
+        return self.body(x) + sum(self.write(torch.tensor([3, 3, 0]), bright).tolist())
+
+
+@pytest.mark.parametrize("write", [part, by_view, detached, chunked, gathered])
+def test_a_constant_that_is_written_to_is_none(write: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(tome_fx.CaptureError):
+        tome_fx.transform(Written(write).eval(), 2, example_inputs=images(), check=False)
+
+
+class Region(nn.Module):
+    """A check of values beside a region whose result nobody reads, and which writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted = x * 1
+        with torch.no_grad():
+            shifted[:, :1].add_(1)
+        torch._check_tensor_all(torch.tensor([3, 3]).prod() == 9, lambda: "not the grid")
+        torch._check_tensor_all(x.isfinite(), lambda: "not finite")
+        return self.body(shifted)  # type: ignore[no-any-return]
+
+
+def test_checks_go_and_writes_stay() -> None:
+    model, x = Region().eval(), images(3)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    before = str(exported.graph)
+    plain = _unchecked(exported)
+    assert str(exported.graph) == before
+    assert not any("_assert_scalar" in str(node.target) for node in plain.graph.nodes)
+    assert torch.equal(plain.run_decompositions({}).module()(x), model(x))
+    fast = tome_fx.transform(exported, 0)
+    assert torch.equal(fast(x), model(x))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.alike import said_to_be_alike
@@ -27,6 +27,8 @@ from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.program import Program
+
+_NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
 
 def from_export(
@@ -122,12 +124,22 @@ def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
 
 
 def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program without checks of values, which no pass keeps; weights are shared."""
+    """The same program without checks of values, which no pass keeps, and what only they read."""
     program, module = copy.copy(exported), exported.graph_module
     graph = copy.deepcopy(module.graph)
+    read: set[Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and not node.users and (is_check(node) or not writes(node)):
+        checks = node.op == "call_function" and is_check(node)
+        if checks or (node in read and not node.users and _only_computes(node)):
+            read.update(node.all_input_nodes)
             graph.erase_node(node)
     program._graph_module = GraphModule(module, graph)
     program._graph_module.meta = module.meta
     return program
+
+
+def _only_computes(node: Node) -> bool:
+    """Has the node no effect but its value?"""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return not writes(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
+    return node.op == "call_function" and isinstance(node.meta.get("val"), _NUMBERS)

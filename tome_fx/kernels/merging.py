@@ -74,7 +74,7 @@ def mean_of(
     image = tl.program_id(0).to(tl.int64)
     inside = columns < width
     i = tl.arange(0, MERGES)
-    across, aside = columns * x_c, columns * branch_c
+    across, aside = columns.to(tl.int64) * x_c, columns.to(tl.int64) * branch_c
     value = token_row(x + row * x_n, branch + row * branch_n, across, aside, inside, BRANCH, EVEN)
     sums = value * own
     rest = hits

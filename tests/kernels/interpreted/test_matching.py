@@ -102,20 +102,32 @@ def test_bad_rows_leave_the_other_images_alone(bad: float) -> None:
 @pytest.mark.parametrize("n", [40, 300])
 @pytest.mark.parametrize("channels", [24, 64, 200])
 def test_scores_have_the_bits_of_float32(n: int, channels: int) -> None:
-    """What one half cannot tell apart: partners that differ in the seventh digit."""
+    """What one half cannot tell apart: partners, and pairs, that differ in the seventh digit."""
     keys = torch.randn(12, 1, n, channels, device=DEVICE)
-    other = torch.randn(12, 1, channels, device=DEVICE)
-    row = keys[:, :, 0]
-    aside = other - row * (row * other).sum(-1, keepdim=True) / (row * row).sum(-1, keepdim=True)
-    aside = aside * row.norm(dim=-1, keepdim=True) / aside.norm(dim=-1, keepdim=True)
-    keys[:, :, 3::2] = (row + 2e-3 * aside)[:, :, None]  # cosine 1 - 2e-6
-    keys[:, :, 7] = row + 1.8e-3 * aside  # 1 - 1.6e-6
+    a = keys[:, 0, ::2]
+    aside = torch.randn(a.shape, device=DEVICE)
+    aside -= a * (a * aside).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True)
+    aside *= a.norm(dim=-1, keepdim=True) / aside.norm(dim=-1, keepdim=True)
+    keys[:, 0, 1::2] = a + 2e-3 * aside  # each has a partner of its own, at 1 - 2e-6
+    keys[:, 0, 7] = a[:, 3] + 1.2e-3 * aside[:, 3]  # and the fourth one at 1 - 7e-7
     found = ops.match_keys(keys, 1)
-    halves = torch.nn.functional.normalize(keys, dim=-1).half().float()
-    rough = ops.match((halves[:, 0, ::2] @ halves[:, 0, 1::2].mT).double(), 1)
+    assert (found.src == 6).all()
+    assert (found.dst == n // 2 - 1 + 3).all()
+    # The first token has a second partner, and it is the better one.
+    keys[:, 0, 5] = a[:, 0]
+    found = ops.match_keys(keys, 1)
     assert (found.src == 0).all()
-    assert (found.dst == 3 + (n + 1) // 2 - 1).all()
-    assert not same(found, rough)  # they cannot
+    assert (found.dst == n // 2 - 1 + 2).all()
+
+
+@pytest.mark.filterwarnings("ignore:(invalid|overflow).*:RuntimeWarning")
+def test_nan_is_less_than_any_cosine() -> None:
+    keys = -torch.ones(1, 1, 12, 4, device=DEVICE)
+    keys[..., 1::2, :] = 1
+    keys[..., 2, 0] = float("inf")
+    found = ops.match_keys(keys, 3)
+    assert same(found, portable(keys, 3, 0, 0, 0))
+    assert 2 not in found.src
 
 
 def test_large_half_floats() -> None:
