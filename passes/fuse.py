@@ -44,12 +44,12 @@ def fuse(graph: Graph, kernels: bool) -> Graph:
     for node in list(graph.nodes):
         if node.target is ops.match:
             _fuse_match(graph, node, kernels)
-    order = {node: place for place, node in enumerate(graph.nodes)}
-    for node in list(order) if kernels else ():
-        if node.target is aten.layer_norm.default:
+    if kernels:
+        order = {node: place for place, node in enumerate(graph.nodes)}
+        for node in graph.find_nodes(op="call_function", target=aten.layer_norm.default):
             _fuse_norm(graph, node, order)
-    for node in graph.find_nodes(op="call_function", target=ops.along):
-        _take_level(graph, node)
+        for node in graph.find_nodes(op="call_function", target=ops.along):
+            _take_level(graph, node)
     graph.eliminate_dead_code()
     graph.lint()
     return graph

@@ -20,12 +20,12 @@ from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_b
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.known import WRITE_IN, constants_known
 from tome_fx.errors import CaptureError
-from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
+from tome_fx.graph.values import only_computes
 from tome_fx.program import Program
 
 _NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
@@ -129,17 +129,12 @@ def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedP
     graph = copy.deepcopy(module.graph)
     read: set[Node] = set()
     for node in reversed(graph.nodes):
-        checks = node.op == "call_function" and is_check(node)
-        if checks or (node in read and not node.users and _only_computes(node)):
+        if node.op != "call_function":
+            continue
+        counts = only_computes(node.target) or isinstance(node.meta.get("val"), _NUMBERS)
+        if is_check(node) or (node in read and not node.users and counts):
             read.update(node.all_input_nodes)
             graph.erase_node(node)
     program._graph_module = GraphModule(module, graph)
     program._graph_module.meta = module.meta
     return program
-
-
-def _only_computes(node: Node) -> bool:
-    """Has the node no effect but its value?"""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return not writes(node) and torch.Tag.nondeterministic_seeded not in node.target.tags
-    return node.op == "call_function" and isinstance(node.meta.get("val"), _NUMBERS)

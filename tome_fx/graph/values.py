@@ -59,7 +59,7 @@ def _worth(node: Node, worth: Mapping[Node, Any], held: Mapping[str, Any]) -> An
     if node.op == "get_attr":
         value = held.get(str(node.target))
         return value if isinstance(value, Tensor) and _has_values(value) else None
-    if node.op != "call_function" or not _is_plain(node.target):
+    if node.op != "call_function" or not only_computes(node.target):
         return None
     read = read_values(node)
     known = {**worth, **{n: _shaped(n) for n in node.all_input_nodes if n not in read}}
@@ -80,7 +80,7 @@ def _shaped(node: Any) -> Tensor:
     return torch.zeros(shape, dtype=value.dtype, device=value.device)
 
 
-def _is_plain(target: Any) -> bool:
+def only_computes(target: Any) -> bool:
     """An op of PyTorch's own that draws nothing and writes nowhere, or arithmetic on sizes."""
     if not isinstance(target, torch._ops.OpOverload):
         return target in _ARITHMETIC

@@ -65,12 +65,25 @@ def token_row(x, branch, at, branch_at, inside, BRANCH: tl.constexpr, EVEN: tl.c
 
 
 @jit
-def mean_of(
-    x, branch, src, size, row, own, hits, share, columns,
+def put(to, value, columns, width, EVEN: tl.constexpr):
+    """Store some channels of a row that begins at ``to``."""
+    value = value.to(to.dtype.element_ty)
+    if EVEN:
+        tl.store(to + columns, value)
+    else:
+        tl.store(to + columns, value, mask=columns < width)
+
+
+@jit
+def merge_channels(
+    merged, x, branch, src, size, row, own, hits, share, columns,
     x_n, x_c, branch_n, branch_c, front, tokens, r, width,
     BRANCH: tl.constexpr, SIZED: tl.constexpr, MERGES: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The size-weighted mean of a group in some channels, in float32; ``x`` is that of an image."""
+    """Store the size-weighted mean of a group in some channels, and return it as it was rounded.
+
+    ``x`` and ``branch`` are those of an image, ``merged`` is where the row begins.
+    """
     image = tl.program_id(0).to(tl.int64)
     inside = columns < width
     i = tl.arange(0, MERGES)
@@ -87,17 +100,8 @@ def mean_of(
         from_x, from_branch = x + (token + front) * x_n, branch + (token + front) * branch_n
         sums += token_row(from_x, from_branch, across, aside, inside, BRANCH, EVEN) * weight
         rest = tl.where(i == at, 0, rest)
-    return sums
-
-
-@jit
-def put(to, value, columns, width, EVEN: tl.constexpr):
-    """Store some channels of a row that begins at ``to``."""
-    value = value.to(to.dtype.element_ty)
-    if EVEN:
-        tl.store(to + columns, value)
-    else:
-        tl.store(to + columns, value, mask=columns < width)
+    put(merged, sums, columns, width, EVEN)
+    return sums.to(merged.dtype.element_ty).to(tl.float32)
 
 
 @jit
@@ -115,18 +119,15 @@ def merge_kernel(
     x += image * x_b
     merged += (image * rows + slot) * width
     columns = tl.arange(0, FIRST)
-    sums = mean_of(
-        x, x, src, size, row, own, hits, share, columns, x_n, x_c, x_n, x_c,
+    merge_channels(
+        merged, x, x, src, size, row, own, hits, share, columns, x_n, x_c, x_n, x_c,
         front, tokens, r, width, False, SIZED, MERGES, EVEN,
     )  # fmt: skip
-    put(merged, sums, columns, width, EVEN)
     if REST:
-        columns = FIRST + tl.arange(0, REST)
-        sums = mean_of(
-            x, x, src, size, row, own, hits, share, columns, x_n, x_c, x_n, x_c,
-            front, tokens, r, width, False, SIZED, MERGES, EVEN,
+        merge_channels(
+            merged, x, x, src, size, row, own, hits, share, FIRST + tl.arange(0, REST),
+            x_n, x_c, x_n, x_c, front, tokens, r, width, False, SIZED, MERGES, EVEN,
         )  # fmt: skip
-        put(merged, sums, columns, width, EVEN)
 
 
 @jit
@@ -170,23 +171,19 @@ def merge_norm_kernel(
     merged += (image * rows + slot) * width
     normed += (image * rows + slot) * width
     columns = tl.arange(0, FIRST)
-    sums = mean_of(
-        x, branch, src, size, row, own, hits, share, columns, x_n, x_c, branch_n, branch_c,
+    # The norm is that of the rounded rows, which is what others read.
+    value = merge_channels(
+        merged, x, branch, src, size, row, own, hits, share, columns, x_n, x_c, branch_n, branch_c,
         front, tokens, r, width, BRANCH, SIZED, MERGES, EVEN,
     )  # fmt: skip
-    put(merged, sums, columns, width, EVEN)
-    # The norm is that of the rounded rows, which is what others read.
-    value = sums.to(merged.dtype.element_ty).to(tl.float32)
     mean = tl.sum(value, axis=0)
     others = FIRST + tl.arange(0, max(REST, 1))
     more = value
     if REST:
-        sums = mean_of(
-            x, branch, src, size, row, own, hits, share, others, x_n, x_c, branch_n, branch_c,
-            front, tokens, r, width, BRANCH, SIZED, MERGES, EVEN,
+        more = merge_channels(
+            merged, x, branch, src, size, row, own, hits, share, others,
+            x_n, x_c, branch_n, branch_c, front, tokens, r, width, BRANCH, SIZED, MERGES, EVEN,
         )  # fmt: skip
-        put(merged, sums, others, width, EVEN)
-        more = sums.to(merged.dtype.element_ty).to(tl.float32)
         mean += tl.sum(more, axis=0)
     mean = mean / width
     value = centre(value, mean, columns, width, EVEN)
