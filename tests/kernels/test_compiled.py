@@ -66,7 +66,7 @@ def compiled(
         tensor = INTS.get(name) or HALVES.get(name) or FLOATS.get(name)
         if name in NUMBERS:
             tensor = number
-        elif name == "bias" and "FIRST" in known:
+        elif name == "bias" and "VALUE_FIRST" in known:
             tensor = "*fp32"  # of attention: a logarithm for each key
         elif tensor is None and name in VALUES:
             tensor = f"*{dtype}"
