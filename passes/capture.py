@@ -3,6 +3,7 @@
     nn.Module        -> torch.export (FX tracing below the module level), non-strict; where that
                         leaves one batch alone, strict
                      or torch.export with branches that its own buffers decide
+                     or torch.export with inputs of whole numbers as constants
                      or torch.fx.symbolic_trace, then functorch's make_fx
                      or torch.export with the modules that it fails in as calls
     fx.GraphModule   -> make_fx
@@ -31,6 +32,8 @@ from tome_fx.capturing.describing import images_of, written
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.faithful import check_faithful, treats_one_apart
+from tome_fx.capturing.fixed import as_constants, fixed_inputs, has_numbers
+from tome_fx.capturing.known import ranges_known
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.results import register_results
 from tome_fx.capturing.skeleton import structure_copy
@@ -139,6 +142,26 @@ def _exported(model: nn.Module, example: Example, check: Check) -> Program:
 
 
 def _by_export(model: nn.Module, example: Example) -> Program:
+    """By ``torch.export``; where values stop it, with those that may be constants as such."""
+    try:
+        return _by_buffers(model, example)
+    except CaptureError as failure:
+        if not failure.reads_values:
+            raise
+        first = failure
+    numbers = has_numbers(example)
+    for ranges in (False, True) if numbers else (True,):
+        with contextlib.ExitStack() as known, contextlib.suppress(CaptureError):
+            if numbers:
+                known.enter_context(as_constants(model, example))
+            if ranges:
+                known.enter_context(ranges_known())
+            program = _by_buffers(model, example)
+            return replace(program, fixed=fixed_inputs(program, example) if numbers else {})
+    raise first
+
+
+def _by_buffers(model: nn.Module, example: Example) -> Program:
     try:
         return _plainly(model, example)
     except CaptureError as failure:
@@ -156,7 +179,7 @@ def _by_export(model: nn.Module, example: Example) -> Program:
 
 def _plainly(model: nn.Module, example: Example) -> Program:
     program = from_export(model, example)
-    if not program.static_batch or example.batch == 1:
+    if not program.static_batch or example.batch < 2:
         return program
     with contextlib.suppress(CaptureError):
         # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.

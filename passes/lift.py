@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -26,11 +27,14 @@ from torch.fx.node import map_arg
 from tome_fx import ops
 from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
+from tome_fx.graph.extents import settled
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import emit_scores
 from tome_fx.lifting.padding import shown
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,10 @@ class _Walk:
             self.lifter.coercer.emit(ops.check_constant, new, node.meta.get("val"), node.target)
             return new
         batched, name = node.name in program.batched, str(node.target)
-        shape = tuple(node.meta["val"].shape)[batched:]
+        if node.name in program.fixed:
+            self.lifter.coercer.emit(ops.check_fixed, new, program.fixed[node.name], name)
+            return new
+        shape = tuple(map(settled, node.meta["val"].shape))[batched:]
         if program.guarded or not all(isinstance(size, int) for size in shape):
             return new
         emit = self.lifter.coercer.emit
@@ -222,8 +229,7 @@ class _Walk:
     def _maps(self) -> tuple[Node, ...]:
         """For each step the slot of each original token of its stream, ``[B, N]``."""
         lifter = self.lifter
-        image = next(n for n in lifter.program.graph.nodes if n.name in lifter.program.batched)
-        like, result = lifter.values[image].node, []
+        like, result = self._rows(), []
         for step in self.schedule.steps:
             stream, depth = step.site.stream, self.depths[step.site.node, step.site.stream]
             if depth:
@@ -231,3 +237,13 @@ class _Walk:
             else:
                 result.append(lifter.coercer.emit(ops.identity, like, step.before))
         return tuple(result)
+
+    def _rows(self) -> Node:
+        """A value with a row for each image."""
+        lifter = self.lifter
+        inputs = [n for n in lifter.program.graph.nodes if n.op == "placeholder"]
+        images = next((n for n in inputs if n.name in lifter.program.batched), None)
+        if images is not None:
+            return lifter.values[images].node  # type: ignore[no-any-return]
+        whole = next(n for n in inputs if isinstance(n.meta.get("val"), Tensor))
+        return lifter.coercer.emit(aten.unsqueeze.default, lifter.values[whole].node, 0)

@@ -84,17 +84,17 @@ def _lines(sites: Sequence[Site], own: Sequence[int]) -> list[list[int]]:
 def _wanted(r: object, sites: Sequence[Site], rounding: Rounding) -> tuple[int, ...]:
     """What each site is to remove: rows of tokens side by side in one attention are one layer.
 
-    A list has an entry for each of them.
+    So are the images of one row. A list with more entries than layers has one for each site.
     """
-    if is_list(r):
-        return asked(r, len(sites), rounding)
     known: dict[Node, int] = {}
     layers: list[int] = []
     for site in sites:
-        nodes = [core.node for core in site.cores]
+        nodes = [site.node, *(core.node for core in site.cores)]
         layer = next((known[n] for n in nodes if n in known), len(set(layers)))
         known.update(dict.fromkeys(nodes, layer))
         layers.append(layer)
+    if is_list(r) and len(r) > len(set(layers)):
+        return asked(r, len(sites), rounding)
     each = asked(r, len(set(layers)), rounding)
     return tuple(each[layer] for layer in layers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -81,13 +81,55 @@ def test_a_grid_that_is_written_into_forward(
     assert torch.equal(fast(x), model(x))
 
 
-@pytest.mark.parametrize("place", [of_a_grid, by_lengths])
-def test_a_grid_that_comes_in_is_refused_with_the_way_out(
-    place: Callable[[Tensor], Tensor],
-) -> None:
-    given = images(), torch.tensor([[1, 3, 3]])
+@pytest.mark.parametrize("place", [of_a_grid, by_lengths, by_places])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_grid_that_comes_in(place: Callable[[Tensor], Tensor], named: bool) -> None:
+    """It is a part of the program then, and another one is refused, compiled too."""
+    model, x, grid = Gridded(place).eval(), images(3), torch.tensor([[1, 3, 3]])
+    given = (x[:2],) if named else (x[:2], grid)
+    fast = tome_fx.transform(
+        model, 2, example_inputs=given, example_kwargs={"grid": grid} if named else None
+    )
+    assert fast.schedule == (2, 2)
+    assert any("grid = [[1, 3, 3]]" in note for note in fast.report.notes)
+    compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
+
+    def call(module: Callable[..., Tensor], grid: Tensor) -> Tensor:
+        return module(x, grid=grid) if named else module(x, grid)
+
+    with torch.no_grad():
+        assert distance(call(fast, grid), call(model, grid)) > 1e-6
+        assert distance(call(compiled, grid), call(fast, grid)) < 1e-5
+        other = torch.tensor([[1, 9, 1]])
+        with pytest.raises(tome_fx.ShapeError, match=r"grid is \[\[1, 9, 1\]\]"):
+            call(fast, other)
+        with pytest.raises(tome_fx.ShapeError, match="that shape alone"):
+            call(fast, torch.cat([grid, grid]))
+        with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported)) as caught:
+            call(compiled, other)
+        assert any("captured with grid" in str(error) for error in behind(caught.value))
+        fast.r = 0
+        assert torch.equal(call(fast, grid), call(model, grid))
+
+
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised on."""
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        pytest.param(torch.tensor([[1.0, 3.0, 3.0]]), id="not whole"),
+        pytest.param(torch.tensor([[1, 3, 3]]).expand(2, -1), id="one for each image"),
+        pytest.param(torch.tensor([[1, 3, 3]]).repeat(400, 1), id="many"),
+    ],
+)
+def test_what_is_no_grid_is_refused_with_the_way_out(grid: Tensor) -> None:
     with pytest.raises(tome_fx.CaptureError, match=r"into forward, in a wrapper say"):
-        tome_fx.transform(Gridded(place).eval(), 2, example_inputs=given)
+        tome_fx.transform(Gridded(of_a_grid).eval(), 2, example_inputs=(images(), grid))
 
 
 def part(t: Tensor, value: Tensor) -> Tensor:

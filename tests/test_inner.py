@@ -210,10 +210,18 @@ def test_one_image_in_a_row_of_its_own() -> None:
         fast(torch.cat([noise, noise]))
 
 
-def test_several_images_in_one_row_are_refused() -> None:
-    x = torch.randn(2, 3, 2 * GRID, 2 * GRID).double()
-    with pytest.raises(tome_fx.NoAttentionFoundError, match="no batch axis"):
-        tome_fx.transform(made(Row()), 3, example_inputs=x)
+def test_several_images_that_look_at_each_other_in_one_row() -> None:
+    """The model's code takes them for one: each merges by itself, and all are one program's."""
+    model, noise = made(Row()), torch.randn(2, 3, 2 * GRID, 2 * GRID).double()
+    fast = tome_fx.transform(model, 3, example_inputs=noise)
+    assert fast.schedule == (3, 3, 3, 3)
+    for once in fast.token_map(noise)[:, 0]:
+        assert len(once) == GRID * GRID
+    colour = noise[..., :1, :1].expand_as(noise).contiguous()
+    assert distance(run(fast, colour), run(model, colour)) < 1e-9
+    assert distance(run(fast, noise), run(model, noise)) > 1e-6
+    with pytest.raises(tome_fx.ShapeError, match="that shape alone"):
+        fast(noise[:1])
 
 
 def test_a_program_exported_for_one_image() -> None:

@@ -21,11 +21,14 @@ class CaptureError(ToMeError):
     Attributes:
         found: what stopped it.
         module: the path of the module that did, "" where that is not known.
+        reads_values: whether that were values of a tensor, which are not known while it is traced.
     """
 
-    def __init__(self, found: str, module: str = "", next_step: str = "") -> None:
+    def __init__(
+        self, found: str, module: str = "", next_step: str = "", reads_values: bool = False
+    ) -> None:
         super().__init__(f"{found} {next_step}".rstrip())
-        self.found, self.module = found, module
+        self.found, self.module, self.reads_values = found, module, reads_values
 
 
 class NoAttentionFoundError(ToMeError):

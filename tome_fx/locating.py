@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -18,11 +19,12 @@ from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.leaves import leaves_of
+from tome_fx.graph.single import is_of_one
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.locate import locate
 from tome_fx.passes.normalize import normalize
-from tome_fx.program import Findings, Program
+from tome_fx.program import Findings, Program, unbatched
 
 # Tracing sets process-wide state (dispatch modes, export's registries): one capture at a time.
 LOCK = threading.RLock()
@@ -64,8 +66,37 @@ def locate_program(
                 better = _findings(again, settings)
                 more = len(better.sites) > len(found.sites)
                 program, found = (again, better) if more else (program, found)
+        if not found.sites:
+            for single in _for_one_image(model, example, door, original, program):
+                own = _findings(single, settings)
+                if _of_one(own):
+                    program, found = single, own
+                    break
     asked = bool(checkpoints) or asks_for_checkpoints(model)
     return _checked(replace(program, checkpointed=asked), found)
+
+
+def _for_one_image(
+    model: nn.Module | torch.export.ExportedProgram,
+    example: Example | None,
+    door: Door,
+    original: nn.Module | None,
+    program: Program,
+) -> Iterator[Program]:
+    """Programs for one image, where no attention of several images is found.
+
+    One image of the example may be taken out of its batch, or its patches are the rows of the
+    input, without an axis of images.
+    """
+    if example is not None and example.single is not None:
+        with contextlib.suppress(CaptureError):
+            yield capture(model, example.single, door, original=original)
+    elif program.static_batch:
+        yield unbatched(program)
+    elif example is not None:
+        whole = Example(example.args, example.kwargs, 0)
+        with contextlib.suppress(CaptureError):
+            yield unbatched(capture(model, whole, door, original=original))
 
 
 def locate_captured(program: Program, settings: Settings) -> Located:
@@ -74,12 +105,29 @@ def locate_captured(program: Program, settings: Settings) -> Located:
     Raises:
         NoAttentionFoundError: ``program`` holds no attention over tokens.
     """
-    return _checked(program, _findings(program, settings))
+    found = _findings(program, settings)
+    if not found.sites and program.static_batch:
+        single = unbatched(program)
+        own = _findings(single, settings)
+        program, found = (single, own) if _of_one(own) else (program, found)
+    return _checked(program, found)
 
 
 def _findings(program: Program, settings: Settings) -> Findings:
     normalize(program.graph, settings.rules)
     return locate(program, settings.rules, settings.protect)
+
+
+def _of_one(found: Findings) -> bool:
+    """Are there sites, and is none on tokens of several images side by side?
+
+    What would be an axis of images in another reading must not be one of places in this.
+    """
+    values = [(core.key, core.channel) for site in found.sites for core in site.cores] + [
+        (site.node, -1) for site in found.sites
+    ]
+    types = [(found.types[node][0], channel) for node, channel in values]
+    return bool(found.sites) and all(is_of_one(t, channel % t.rank) for t, channel in types)
 
 
 def _several_inputs(program: Program) -> bool:

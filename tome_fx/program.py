@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,12 +28,14 @@ class Program:
         how: the front door it came through (``export``, ``symbolic_trace``, ...).
         extents: stand-ins for its symbolic sizes.
         batch: extent of the batch axis: a stand-in, or the size where the program fixed it.
-        batched: placeholders whose first axis is the batch.
+        batched: placeholders whose first axis is the batch; none in a program for one image
+            whose patches, say, are the rows of its input.
         static_batch: the model's own code fixed the batch size.
         several: it is for two images or more; for one the model's own code goes another way.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         decided: buffers whose values decided which of its code was captured.
+        fixed: inputs of whole numbers that decided shapes, with the values that it is for.
         given: tensors that the example held for other inputs than the images, by their names.
     """
 
@@ -47,6 +50,7 @@ class Program:
     guarded: bool = False
     checkpointed: bool = False
     decided: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -54,9 +58,19 @@ class Program:
         """Nodes whose values, not only their shapes, depend on an input."""
         return frozenset(made_of_inputs(self.graph))
 
+    @property
+    def one_image(self) -> bool:
+        """Is it for one image alone? Then its values need no axis of images."""
+        return self.batch == 1
+
     def __str__(self) -> str:
         batch = f"batch {self.batch}" if self.static_batch else "any batch"
         return f"captured by {self.how}, {batch}\n{self.graph}"
+
+
+def unbatched(program: Program) -> Program:
+    """The same program, read as one for one image whose inputs have no axis of images."""
+    return replace(program, batch=1, batched=frozenset(), static_batch=True)
 
 
 @dataclass(frozen=True)

@@ -197,5 +197,9 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             "the model's own code goes another way for one image than for several: this program is "
             "for several; transform again with one image as example for the other"
         )
-    if done.program.static_batch:
+    for name, values in done.program.fixed.items():
+        yield f"the program is for {name} = {values}, which the model's code reads shapes from"
+    if not done.program.batched:
+        yield "the program is for one image, whose values have no axis of images"
+    elif done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -76,6 +76,7 @@ def _refuse_read_values(graph: Graph) -> None:
                 f"({source_line(node)}), so shapes depend on the values of an input.",
                 module_path(node),
                 WRITE_IN,
+                reads_values=True,
             )
 
 
@@ -90,6 +91,7 @@ def _refuse_open_shapes(graph: Graph) -> None:
                 f"({source_line(node)}).",
                 module_path(node),
                 "Use torch.where(condition, a, b) or masked_fill in place of an index of places.",
+                reads_values=True,
             )
 
 

@@ -21,7 +21,7 @@ _ASK = (
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs to capture with; ``batch`` is the size of their first axis.
+    """Inputs to capture with; ``batch`` is the size of their first axis, 0 if that is no batch.
 
     A batch of 1 would be taken for a constant, so one image is given twice; ``single`` is what it
     was, for a model whose code fixes the batch.

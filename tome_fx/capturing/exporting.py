@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.alike import said_to_be_alike
@@ -18,11 +18,11 @@ from tome_fx.capturing.branches import branches_on_batch
 from tome_fx.capturing.calling import accept_defaults, spelled_out
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.known import WRITE_IN, constants_known
+from tome_fx.capturing.known import WRITE_IN, compute, constants_known
 from tome_fx.errors import CaptureError
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
-from tome_fx.graph.inplace import make_plain
+from tome_fx.graph.inplace import make_detached, make_plain
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
 from tome_fx.graph.values import only_computes
@@ -72,9 +72,10 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
                 strict=strict,
             )
     except Exception as error:
-        reads = WRITE_IN if "data-dependent" in str(error) else ""
         text = f"torch.export cannot capture it: {blame(error)}"
-        raise CaptureError(text, next_step=reads) from error
+        if _reads_values(error):
+            raise CaptureError(text, next_step=WRITE_IN, reads_values=True) from error
+        raise CaptureError(text) from error
     return from_exported_program(exported)
 
 
@@ -105,9 +106,22 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     if has_regions(module.graph):
         inline_regions(module)
     make_plain(module.graph)
-    if has_regions(module.graph) or mutates(module.graph) or is_mapped(module.graph):
-        module = _without_writes(exported)
+    if _is_open(module.graph):
+        try:
+            module = _without_writes(exported)
+        except CaptureError:
+            make_detached(module.graph)
+            if _is_open(module.graph):
+                raise
+    read = read_by(module)
+    made = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
+    compute(module, {name: read[name] for name in read.keys() & made})
     return describe(module.graph, read_by(module), "export")
+
+
+def _is_open(graph: Graph) -> bool:
+    """Does a graph hold what no pass reads: regions, writes, parts under ``vmap``?"""
+    return has_regions(graph) or mutates(graph) or is_mapped(graph)
 
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
@@ -120,7 +134,12 @@ def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
         return module
     except Exception as error:
         text = "torch.export captured it, and cannot write its program without writes in place"
-        raise CaptureError(f"{text}: {blame(error)}") from error
+        reads = _reads_values(error)
+        raise CaptureError(f"{text}: {blame(error)}", reads_values=reads) from error
+
+
+def _reads_values(error: Exception) -> bool:
+    return "data-dependent" in str(error)
 
 
 def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
+import torch
 import torch._subclasses.fake_tensor as fake
+from torch.fx import GraphModule, Node
+from torch.overrides import TorchFunctionMode
+
+from tome_fx.graph.calls import bind
+from tome_fx.graph.values import value_of
 
 # What to do about code that reads an input.
 WRITE_IN = (
@@ -29,3 +36,53 @@ def constants_known() -> Iterator[None]:
     """
     with patch.object(fake, "CONSTANT_NUMEL_LIMIT", _MOST):
         yield
+
+
+class ranges_known(TorchFunctionMode):
+    """Within, ``torch.arange`` of plain numbers makes a constant: code may read what comes of it.
+
+    Qwen2.5-VL sorts the numbers of its patches by windows, say, and counts them.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is not torch.arange or not all(type(value) is int for value in args):
+            return func(*args, **named)
+        allowed = {key: named[key] for key in named.keys() & {"dtype", "device"}}
+        if allowed.keys() != named.keys() or not args or len(range(*args)) > _MOST:
+            return func(*args, **named)
+        return torch.tensor([*range(*args)], **allowed)
+
+
+def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:
+    """Put values in the place of calls whose shape follows from ``constants``, as buffers.
+
+    ``repeat_interleave`` of a grid that is written into ``forward``, say: its shape was known when
+    it was traced, and no compiler could tell it from the program.
+    """
+    graph = module.graph
+    for place, node in enumerate(list(graph.nodes)):
+        if not _follows_from_values(node):
+            continue
+        value = value_of(node, constants)
+        if value is None:
+            continue
+        name = f"_computed_{place}"
+        module.register_buffer(name, value, persistent=False)
+        with graph.inserting_before(node):
+            known = graph.get_attr(name)
+        known.meta = dict(node.meta)
+        node.replace_all_uses_with(known)
+        graph.erase_node(node)
+
+
+def _follows_from_values(node: Node) -> bool:
+    """Does the shape of what a call makes follow from the values of what it reads?"""
+    op = node.target
+    if op is torch.ops.aten.index.Tensor:
+        places = (n.meta["val"] for n in bind(node)["indices"] if n is not None)
+        return any(value.dtype in (torch.bool, torch.uint8) for value in places)
+    tagged = isinstance(op, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in op.tags
+    return tagged or op is torch.ops.aten.repeat_interleave.self_Tensor

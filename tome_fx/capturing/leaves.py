@@ -205,7 +205,7 @@ def _leaf(
         )
         for a, b in zip(call.made, larger.made, strict=True)
     )
-    macs = call.flops // 2 // batch
+    macs = call.flops // 2 // max(batch, 1)
     return Leaf(path, reason, module, tuple(_weights(module)), call.given, call.result, made, macs)
 
 

@@ -206,7 +206,7 @@ def cores_of(
     columns = _ids(key[0].axes[anchor.key_axis])
     if _all_fixed(key[0].axes[anchor.key_axis]):
         return Miss(anchor.node, "attention", "it has no two tokens that could merge", True)
-    if not any(has_batch(axis) for axis in key[0].axes):
+    if not columns and not any(has_batch(axis) for axis in key[0].axes):
         return _miss(anchor, "its keys have no batch axis")
     if not columns:
         return _miss(anchor, f"its keys are not tokens of a stream: {key[0]}")

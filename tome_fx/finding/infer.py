@@ -10,26 +10,23 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from tome_fx.finding.naming import name_all
 from tome_fx.graph.axes import (
     Atom,
     Axis,
     Batch,
-    Concat,
     Factor,
     Origin,
-    Stream,
     TensorType,
-    batch_axis,
     extent,
     has_batch,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
-from tome_fx.graph.grids import named_grid
 from tome_fx.graph.leaves import Leaf
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.program import Program, StreamDef
-from tome_fx.rules.ask import ask, is_twice
+from tome_fx.rules.ask import ask
 from tome_fx.rules.base import Context, Lifted, Rule
 
 Types = tuple[TensorType, ...]
@@ -48,8 +45,8 @@ def infer(
     types: dict[Node, Types] = {}
     sizes: dict[Node, Axis] = {}
     for node in program.graph.nodes:
-        found = one_image(program, node, _infer_node(program, node, types, sizes, plain, rules))
-        types[node] = name_all(found, streams)
+        found = _infer_node(program, node, types, sizes, plain, rules)
+        types[node] = name_all(program, node, found, streams)
         axis = measured_axis(node, types)
         if axis is not None:
             sizes[node] = axis
@@ -74,7 +71,7 @@ def _infer_node(
     if picked is not None:
         return picked
     if isinstance(node.target, torch._ops.OpOverload):
-        context = context_of(program.extents, bind(node), types, sizes)
+        context = context_of(program, bind(node), types, sizes)
         answer = ask(context, rules)
         if isinstance(answer, Lifted):
             return answer.results
@@ -82,11 +79,12 @@ def _infer_node(
 
 
 def context_of(
-    extents: Extents, call: Call, types: Mapping[Node, Types], sizes: Mapping[Node, Axis]
+    program: Program, call: Call, types: Mapping[Node, Types], sizes: Mapping[Node, Axis]
 ) -> Context:
     """The context of a call whose operands have ``types``."""
     operands = {path: types[node][0] for path, node in tensor_operands(call) if types.get(node, ())}
-    return Context(call, operands, output_shapes(extents, call.node), sizes)
+    shapes = output_shapes(program.extents, call.node)
+    return Context(call, operands, shapes, sizes, program.one_image)
 
 
 def output_shapes(extents: Extents, node: Node) -> tuple[tuple[int, ...], ...]:
@@ -175,86 +173,3 @@ def _image_axes(program: Program, node: Node, kind: str, shape: tuple[int, ...])
         return (0,) if node.name in program.batched else ()
     own = tuple(dim for dim, size in enumerate(shape) if size == program.batch)
     return own if kind != "constant" and not program.static_batch and len(own) == 1 else ()
-
-
-def one_image(program: Program, node: Node, types: Types) -> Types:
-    """``types`` of a program for one image: an axis of 1 in front is the batch, if none is yet.
-
-    Such a program may take its image out of the batch and put a batch around it later.
-    """
-    if program.batch != 1 or node not in program.of_images:
-        return types
-
-    def framed(type_: TensorType) -> TensorType:
-        inside = any(map(has_batch, type_.axes)) or not type_.rank or type_.axes[0]
-        return type_ if inside else TensorType(((Batch(1),), *type_.axes[1:]))
-
-    return tuple(map(framed, types))
-
-
-def name_all(types: Types, streams: tuple[StreamDef, ...]) -> Types:
-    """``types`` with every run of factors that is a stream called by its name."""
-    if not streams:
-        return types
-    return tuple(t if batch_axis(t) is None else _name_type(t, streams) for t in types)
-
-
-def _name_type(type_: TensorType, streams: tuple[StreamDef, ...]) -> TensorType:
-    axes: tuple[Axis, ...] = tuple(_name_axis(axis, streams) for axis in type_.axes)
-    for stream in streams:
-        axes = named_grid(axes, stream.atoms, _named(stream))
-    return TensorType(axes)
-
-
-def _name_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
-    named = _named_axis(axis, streams)
-    return axis if is_twice(named) else named
-
-
-def _named_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
-    inner: list[Factor] = [
-        Concat(tuple(_named_axis(part, streams) for part in factor.parts))
-        if isinstance(factor, Concat)
-        else factor
-        for factor in axis
-    ]
-    for stream in streams:
-        width = len(stream.atoms)
-        for start in range(len(inner) - width + 1):
-            if tuple(inner[start : start + width]) == stream.atoms:
-                inner[start : start + width] = [_named(stream)]
-                break
-    flat = tuple(inner)
-    return _flatten(flat)
-
-
-def _named(stream: StreamDef) -> Factor:
-    whole = 1
-    for factor in stream.atoms:
-        whole *= factor.extent if isinstance(factor, Atom) else 1
-    body = Stream(stream.id, whole - stream.front - stream.back)
-    if not stream.front and not stream.back:
-        return body
-    first = stream.atoms[0]
-    name = first.origin.node if isinstance(first, Atom) else ""
-    ends = [
-        (Atom(size, Origin("protected", name, (place,))),) if size > 1 else ()
-        for place, size in enumerate((stream.front, stream.back))
-    ]
-    parts: list[Axis] = [(body,)] if body.extent else []
-    if stream.front:
-        parts.insert(0, ends[0])
-    if stream.back:
-        parts.append(ends[1])
-    return Concat(tuple(parts))
-
-
-def _flatten(axis: Axis) -> Axis:
-    """A concatenation inside a piece of a concatenation joins the outer one."""
-    if len(axis) != 1 or not isinstance(axis[0], Concat):
-        return axis
-    parts: list[Axis] = []
-    for part in axis[0].parts:
-        single = part[0] if len(part) == 1 else None
-        parts.extend(single.parts if isinstance(single, Concat) else [part])
-    return (Concat(tuple(parts)),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.fx import Node
@@ -13,6 +13,7 @@ from tome_fx.graph.axes import (
     Batch,
     TensorType,
     axis_of,
+    batch_axis,
     extent,
     has_batch,
     has_stream,
@@ -23,6 +24,7 @@ from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.single import of_one
 from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
 
@@ -139,8 +141,8 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
         for core in site.cores:
             keys = axis_of(findings.types[core.key][0], site.stream)
             for node, _ in masks_of(core):
-                types = findings.types.get(node, ())
-                row = types and row_of_images(types[0], keys) is not None
+                type_ = mask_type(node, findings.types.get(node, ()), program)
+                row = type_ is not None and row_of_images(type_, keys) is not None
                 if row or pairs_of(node, core, findings, program) is not None:
                     found.add(node)
     if not found:
@@ -156,16 +158,25 @@ def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> Te
     It is made of the images and of a truth, and not of the queries or keys, as logits are; and
     these are the same tokens.
     """
-    types, asking = findings.types.get(mask, ()), findings.types[core.query][0]
+    type_ = mask_type(mask, findings.types.get(mask, ()), program)
+    asking = findings.types[core.query][0]
     keys = axis_of(findings.types[core.key][0], core.stream)
-    if not types or row_of_images(types[0], keys) is not None:
+    if type_ is None or row_of_images(type_, keys) is not None:
         return None
-    goal = _pairs_of_images(types[0], keys)
+    goal = _pairs_of_images(type_, keys)
     own = any(holds(axis, core.stream) for axis in asking.axes)
     if goal is None or not own or axis_of(asking, core.stream) != keys:
         return None
     of_images = mask in program.of_images and is_of_truth(mask)
     return goal if of_images and not {core.query, core.key} & set(needed_for(mask)) else None
+
+
+def mask_type(mask: Node, types: Sequence[TensorType], program: Program) -> TensorType | None:
+    """What a mask is, with an axis of images also where it is that of the only one."""
+    if not types:
+        return None
+    own = program.one_image and mask in program.of_images and batch_axis(types[0]) is None
+    return of_one(types[0]) if own else types[0]
 
 
 def _of_images(axis: Axis) -> bool:

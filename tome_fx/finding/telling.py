@@ -46,7 +46,7 @@ def uneven_masks(
         if not row or row[0].rank < 2:
             continue
         written_out = any(map(has_batch, row[0].axes))
-        if written_out and node in program.of_images:
+        if (written_out or program.one_image) and node in program.of_images:
             continue
         sides = [extent(axis) for axis in row[0].axes[-2:] if not is_uniform(axis)]
         if len(sides) < 2 or sides[0] != asking or sides[1] < 2:

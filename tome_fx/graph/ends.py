@@ -29,6 +29,22 @@ def ends_of(axis: Axis, which: int = 0) -> tuple[int, int]:
     raise ValueError(f"an axis without that many streams: {axis}")
 
 
+def fixed_before(axis: Axis, which: int = 0) -> int:
+    """How many tokens that never merge stand right before the ``which``-th stream of an axis.
+
+    Behind another stream the count begins anew: of several images in one row, each is matched as
+    it would be alone.
+    """
+    for factor in axis:
+        before = 0
+        for part in pieces(factor):
+            if has_stream(part) and which == 0:
+                return before
+            before = 0 if has_stream(part) else before + count(part)
+            which -= has_stream(part)
+    raise ValueError(f"an axis without that many streams: {axis}")
+
+
 def place_of(axis: Axis, stream: int) -> int:
     """Which of the streams of an axis is the first with this id."""
     return [s.id for s in streams_of_axis(axis)].index(stream)

@@ -87,6 +87,12 @@ def known_size(size: Any) -> Any:
     return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
+def settled(size: Any) -> Any:
+    """A size that the model's code fixed as a number, though it is spelled as a symbol."""
+    symbolic = isinstance(size, torch.SymInt) and size.node.expr.free_symbols
+    return size if symbolic else int(size)
+
+
 def tensor_value(node: Node) -> torch.Tensor | None:
     """The fake tensor that a node yields, or None for anything else."""
     value = node.meta.get("val")

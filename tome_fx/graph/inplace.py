@@ -44,6 +44,13 @@ def make_plain(graph: Graph) -> Graph:
     return graph
 
 
+def make_detached(graph: Graph) -> None:
+    """``detach_`` of what nothing else reads, as ``detach``: it writes no values."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default):
+        if set(node.args[0].users) == {node}:
+            node.target = torch.ops.aten.detach.default
+
+
 def _write_whole(
     graph: Graph, node: Node, plain: torch._ops.OpOverload, order: Mapping[Node, int]
 ) -> bool:

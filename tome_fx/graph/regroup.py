@@ -39,7 +39,7 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis
             return None
         result.extend(dealt)
     # A stream of one token has extent 1 and is not asked for by any size: it has no place.
-    return tuple(result) if not queue else None
+    return None if any(not _is_one_image(factor) for factor in queue) else tuple(result)
 
 
 def _dealt(queue: list[Factor], sizes: Sequence[int], node: str, place: int) -> list[Axis] | None:
@@ -53,6 +53,8 @@ def _dealt(queue: list[Factor], sizes: Sequence[int], node: str, place: int) -> 
             return None
         factor = queue.pop(0)
         whole = factor_extent(factor)
+        if _is_one_image(factor):
+            continue
         if size % whole == 0:
             taken.append(factor)
             size //= whole
@@ -74,7 +76,7 @@ def _kept(factor: Factor) -> bool:
 
 
 def _is_one_image(factor: Factor) -> bool:
-    """Is this the batch of a program for one image? No size asks for it but 1."""
+    """Is this the batch of a program for one image? It has an axis of 1, or none at all."""
     return isinstance(factor, Batch) and factor.extent == 1
 
 

@@ -163,7 +163,8 @@ class Averages:
 
         What has no axis of images is a table, the same for all, though the model was given it.
         """
-        own = node in self.of_images and batch_axis(have) is not None
+        held = batch_axis(have) is not None or self.program.one_image
+        own = node in self.of_images and held
         return own and node not in self.mixed and not any(streams(have))
 
 

@@ -34,21 +34,20 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     is_uniform,
     pieces,
+    streams,
     streams_of_axis,
     unmerged,
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
+from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import is_written_out
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
 from tome_fx.lifting.tables import of_constant
 
-_SLICE = torch.ops.aten.slice.Tensor
-_CAT = torch.ops.aten.cat.default
-_RESHAPE = torch.ops.aten.reshape.default
-_PERMUTE = torch.ops.aten.permute.default
+aten = torch.ops.aten
 _Op: TypeAlias = Callable[..., Any]
 
 
@@ -59,6 +58,7 @@ class Coercer:
     graph: Graph
     provenance: Node | None = None
     _done: dict[tuple[Node, TensorType, TensorType], Node] = field(default_factory=dict)
+    _framed: dict[Node, Node] = field(default_factory=dict)
     _sizes: dict[tuple[TensorType, int, int | None], Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +84,11 @@ class Coercer:
         if have.rank == want.rank:
             node, have = self._thinned(node, have, want)
             have = self._named(have, want)
+        if batch_axis(have) is batch_axis(want) is None:
+            if list(streams(have)) == list(streams(want)):
+                return node
+            node = self._coerce(self.of_images(node), of_one(have), of_one(want), table)
+            return self.emit(aten.squeeze.dims, node, [0])
         if has_grid(want):
             return gridded(self, node, have, want, table)
         if batch_axis(have) is None and is_merged(want):
@@ -93,15 +98,22 @@ class Coercer:
                 node, have = self._bring(node, have, (place, which), goal, table)
         return node
 
+    def of_images(self, node: Node) -> Node:
+        """A value of the one image of a program with an axis of images in front."""
+        if node not in self._framed:
+            self._framed[node] = self.emit(aten.unsqueeze.default, node, 0)
+        return self._framed[node]
+
     def _thinned(self, node: Node, have: TensorType, want: TensorType) -> tuple[Node, TensorType]:
         """As many positions as are asked for, of axes with the same value at all of them."""
         axes = list(have.axes)
         several = batch_axis(have) is not None and not has_grid(want)
         for place, (axis, goal) in enumerate(zip(have.axes, want.axes, strict=True)):
             if is_uniform(axis) and extent(goal) == 1:
-                node, axes[place] = self.emit(_SLICE, node, place, 0, 1), ()
+                node, axes[place] = self.emit(aten.slice.Tensor, node, place, 0, 1), ()
             elif is_uniform(axis) and is_merged_axis(goal) and several:
-                node, axes[place] = self.emit(_SLICE, node, place, 0, count(goal)), intensive(goal)
+                node = self.emit(aten.slice.Tensor, node, place, 0, count(goal))
+                axes[place] = intensive(goal)
             elif is_written_out(axis, goal):
                 node = self._fewer_copies(node, TensorType(tuple(axes)), place, goal)
                 axes[place] = intensive(goal)
@@ -115,9 +127,9 @@ class Coercer:
         at = next(i for i, factor in enumerate(goal) if has_stream((factor,)))
         sizes = [-1 if has_batch(own) else count(own) for own in type_.axes]
         before, behind = sizes[:place], sizes[place + 1 :]
-        node = self.emit(_RESHAPE, node, [*before, *_sizes(list(axis)), *behind])
-        node = self.emit(_SLICE, node, place + at, 0, factor_count(goal[at]))
-        return self.emit(_RESHAPE, node, [*before, -1, *behind])
+        node = self.emit(aten.reshape.default, node, [*before, *_sizes(list(axis)), *behind])
+        node = self.emit(aten.slice.Tensor, node, place + at, 0, factor_count(goal[at]))
+        return self.emit(aten.reshape.default, node, [*before, -1, *behind])
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
         """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""
@@ -207,11 +219,14 @@ class Coercer:
         found = list(streams_of_axis(type_.axes[place]))
         batch = batch_axis(type_)
         chosen = found if which is None else [found[which]]
-        if batch is None or not any(stream.level for stream in chosen):
+        if not any(stream.level for stream in chosen):
             return None
         key = type_, place, which
         if key not in self._sizes:
-            if len(type_.axes[place]) == 1 and batch != place:
+            if batch is None:
+                size = self.size_along(of_one(type_), place + 1, which)
+                self._sizes[key] = self.emit(aten.squeeze.dims, size, [0])
+            elif len(type_.axes[place]) == 1 and batch != place:
                 outer, inner = heads_around(type_.axes[batch])
                 parts = size_parts(self, type_.axes[place][0], which)
                 extra = () if outer * inner == 1 else (outer, inner)
@@ -242,15 +257,15 @@ class Coercer:
         start = sum(len(axis) for axis in type_.axes[:place])
         inner = next(start + i for i, f in enumerate(type_.axes[place]) if holds((f,), stream.id))
         order = [at, *(i for i in range(len(flat)) if i != at)]
-        value = self.emit(_RESHAPE, node, _sizes(flat))
-        value = self.emit(_PERMUTE, value, order)
+        value = self.emit(aten.reshape.default, node, _sizes(flat))
+        value = self.emit(aten.permute.default, value, order)
         value = act(value, order.index(inner), front, back)
-        value = self.emit(_PERMUTE, value, [order.index(i) for i in range(len(flat))])
+        value = self.emit(aten.permute.default, value, [order.index(i) for i in range(len(flat))])
         shape = [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
         whole = type_.axes[place]
         if not has_batch(whole):
             shape[place] = count(whole) // factor_count(flat[inner]) * (left + front + back)
-        return self.emit(_RESHAPE, value, shape)
+        return self.emit(aten.reshape.default, value, shape)
 
     def _on_piece(
         self,
@@ -265,7 +280,7 @@ class Coercer:
         place, which = spot
         cut, start = [], 0
         for part in pieces(type_.axes[place][0]):
-            piece = self.emit(_SLICE, node, place, start, start + count(part))
+            piece = self.emit(aten.slice.Tensor, node, place, start, start + count(part))
             start += count(part)
             here = len(list(streams_of_axis(part)))
             if 0 <= which < here:
@@ -273,7 +288,7 @@ class Coercer:
                 piece = self._on_tokens(piece, inner, (place, which), stream, left, act)
             which -= here
             cut.append(piece)
-        return self.emit(_CAT, cut, place)
+        return self.emit(aten.cat.default, cut, place)
 
 
 def _is_plain(axis: Axis) -> bool:

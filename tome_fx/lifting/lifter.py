@@ -13,11 +13,10 @@ from torch.fx.node import map_arg
 from tome_fx.finding.infer import (
     Types,
     measured_axis,
-    name_all,
-    one_image,
     output_shapes,
     picked_type,
 )
+from tome_fx.finding.naming import name_all
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
@@ -70,7 +69,8 @@ class Lifter:
         axes = ((n, measured_axis(n, self.findings.types)) for n in self.program.graph.nodes)
         self.sizes.update((node, axis) for node, axis in axes if axis is not None)
         self.coercer = Coercer(self.graph)
-        self.meeting = Meeting(self.coercer.levels, self.findings.mixing)
+        single = self.program.of_images if self.program.one_image else frozenset()
+        self.meeting = Meeting(self.coercer.levels, self.findings.mixing, single)
         self.averages = Averages(self.program, self.findings, self.remerge)
         self.behind = Behind(self.program, self._answer)
 
@@ -175,8 +175,7 @@ class Lifter:
             for path, node in paths.items()
         }
         new = self._emit(call, answer, nodes)
-        framed = one_image(self.program, call.node, answer.results)
-        results = name_all(framed, self.findings.streams)
+        results = name_all(self.program, call.node, answer.results, self.findings.streams)
         told = answer.tells_apart and any(streams(t) for t in results)
         told = told or any(node in self.averages.mixed for node in paths.values())
         if told and not is_merged(results[0]):
@@ -192,9 +191,9 @@ class Lifter:
 
         have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
         shapes = output_shapes(self.program.extents, call.node)
-        return ask(
-            Context(call, self.meeting.of(call, have), shapes, self.sizes), self.findings.rules
-        )
+        met = self.meeting.of(call, have)
+        context = Context(call, met, shapes, self.sizes, self.program.one_image)
+        return ask(context, self.findings.rules)
 
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""

@@ -11,12 +11,14 @@ from tome_fx.graph.axes import (
     Factor,
     TensorType,
     axis_of,
+    batch_axis,
     count,
     factor_count,
     holds,
     pieces,
 )
-from tome_fx.graph.ends import ends_of, place_of
+from tome_fx.graph.ends import ends_of, fixed_before, place_of
+from tome_fx.graph.single import of_one
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.gridded import flattened
 
@@ -35,7 +37,7 @@ def emit_scores(
     Parallel cores that share a site share one match: their similarities are averaged.
     """
     axis = axis_of(site, stream)
-    parity = ends_of(axis, place_of(axis, stream))[0] % 2
+    parity = fixed_before(axis, place_of(axis, stream)) % 2
     parts = []
     for (node, type_), channel in zip(keys, channels, strict=True):
         standard, ends = _by_head(coercer, node, type_, channel, stream)
@@ -53,6 +55,9 @@ def _by_head(
     coercer: Coercer, node: Node, type_: TensorType, channel: int, stream: int
 ) -> tuple[Node, tuple[int, int]]:
     """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
+    if batch_axis(type_) is None:
+        node, type_ = coercer.of_images(node), of_one(type_)
+        channel += 1
     node, type_ = flattened(coercer, node, type_)
     node, type_ = _own_piece(coercer, node, type_, stream)
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]

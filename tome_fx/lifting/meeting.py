@@ -21,10 +21,12 @@ class Meeting:
 
     Attributes:
         mixing: calls on tokens of several frames that are branches of one stream.
+        single: values of the one image of a program, which need no axis of images.
     """
 
     levels: Levels
     mixing: Set[Node]
+    single: Set[Node]
 
     def of(self, call: Call, have: Mapping[str, TensorType]) -> dict[str, TensorType]:
         """The types of the operands at the deepest level that any of them has.
@@ -39,7 +41,10 @@ class Meeting:
         telling = [p for p in met if not is_constant(nodes[p])]
         every = self._depths(call.node, [have[path] for path in met])
         depths = {**every, **self._depths(call.node, [have[path] for path in telling])}
-        return {path: self._at(have[path], depths) if path in met else have[path] for path in have}
+        return {
+            path: self._at(type_, depths, nodes[path] in self.single) if path in met else type_
+            for path, type_ in have.items()
+        }
 
     def _depths(self, node: Node, types: Iterable[TensorType]) -> dict[int, int]:
         """The level of each stream."""
@@ -49,8 +54,8 @@ class Meeting:
         same = node not in self.mixing
         return {id_: self.levels.common(id_, levels, same) for id_, levels in found.items()}
 
-    def _at(self, type_: TensorType, depths: Mapping[int, int]) -> TensorType:
+    def _at(self, type_: TensorType, depths: Mapping[int, int], single: bool) -> TensorType:
         held = any(has_stream(axis) for axis in type_.axes)
-        if held and batch_axis(type_) is None and any(depths.values()):
+        if held and batch_axis(type_) is None and not single and any(depths.values()):
             return forget_streams(type_)
         return map_type(type_, lambda stream: self.levels.at(stream, depths[stream.id]))

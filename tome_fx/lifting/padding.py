@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import masks_of, pairs_of, row_of_images
+from tome_fx.finding.masks import mask_type, masks_of, pairs_of, row_of_images
 from tome_fx.graph.axes import (
     Axis,
     Batch,
@@ -130,8 +130,11 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[_Mask | None, _Mask 
     pairs: _Mask | None = None
     for node, hides in masks_of(core):
         value = lifter.values.get(node)
-        if value is None or not value.types:
+        type_ = mask_type(node, value.types, lifter.program) if value is not None else None
+        if value is None or type_ is None:
             continue
+        if type_.rank > value.types[0].rank:
+            value = Value(lifter.coercer.of_images(value.node), (type_,))
         goal = row_of_images(value.types[0], keys)
         if goal is not None:
             row = row or _Mask(value, goal, hides)

@@ -18,6 +18,7 @@ from tome_fx.ops.attention import mask_attention as mask_attention
 from tome_fx.ops.attention import plain_attention as plain_attention
 from tome_fx.ops.attention import value_attention as value_attention
 from tome_fx.ops.check import check_constant as check_constant
+from tome_fx.ops.check import check_fixed as check_fixed
 from tome_fx.ops.check import check_input as check_input
 from tome_fx.ops.check import check_rows as check_rows
 from tome_fx.ops.check import check_whole as check_whole

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
 
@@ -77,3 +80,26 @@ def check_constant(value: object, captured: object, name: str) -> None:
             f"{name} is {value!r}, but the model was captured with {captured!r}, which is part of "
             "the program. Transform the model again with this value in its example inputs."
         )
+
+
+@has_side_effect
+def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
+    """Raise ``ShapeError`` if an input holds other numbers than those that decided shapes.
+
+    A compiled program, or a transformed one, asserts it where it runs.
+    """
+    check_whole(x, tuple(torch.tensor(captured).shape), name)
+    same = (x == torch.tensor(captured, dtype=x.dtype, device=x.device)).all()
+    text = (
+        f"the model was captured with {name} = {captured}, which is part of the program. "
+        "Transform the model again with other numbers in its example inputs"
+    )
+    if torch.compiler.is_compiling() or not _has_values(x):
+        torch._assert_async(same, text)
+    elif not same:
+        raise ShapeError(f"{name} is {x.tolist()}, but {text}.")
+
+
+def _has_values(x: Tensor) -> bool:
+    """Can its numbers be read: is it neither traced nor under a transform of functions?"""
+    return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -44,7 +44,8 @@ _BY_STEP = {
     BIAS: (ops.key_bias, ops.add_log_size, ops.hide_members, ops.seen_bias),
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
     ENDS: (ops.embed_patches,),
-    OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.size_of),
+    OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.check_fixed,
+            ops.size_of),
 }  # fmt: skip
 OF_FUNCTION: Mapping[Any, str] = MappingProxyType(
     {function: step for step, functions in _BY_STEP.items() for function in functions}

@@ -36,7 +36,8 @@ def ask(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
     brought = ((context.types[path], wanted) for path, wanted in answer.operands.items())
     if any(itertools.starmap(_is_over_folded, brought)):
         return Refusal("a table is over its tokens and what they share an axis with")
-    return next(filter(None, map(_lost, answer.results)), answer)
+    lost = (_lost(result, context.one_image) for result in answer.results)
+    return next(filter(None, lost), answer)
 
 
 def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
@@ -55,14 +56,14 @@ def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
     )
 
 
-def _lost(result: TensorType) -> Refusal | None:
+def _lost(result: TensorType, one_image: bool) -> Refusal | None:
     """Why a result cannot hold its streams: tokens belong to images, and stand on an axis once."""
     if any(map(is_twice, result.axes)):
         return Refusal("it folds tokens with themselves")
     if not is_whole(result):
         return Refusal("it takes rows or columns of the tokens apart")
     images = sum(map(has_batch, result.axes))
-    if images != 1 and any(map(has_stream, result.axes)):
+    if images != 1 and not (one_image and not images) and any(map(has_stream, result.axes)):
         return Refusal("it takes some of the images" if not images else "it compares images")
     return None
 

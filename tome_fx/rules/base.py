@@ -28,12 +28,14 @@ class Context:
         types: type of each tensor operand by path (``self``, ``tensors.1``).
         shapes: extents of each output of the captured program.
         sizes: the axis that a symbolic size measures, by node; absent if it is not just one axis.
+        one_image: the program is for one image, whose values need no axis of images.
     """
 
     call: Call
     types: Mapping[str, TensorType]
     shapes: tuple[tuple[int, ...], ...]
     sizes: Mapping[Node, Axis]
+    one_image: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -101,8 +101,8 @@ def squeeze(context: Context) -> Lifted | Refusal:
     dims = context.call.get("dim", list(range(type_.rank)))
     dims = [d % type_.rank for d in ([dims] if isinstance(dims, int) else dims)]
     gone = [d for d in dims if extent(axes[d]) == 1]
-    if any(has_stream(axes[d]) or has_batch(axes[d]) for d in gone):
-        return Refusal("it drops the axis of a single token or image")
+    if any(has_stream(axes[d]) for d in gone):
+        return Refusal("it drops the axis of a single token")
     result = TensorType(tuple(axis for i, axis in enumerate(axes) if i not in gone))
     if not is_merged(type_):
         return one(result)

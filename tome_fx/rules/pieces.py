@@ -23,6 +23,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
 )
 from tome_fx.graph.regroup import axis_kind
+from tome_fx.graph.single import is_plain_row, stretch
 from tome_fx.rules.base import Context, Lifted, Refusal, one
 
 _EMPTY: Axis = (Atom(0, Origin("literal", "empty")),)
@@ -161,7 +162,7 @@ def select(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     axis, index = type_.axes[dim], context.call["index"]
     result = TensorType((*type_.axes[:dim], *type_.axes[dim + 1 :]))
-    if has_batch(axis) and is_merged(type_):
+    if has_batch(axis) and extent(axis) > 1 and is_merged(type_):
         return Refusal("it takes some of the images")
     if not is_merged_axis(axis):
         return one(result)
@@ -182,6 +183,9 @@ def split(context: Context) -> Lifted | Refusal:
     sizes = [shape[dim] for shape in context.shapes]
     starts = [0, *itertools.accumulate(sizes)]
     cuts = [cut_axis(axis, a, b) for a, b in itertools.pairwise(starts)]
+    if context.one_image and len(sizes) > 1 and is_plain_row(axis):
+        # Images packed in one row: the same stretch of queries, keys and values is one image.
+        cuts = [(stretch(axis, a, b), a) for a, b in itertools.pairwise(starts)]
     if any(cut is None for cut in cuts):
         return _other(context, type_, dim)
     found = [cut[0] for cut in cuts if cut is not None]
@@ -200,7 +204,7 @@ def unbind(context: Context) -> Lifted | Refusal:
     """``unbind``: an axis without merged tokens falls into its positions."""
     type_ = context.types["self"]
     dim = context.dim(context.call["dim"], type_.rank)
-    if has_batch(type_.axes[dim]) and is_merged(type_):
+    if has_batch(type_.axes[dim]) and extent(type_.axes[dim]) > 1 and is_merged(type_):
         return Refusal("it takes the images apart")
     if is_merged_axis(type_.axes[dim]):
         return Refusal("it takes the tokens apart")

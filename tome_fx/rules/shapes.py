@@ -131,13 +131,16 @@ def grid(context: Context) -> Lifted | Refusal:
     type_ = next(iter(context.types.values()))
     if is_merged(type_):
         return Refusal("it works on the grid")
-    if not type_.axes or not has_batch(type_.axes[0]) or has_stream(type_.axes[0]):
+    conv = context.call.name.startswith("aten.conv")
+    rows = not conv or type_.rank == context.call["weight"].meta["val"].dim()
+    # In a program for one image, its patches may stand in the place of images.
+    apart = type_.axes and (has_batch(type_.axes[0]) or (context.one_image and rows))
+    if not apart or has_stream(type_.axes[0]):
         return Refusal("its images are not on the first axis")
     whole = all(isinstance(factor, Batch) for factor in type_.axes[0])
     if not whole and context.shape[0] != extent(type_.axes[0]):
         return Refusal("its first axis changes size")
     name = context.call.node.name
-    conv = context.call.name.startswith("aten.conv")
     # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
     stays = _places(context.call, as_intensive(type_), context.shape)
     frames = _frames(context.call, type_) if conv else None

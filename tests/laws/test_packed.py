@@ -1,0 +1,150 @@
+"""The laws on towers without an axis of images, and on several images in one row."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tome_fx
+from tests.laws.common import TINY, distance, run
+from tests.packed import PADDING, Packed, towers
+from tests.profiles import examples
+
+pytestmark = TINY
+
+
+@examples(20)
+@given(towers(), st.integers(1, 2), st.sampled_from(["mean", "never"]))
+def test_one_image(config: Packed, r: int, remerge: str) -> None:
+    model, x = config.build(), config.rows()
+    fast = tome_fx.transform(model, r, example_inputs=x, remerge=remerge, min_ratio=0)
+    assert fast.schedule == (r,) * config.depth
+    assert fast.report.blocks[-1].tokens_out == config.patches + config.token - r * config.depth
+    assert distance(run(fast, x), run(model, x)) > 1e-6
+    equal = config.duplicates()
+    assert distance(run(fast, equal), run(model, equal)) < 1e-9
+    fast.r = 0
+    assert torch.equal(run(fast, x), run(model, x))
+
+
+def test_sizes_matter() -> None:
+    """The control: without the sizes, groups of several would count once."""
+    config = Packed(end="mean")
+    model, equal = config.build(), config.duplicates()
+    plain = tome_fx.transform(model, 2, example_inputs=equal, prop_attn=False, min_ratio=0)
+    assert distance(run(plain, equal), run(model, equal)) > 1e-6
+
+
+LENGTHS = [(24, 24), (25, 16, 32), (32, 1, 16)]
+
+
+def several(lengths: tuple[int, ...], r: int = 2) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    config = Packed(lengths=lengths)
+    model, x, row = config.build(), config.rows(), torch.tensor(lengths)
+    return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@torch.no_grad()
+def test_images_in_one_row_merge_each_by_itself(lengths: tuple[int, ...]) -> None:
+    model, fast, x, row = several(lengths)
+    parts = x.split(lengths)
+    for which in range(len(lengths)):
+        others = [part + (i != which) for i, part in enumerate(parts)]
+        changed = fast(torch.cat(others), row)
+        before = fast(x, row).split(lengths)[which]
+        assert distance(changed.split(lengths)[which], before) < 1e-12
+        alone = torch.tensor(lengths[which : which + 1])
+        if min(lengths) > 1:
+            own = Packed(lengths=(lengths[which],)).build()
+            state = copy.deepcopy(model.state_dict())
+            state["table"] = state["table"][: lengths[which]]
+            own.load_state_dict(state)
+            single = tome_fx.transform(own, 2, example_inputs=(parts[which], alone), min_ratio=0)
+            assert distance(single(parts[which], alone), before) < 1e-9
+    config = Packed(lengths=lengths)
+    equal = config.duplicates()
+    assert distance(fast(equal, row), model(equal, row)) < 1e-9
+    assert distance(fast(x, row), model(x, row)) > 1e-6
+    for once in fast.token_map(x, row):
+        assert once.shape[0] == 1
+
+
+def test_r_is_that_of_each_image() -> None:
+    _, fast, x, row = several((16, 24), 2)
+    assert fast.schedule == (2,) * 6
+    fast.r = [1, 2, 3]
+    assert fast.schedule == (1, 1, 2, 2, 3, 3)
+    fast.r = list(fast.schedule)
+    assert fast.schedule == (1, 1, 2, 2, 3, 3)
+    assert fast(x, row).shape == (40, 5)
+
+
+@pytest.mark.parametrize("attention", ["heads", "einsum"])
+@pytest.mark.parametrize("mask", ["rows", "pairs"])
+@torch.no_grad()
+def test_padding_is_held_apart(attention: str, mask: str) -> None:
+    """L8: real patches are what they are alone, whatever is said to be none."""
+    config = Packed(lengths=(40,), attention=attention, mask=mask)
+    model, x, equal = config.build(), config.rows(), config.duplicates()
+    for rows in (x, equal):
+        rows[24:] = rows[:16]  # what is like them is as good as any
+        rows[24:, 0] = PADDING
+    fast = tome_fx.transform(model, 4, example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 4, 4)
+    for once in fast.token_map(x)[:, 0]:
+        assert not set(once[:24].tolist()) & set(once[24:].tolist())
+    assert distance(fast(equal)[:24], model(equal)[:24]) < 1e-9
+    assert distance(fast(x)[:24], model(x)[:24]) > 1e-6
+
+
+@pytest.mark.parametrize("attention", ["heads", "einsum"])
+@torch.no_grad()
+def test_a_mask_that_keeps_images_apart(attention: str) -> None:
+    config = Packed(lengths=(16, 24), attention=attention, mask="blocks")
+    model, x = config.build(), config.rows()
+    fast = tome_fx.transform(model, 2, example_inputs=x, min_ratio=0)
+    assert fast.schedule == (2, 2, 2)
+    for once in fast.token_map(x)[:, 0]:
+        assert not set(once[:16].tolist()) & set(once[16:].tolist())
+    equal = config.duplicates()
+    assert distance(fast(equal), model(equal)) < 1e-9
+
+
+@pytest.mark.parametrize("around", [False, True])
+@torch.no_grad()
+def test_other_ways_in_and_out(around: bool) -> None:
+    """The backend, a compiler, and an exported program on both sides."""
+    config = Packed(end="merger", position="rotary", around=around)
+    model, x, equal = config.build(), config.rows(), config.duplicates()
+    fast = tome_fx.transform(model, 2, example_inputs=x, min_ratio=0)
+    # Rows that come in as such are said to hold no class token.
+    inner = tome_fx.backend(2, inner_backend="aot_eager", min_ratio=0, protect=0)
+    compiled = torch.compile(model, backend=inner, fullgraph=True)
+    assert distance(compiled(x), fast(x)) < 1e-9
+    assert distance(compiled(equal), model(equal)) < 1e-9
+    assert inner.reports[0].schedule == (2, 2, 2)
+    plain = torch.compile(fast, backend="aot_eager", fullgraph=True)
+    assert distance(plain(x), fast(x)) < 1e-9
+    exported = torch.export.export(model, (x,))
+    assert distance(tome_fx.transform(exported, 2, min_ratio=0)(x), fast(x)) < 1e-9
+    assert distance(torch.export.export(fast, (x,)).module()(x), fast(x)) < 1e-9
+    with pytest.raises(tome_fx.ShapeError, match="batch of 2" if around else "that shape alone"):
+        fast(torch.cat([x, x]))
+
+
+def test_training() -> None:
+    config = Packed(lengths=(16, 24))
+    model, x, row = config.build(), config.duplicates(), torch.tensor([16, 24])
+    fast = tome_fx.transform(model, 2, example_inputs=(x, row), min_ratio=0).train()
+    given = [x.clone().requires_grad_() for _ in range(2)]
+    for module, rows in zip((fast, model), given, strict=True):
+        module(rows, row)[:, 0].square().sum().backward()
+    # Equal patches have equal gradients in sum, whichever of them a group stands for.
+    sums = [rows.grad.sum(0) for rows in given if rows.grad is not None]
+    assert distance(sums[0], sums[1]) < 1e-9

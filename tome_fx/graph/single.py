@@ -1,0 +1,53 @@
+"""Programs for one image: its values need no axis of images, and parts of a row may be images.
+
+Several images may be packed in one row of tokens, as Qwen-VL has them; attention then looks at a
+stretch of the row at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from tome_fx.graph.axes import Atom, Axis, Batch, Origin, TensorType, extent, has_batch, has_stream
+from tome_fx.graph.regroup import axis_kind, factor_kind
+
+
+def stretch(row: Axis, start: int, end: int) -> Axis:
+    """A part of a plain row of places, by a name that is the same wherever it is cut."""
+    if end <= start + 1:
+        return ()
+    atoms = [factor for factor in row if isinstance(factor, Atom)]
+    places = itertools.chain.from_iterable(atom.origin.place for atom in atoms)
+    name = Origin(axis_kind(row), "*".join(a.origin.node for a in atoms), (*places, start, end))
+    return (Atom(end - start, name),)
+
+
+def stretch_of(part: Axis, row: Axis) -> tuple[int, int] | None:
+    """Where a :func:`stretch` begins and ends in ``row``; None if it is none of it."""
+    atom = part[0] if len(part) == 1 else None
+    if not isinstance(atom, Atom) or len(atom.origin.place) < 2 or not is_plain_row(row):
+        return None
+    start, end = atom.origin.place[-2:]
+    return (start, end) if end <= extent(row) and stretch(row, start, end) == part else None
+
+
+def is_plain_row(axis: Axis) -> bool:
+    """Is it nothing but factors with histories of their own, as plain tokens are?"""
+    return bool(axis) and all(isinstance(factor, Atom) for factor in axis)
+
+
+def framed(type_: TensorType) -> TensorType:
+    """``type_`` with the batch on an axis of 1 in front, unless it has one or no such axis."""
+    inside = any(map(has_batch, type_.axes)) or not type_.rank or type_.axes[0]
+    return type_ if inside else TensorType(((Batch(1),), *type_.axes[1:]))
+
+
+def of_one(type_: TensorType) -> TensorType:
+    """A value of the one image of a program, with an axis of images in front."""
+    return TensorType(((Batch(1),), *type_.axes))
+
+
+def is_of_one(type_: TensorType, channel: int | None = None) -> bool:
+    """Is a value nothing but tokens and channels, without another axis that could be of images?"""
+    others = (axis for i, axis in enumerate(type_.axes) if i != channel and not has_stream(axis))
+    return all(extent(axis) == 1 or set(map(factor_kind, axis)) == {"channel"} for axis in others)
