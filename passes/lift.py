@@ -15,7 +15,7 @@ the original's shapes. What leaves the program has all its tokens, in their orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,8 +111,8 @@ class _Walk:
             lifter.graph.output(self._maps() if maps_only else self._outputs(node))
         else:
             lifter.lift(node)
-        for step in self.steps.get(node, ()):
-            self._merge(step)
+        if node in self.steps:
+            self._merge(self.steps[node])
 
     def _checked(self, node: Node) -> Node:
         """An input behind a check of its size: the tokens are counted for this size alone."""
@@ -150,30 +150,41 @@ class _Walk:
             new = emit(ops.check_rows, new, self.first[0], name, self.first[1])
         return new
 
-    def _merge(self, step: Step) -> None:
-        """Match by the keys of the site's cores, and go one level deeper."""
-        lifter, node, stream = self.lifter, step.site.node, step.site.stream
-        coercer, levels = lifter.coercer, lifter.coercer.levels
-        level = self._level(step)
-        now = self._at(node, stream, level)
-        self.tokens.append(tokens_of(now, stream))
-        if step.removed:
-            held = self._brought(node, now)
-            keys = [
-                (self._brought(core.key, wanted), wanted)
-                for core in step.site.cores
-                for wanted in [self._at(core.key, stream, level)]
-            ]
-            channels = [core.channel for core in step.site.cores]
-            scores, parity, like = emit_scores(coercer, keys, channels, now, stream)
-            plan = self._matched(step, scores, parity, level)
-            size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
-            levels.add(stream, plan, size, step.removed, level)
-            deeper = lifter.deepest(now, stream)
+    def _merge(self, steps: Sequence[Step]) -> None:
+        """Match by the keys of a site's cores, and go one level deeper, all its streams at once."""
+        lifter, node = self.lifter, steps[0].site.node
+        now = lifter.values[node].types[0]
+        starts = [self._level(step) for step in steps]
+        for step, level in zip(steps, starts, strict=True):
+            now = self._deeper(now, step.site.stream, level)
+        held = self._brought(node, now) if any(step.removed for step in steps) else node
+        merged = now
+        for step, level in zip(steps, starts, strict=True):
+            stream = step.site.stream
+            self.tokens.append(tokens_of(merged, stream))
+            if step.removed:
+                self._match(step, now, level)
+                level = lifter.coercer.levels.depth(stream)
+                merged = self._deeper(merged, stream, level)
+            self.depths[node, stream] = level
+        if merged != now:
             lifter.before.setdefault(node, Value(held, (now,)))
-            lifter.put(node, coercer.coerce(held, now, deeper), (deeper,))
-            level = levels.depth(stream)
-        self.depths[node, stream] = level
+            lifter.put(node, lifter.coercer.coerce(held, now, merged), (merged,))
+
+    def _match(self, step: Step, now: TensorType, level: int) -> None:
+        """A new level of the stream of a site, whose value is of type ``now``."""
+        coercer, stream = self.lifter.coercer, step.site.stream
+        levels = coercer.levels
+        keys = [
+            (self._brought(core.key, wanted), wanted)
+            for core in step.site.cores
+            for wanted in [self._at(core.key, stream, level)]
+        ]
+        channels = [core.channel for core in step.site.cores]
+        scores, parity, like = emit_scores(coercer, keys, channels, now, stream)
+        plan = self._matched(step, scores, parity, level)
+        size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
+        levels.add(stream, plan, size, step.removed, level)
 
     def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
@@ -211,9 +222,11 @@ class _Walk:
 
     def _at(self, node: Node, stream: int, level: int) -> TensorType:
         """The type of a value with one stream at another level."""
+        return self._deeper(self.lifter.values[node].types[0], stream, level)
+
+    def _deeper(self, type_: TensorType, stream: int, level: int) -> TensorType:
         at = self.lifter.coercer.levels.at
-        own = self.lifter.values[node].types[0]
-        return map_type(own, lambda s: at(s, level) if s.id == stream else s)
+        return map_type(type_, lambda s: at(s, level) if s.id == stream else s)
 
     def _brought(self, node: Node, type_: TensorType) -> Node:
         value = self.lifter.values[node]

@@ -46,6 +46,7 @@ from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, 
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
 from tome_fx.lifting.tables import of_constant
+from tome_fx.lifting.together import together
 
 aten = torch.ops.aten
 _Op: TypeAlias = Callable[..., Any]
@@ -94,6 +95,7 @@ class Coercer:
         if batch_axis(have) is None and is_merged(want):
             return of_constant(self, node, have, want)
         for place, target in enumerate(want.axes):
+            node, have = together(self, node, have, place, target, table)
             for which, goal in enumerate(streams_of_axis(target)):
                 node, have = self._bring(node, have, (place, which), goal, table)
         return node
@@ -176,7 +178,7 @@ class Coercer:
             ends = {"front": front, "back": back} if front or back else {}
             return self.emit(ops.total, value, slots, goal.count, dim, **ends)
 
-        return self._on_tokens(node, type_, at, goal, goal.count, act)
+        return self.on_tokens(node, type_, at, goal, goal.count, act)
 
     def _merge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
         level = self.levels.get(stream.id, goal)
@@ -188,7 +190,7 @@ class Coercer:
                 return self.emit(ops.merge_sum, value, level.plan, dim, **ends)
             return self.emit(ops.merge, value, level.plan, before, level.size, dim, **ends)
 
-        return self._on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
+        return self.on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 
     def _unmerge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
         index = self.levels.assignment(stream.id, stream.level, goal)
@@ -203,7 +205,7 @@ class Coercer:
             ends = {"front": front, "back": back} if front or back else {}
             return self.emit(op, value, index, dim, **ends)
 
-        return self._on_tokens(node, type_, at, goal, goal.count, act)
+        return self.on_tokens(node, type_, at, goal, goal.count, act)
 
     def by_size(self, node: Node, type_: TensorType, at: Spot, op: _Op) -> Node:
         """``op`` of a value and the group sizes along one of its streams, if any is not 1."""
@@ -235,7 +237,7 @@ class Coercer:
                 self._sizes[key] = folded_size(self, type_, place, which)
         return self._sizes[key]
 
-    def _on_tokens(
+    def on_tokens(
         self,
         node: Node,
         type_: TensorType,
@@ -285,7 +287,7 @@ class Coercer:
             here = len(list(streams_of_axis(part)))
             if 0 <= which < here:
                 inner = TensorType((*type_.axes[:place], part, *type_.axes[place + 1 :]))
-                piece = self._on_tokens(piece, inner, (place, which), stream, left, act)
+                piece = self.on_tokens(piece, inner, (place, which), stream, left, act)
             which -= here
             cut.append(piece)
         return self.emit(aten.cat.default, cut, place)

@@ -118,13 +118,6 @@ class Lifter:
         new.meta = _carried(node)
         return new
 
-    def deepest(self, type_: TensorType, stream_id: int) -> TensorType:
-        """``type_`` with one stream at the deepest level that there is."""
-        depth = self.coercer.levels.depth(stream_id)
-        return map_type(
-            type_, lambda s: self.coercer.levels.at(s, depth) if s.id == stream_id else s
-        )
-
     def original(self, operand: Node, user: Node, reason: str) -> Node:
         """A value with all its tokens, in their order, for ``user``."""
         value = self.before.get(operand) or self.values[operand]

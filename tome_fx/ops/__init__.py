@@ -48,6 +48,8 @@ from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment
 from tome_fx.ops.plan import compose as compose
 from tome_fx.ops.plan import identity as identity
+from tome_fx.ops.plan import join_maps as join_maps
+from tome_fx.ops.plan import join_plans as join_plans
 from tome_fx.ops.plan import kept as kept
 from tome_fx.ops.rows import size_of as size_of
 from tome_fx.ops.sizes import add_log_size as add_log_size

@@ -45,3 +45,36 @@ def compose(later: Tensor, earlier: Tensor) -> Tensor:
 def identity(like: Tensor, count: int) -> Tensor:
     """The map of a stream without merges, ``[B, count]`` int64; ``like``: any ``[B, ...]``."""
     return torch.arange(count, device=like.device).expand(like.shape[0], count)
+
+
+def join_maps(parts: list[Tensor | int], counts: list[int]) -> Tensor:
+    """Index maps of pieces as one of the row that they make up.
+
+    Args:
+        parts: for each piece its map ``[B, m]``, or how many tokens it has, which stay.
+        counts: the tokens of each piece that its map is about.
+
+    Returns:
+        ``[B, sum of m]`` positions in the row.
+    """
+    like = next(part for part in parts if isinstance(part, Tensor))
+    row, start = [], 0
+    for part, whole in zip(parts, counts, strict=True):
+        row.append((part if isinstance(part, Tensor) else identity(like, part)) + start)
+        start += whole
+    return torch.cat(row, dim=1)
+
+
+def join_plans(plans: list[MergePlan | int], before: list[int], after: list[int]) -> MergePlan:
+    """The plans of pieces as one of the row that they make up.
+
+    Args:
+        plans: for each piece its plan, or how many tokens it has, which stay.
+        before, after: the tokens of each piece before and after the merge.
+    """
+    merging = [plan for plan in plans if not isinstance(plan, int)]
+    keep = join_maps([p if isinstance(p, int) else p.keep for p in plans], before)
+    none = merging[0].src[:, :0]
+    src = join_maps([none if isinstance(p, int) else p.src for p in plans], before)
+    dst = join_maps([none if isinstance(p, int) else p.dst for p in plans], after)
+    return MergePlan(keep, src, dst)

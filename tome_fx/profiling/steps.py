@@ -42,7 +42,7 @@ _BY_STEP = {
             ops.weighted_variance),
     ATTENTION: (ops.attention, ops.level_attention, *ops.FORMS.values()),
     BIAS: (ops.key_bias, ops.add_log_size, ops.hide_members, ops.seen_bias),
-    UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.kept),
+    UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.join_maps, ops.kept),
     ENDS: (ops.embed_patches,),
     OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.check_fixed,
             ops.size_of),
