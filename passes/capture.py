@@ -148,17 +148,21 @@ def _by_export(model: nn.Module, example: Example) -> Program:
     except CaptureError as failure:
         if not failure.reads_values:
             raise
-        first = failure
+        last = failure
     numbers = has_numbers(example)
     for ranges in (False, True) if numbers else (True,):
-        with contextlib.ExitStack() as known, contextlib.suppress(CaptureError):
+        with contextlib.ExitStack() as known:
             if numbers:
                 known.enter_context(as_constants(model, example))
             if ranges:
                 known.enter_context(ranges_known())
-            program = _by_buffers(model, example)
+            try:
+                program = _by_buffers(model, example)
+            except CaptureError as failure:
+                last = failure  # what is left of it
+                continue
             return replace(program, fixed=fixed_inputs(program, example) if numbers else {})
-    raise first
+    raise last
 
 
 def _by_buffers(model: nn.Module, example: Example) -> Program:
@@ -230,4 +234,4 @@ def _around_leaves(
     if failure.found == first.found:
         raise first
     text = f"{first} With the module that it is in left out: {failure}"
-    raise CaptureError(text, first.module) from first
+    raise CaptureError(text, first.module, reads_values=first.reads_values) from first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.fixed import has_numbers
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.errors import CaptureError, NoAttentionFoundError
@@ -57,46 +57,88 @@ def locate_program(
         door = cast(Door, settings.capture)
         asks = settings.check and isinstance(model, nn.Module)
         original = uncompiled(structure_copy(cast(nn.Module, model))) if asks else None
-        program = capture(model, example, door, original=original)
-        found = _findings(program, settings)
-        if program.how == "export" and _several_inputs(program) and _lost_images(program, found):
-            # What picks tokens by an index of its own has the batch of the index.
-            with contextlib.suppress(CaptureError):
-                again = capture(model, example, door, shared=True, original=original)
-                better = _findings(again, settings)
-                more = len(better.sites) > len(found.sites)
-                program, found = (again, better) if more else (program, found)
-        if not found.sites:
-            for single in _for_one_image(model, example, door, original, program):
-                own = _findings(single, settings)
-                if _of_one(own):
-                    program, found = single, own
-                    break
+        reading = _Reading(model, door, original, settings)
+        program, found = reading.read(example)
     asked = bool(checkpoints) or asks_for_checkpoints(model)
     return _checked(replace(program, checkpointed=asked), found)
 
 
-def _for_one_image(
-    model: nn.Module | torch.export.ExportedProgram,
-    example: Example | None,
-    door: Door,
-    original: nn.Module | None,
-    program: Program,
-) -> Iterator[Program]:
-    """Programs for one image, where no attention of several images is found.
+@dataclass(frozen=True)
+class _Reading:
+    """How a model is captured, and what for."""
 
-    One image of the example may be taken out of its batch, or its patches are the rows of the
-    input, without an axis of images.
-    """
-    if example is not None and example.single is not None:
+    model: nn.Module | torch.export.ExportedProgram
+    door: Door
+    original: nn.Module | None
+    settings: Settings
+
+    def read(self, example: Example | None) -> tuple[Program, Findings]:
+        """The program with most sites, by the readings of its inputs."""
+        try:
+            program, found = self._captured(example)
+        except CaptureError as failure:
+            whole = self._in_place_of(failure, example)
+            if whole is None:
+                raise
+            return whole
+        if program.how == "export" and _several_inputs(program) and _lost_images(program, found):
+            # What picks tokens by an index of its own has the batch of the index.
+            with contextlib.suppress(CaptureError):
+                again, better = self._captured(example, shared=True)
+                more = len(better.sites) > len(found.sites)
+                program, found = (again, better) if more else (program, found)
+        if found.sites:
+            return program, found
+        return self._for_one_image(example, program) or (program, found)
+
+    def _captured(self, example: Example | None, shared: bool = False) -> tuple[Program, Findings]:
+        program = capture(self.model, example, self.door, shared=shared, original=self.original)
+        return program, _findings(program, self.settings)
+
+    def _for_one_image(
+        self, example: Example | None, program: Program
+    ) -> tuple[Program, Findings] | None:
+        """A program for one image, where no attention within several images is found.
+
+        One image of the example may be taken out of its batch, or its patches are the rows of the
+        input, without an axis of images.
+        """
+        if example is not None and example.single is not None:
+            with contextlib.suppress(CaptureError):
+                single, found = self._captured(example.single)
+                return (single, found) if _of_one(found) else None
+            return None
+        if program.static_batch:
+            return _as_one(program, self.settings)
+        return None if example is None else self._whole(example)
+
+    def _in_place_of(
+        self, failure: CaptureError, example: Example | None
+    ) -> tuple[Program, Findings] | None:
+        """What another reading of the first axis makes of a model that cannot be captured.
+
+        One row in front need not be a batch of one: then it must not be given twice. Nor need
+        several be a batch: then numbers for each of them are those of one row.
+        """
+        if example is None:
+            return None
+        given = example.single or example
+        numbers = has_numbers(replace(given, batch=0))
+        helps = numbers if failure.reads_values else example.single is not None
+        return self._whole(given) if helps else None
+
+    def _whole(self, example: Example) -> tuple[Program, Findings] | None:
+        """The program of an example whose first axis is no batch."""
         with contextlib.suppress(CaptureError):
-            yield capture(model, example.single, door, original=original)
-    elif program.static_batch:
-        yield unbatched(program)
-    elif example is not None:
-        whole = Example(example.args, example.kwargs, 0)
-        with contextlib.suppress(CaptureError):
-            yield unbatched(capture(model, whole, door, original=original))
+            return _as_one(self._captured(replace(example, batch=0, single=None))[0], self.settings)
+        return None
+
+
+def _as_one(program: Program, settings: Settings) -> tuple[Program, Findings] | None:
+    """A program read as one for one image without an axis of images, if that has sites."""
+    single = unbatched(program)
+    found = _findings(single, settings)
+    return (single, found) if _of_one(found) else None
 
 
 def locate_captured(program: Program, settings: Settings) -> Located:
@@ -106,11 +148,10 @@ def locate_captured(program: Program, settings: Settings) -> Located:
         NoAttentionFoundError: ``program`` holds no attention over tokens.
     """
     found = _findings(program, settings)
+    single = None
     if not found.sites and program.static_batch:
-        single = unbatched(program)
-        own = _findings(single, settings)
-        program, found = (single, own) if _of_one(own) else (program, found)
-    return _checked(program, found)
+        single = _as_one(program, settings)
+    return _checked(*(single or (program, found)))
 
 
 def _findings(program: Program, settings: Settings) -> Findings:

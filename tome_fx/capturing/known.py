@@ -48,12 +48,13 @@ class ranges_known(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
-        if func is not torch.arange or not all(type(value) is int for value in args):
-            return func(*args, **named)
+        ends = (v.node.maybe_as_int() if isinstance(v, torch.SymInt) else v for v in args)
+        numbers = [end for end in ends if type(end) is int]
         allowed = {key: named[key] for key in named.keys() & {"dtype", "device"}}
-        if allowed.keys() != named.keys() or not args or len(range(*args)) > _MOST:
+        plain = numbers and len(numbers) == len(args) and allowed.keys() == named.keys()
+        if func is not torch.arange or not plain or len(range(*numbers)) > _MOST:
             return func(*args, **named)
-        return torch.tensor([*range(*args)], **allowed)
+        return torch.tensor([*range(*numbers)], **allowed)
 
 
 def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:
@@ -64,9 +65,7 @@ def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:
     """
     graph = module.graph
     for place, node in enumerate(list(graph.nodes)):
-        if not _follows_from_values(node):
-            continue
-        value = value_of(node, constants)
+        value = value_of(node, constants) if _follows_from_values(node) else None
         if value is None:
             continue
         name = f"_computed_{place}"
@@ -82,7 +81,10 @@ def _follows_from_values(node: Node) -> bool:
     """Does the shape of what a call makes follow from the values of what it reads?"""
     op = node.target
     if op is torch.ops.aten.index.Tensor:
-        places = (n.meta["val"] for n in bind(node)["indices"] if n is not None)
-        return any(value.dtype in (torch.bool, torch.uint8) for value in places)
+        return any(n is not None and _is_mask(n.meta["val"]) for n in bind(node)["indices"])
     tagged = isinstance(op, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in op.tags
     return tagged or op is torch.ops.aten.repeat_interleave.self_Tensor
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)

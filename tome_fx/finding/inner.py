@@ -16,7 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import Anchor, is_tokens, runs
-from tome_fx.graph.axes import Axis, Batch, TensorType, extent, has_stream, streams
+from tome_fx.graph.axes import Axis, Batch, TensorType, extent, has_batch, has_stream, streams
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
 from tome_fx.graph.grids import fused
@@ -99,6 +99,9 @@ def _tokens(type_: TensorType) -> Axis:
         return ()
     if len(found) > 1 and any(run != type_.axes[place] for place, run in found):
         return ()
+    others = (axis for i, axis in enumerate(type_.axes) if i not in places and not has_batch(axis))
+    if not any(extent(axis) > 1 for axis in others):
+        return ()  # nothing is left for channels
     return tuple(factor for _, run in found for factor in run)
 
 

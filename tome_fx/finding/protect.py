@@ -11,6 +11,8 @@ from torch.fx import Node
 
 from tome_fx.graph.axes import Axis, Concat, Stream, TensorType, extent, pieces
 from tome_fx.graph.calls import Call, bind
+from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.values import value_of
 from tome_fx.program import Program, StreamDef
 
 Types = Mapping[Node, tuple[TensorType, ...]]
@@ -40,6 +42,10 @@ def protected_positions(
             else:
                 back = max(back, whole - low)
             reasons.append(f"{node.name} reads positions {low}:{high}")
+        low, high = _ends_left_out(axis, call, stream.id, program)
+        front, back = max(front, low), max(back, high)
+        if low or high:
+            reasons.append(f"{node.name} leaves out {low} in front and {high} behind")
     return front, back, tuple(reasons)
 
 
@@ -76,6 +82,27 @@ def _inside(axis: Axis, stream: int, low: int, high: int) -> tuple[int, int, int
     return None
 
 
+def _ends_left_out(axis: Axis, call: Call, stream: int, program: Program) -> tuple[int, int]:
+    """How many tokens at the ends of a stream a call leaves out that reads all others by number.
+
+    So class tokens go that were written into a row, in place of being joined to it.
+    """
+    name, whole = call.name.removeprefix("aten."), extent(axis)
+    if name not in ("index", "index_select"):
+        return 0, 0
+    index = call["index"] if name != "index" else next(filter(None, call["indices"]))
+    read = {position % whole for position in _constant(index, program, whole)}
+    out = set(range(whole)) - read
+    if not read or len(out) * _PART > whole:
+        return 0, 0
+    found = [_inside(axis, stream, position, position + 1) for position in out]
+    left = {place for place, _, _ in filter(None, found)}
+    size = next((size for _, _, size in filter(None, found)), 0)
+    front = next(i for i in range(size + 1) if i not in left)
+    back = next(i for i in range(size + 1) if size - 1 - i not in left)
+    return (front, back) if front + back == len(left) else (0, 0)
+
+
 def _positions(call: Call, whole: int, program: Program) -> Iterator[tuple[int, int]]:
     """Positions that a call reads one by one; a longer stretch is a part of the image."""
     name = call.name.removeprefix("aten.")
@@ -107,18 +134,17 @@ def _stretch(call: Call, whole: int) -> tuple[int, int]:
     return low, high
 
 
-def _constant(index: Node, program: Program) -> tuple[int, ...]:
-    """The numbers in an index that is a constant of the program."""
-    while isinstance(index.target, torch._ops.OpOverload):
-        if len(index.all_input_nodes) != 1 or bind(index).name not in _COPIES:
-            return ()
-        index = index.all_input_nodes[0]
-    value = program.constants.get(str(index.target)) if index.op == "get_attr" else None
-    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_meta:
+def _constant(index: Node, program: Program, most: int = 8) -> tuple[int, ...]:
+    """The numbers in an index that the program makes without inputs, up to ``most``."""
+    value = tensor_value(index)
+    if value is None or value.is_floating_point() or value.dtype is torch.bool:
         return ()
-    if value.dtype == torch.bool or value.device.type != "cpu":
+    if value.device.type != "cpu" or any(not isinstance(size, int) for size in value.shape):
         return ()
-    return tuple(dict.fromkeys(value.flatten().tolist())) if value.numel() <= _FEW else ()
+    if value.numel() > most or index in program.of_images:
+        return ()
+    known = value_of(index, program.constants)
+    return () if known is None else tuple(dict.fromkeys(known.flatten().tolist()))
 
 
 def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
@@ -138,10 +164,7 @@ def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
             yield end - 1, end
 
 
-_COPIES = ("aten.lift_fresh_copy", "aten.lift_fresh", "aten.detach", "aten.detach_", "aten.alias",
-           "aten._to_copy", "aten.to", "aten.clone", "aten.reshape", "aten.unsqueeze",
-           "aten.expand")  # fmt: skip
-# An index of more positions, or of a fourth of all, is a part of the image.
-_FEW, _PART = 8, 4
+# An index of a fourth of all positions is a part of the image, and what one leaves out likewise.
+_PART = 4
 _READS = ("select", "slice", "narrow", "index", "index_select", "gather", "unbind", "split",
           "split_with_sizes", "chunk", "tensor_split")  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from tome_fx.finding.masks import factors_of, is_of_truth, masks_of
-from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, is_uniform
+from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, holds, is_uniform
 from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.graph.values import needed_for, value_of
 from tome_fx.program import Core, Program
@@ -39,6 +39,8 @@ def uneven_masks(
 
     Where each token is hidden from itself alone, all members see as many of each group.
     """
+    if not any(holds(axis, core.stream) for axis in types[core.query][0].axes):
+        return
     asking = extent(axis_of(types[core.query][0], core.stream))
     factors = [(node, False) for node in factors_of(core)]
     for node, hides in dict.fromkeys([*masks_of(core), *factors]):

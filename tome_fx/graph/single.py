@@ -37,9 +37,15 @@ def is_plain_row(axis: Axis) -> bool:
 
 
 def framed(type_: TensorType) -> TensorType:
-    """``type_`` with the batch on an axis of 1 in front, unless it has one or no such axis."""
-    inside = any(map(has_batch, type_.axes)) or not type_.rank or type_.axes[0]
-    return type_ if inside else TensorType(((Batch(1),), *type_.axes[1:]))
+    """``type_`` with the batch on an axis of 1 in front, unless that is another or not there.
+
+    What stood in front may have been a head: of two such axes the first is the batch.
+    """
+    if not type_.rank or type_.axes[0]:
+        return type_
+    rest = ((() if axis == (Batch(1),) else axis) for axis in type_.axes[1:])
+    held = any(has_batch(axis) and axis != (Batch(1),) for axis in type_.axes)
+    return type_ if held else TensorType(((Batch(1),), *rest))
 
 
 def of_one(type_: TensorType) -> TensorType:
