@@ -24,7 +24,8 @@ class Packed:
     Attributes:
         lengths: patches of each image of a call, in one row.
         attention: ``sdpa`` on ``[1, H, N, D]``, ``heads`` on ``[H, N, D]``, ``einsum`` or
-            ``matmul`` with a softmax, ``bare`` on one head without an axis for it.
+            ``matmul`` with a softmax, ``bare`` on one head without an axis for it, ``shared`` on
+            one head of keys for all of queries.
         position: ``learned`` adds a table, ``rotary`` multiplies queries and keys by one.
         token: a class token in front of the row.
         end: ``rows`` returns all tokens, ``mean`` and ``first`` read out one row, ``merger`` joins
@@ -87,7 +88,10 @@ class Attention(nn.Module):
             weights = (logits if seen is None else logits.masked_fill(~seen, -1e9)).softmax(-1)
             return self.proj(torch.einsum("hqk,khd->qhd", weights, v).reshape(n, -1))  # type: ignore[no-any-return]
         q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        if self.config.attention == "matmul":
+        if self.config.attention == "shared":
+            q, k, v = (t.unsqueeze(0) for t in (q, k[:1], v[:1]))
+            out = scaled_dot_product_attention(q, k, v, enable_gqa=True)[0]
+        elif self.config.attention == "matmul":
             out = (q @ k.mT / d**0.5).softmax(-1) @ v
         elif self.config.attention == "heads":
             out = scaled_dot_product_attention(q, k, v, seen)
@@ -167,7 +171,7 @@ def towers(draw: st.DrawFn) -> Packed:
     ends = ("rows", "mean", "first") if token else ("rows", "mean", "merger")
     return Packed(
         lengths=(draw(st.sampled_from([24, 32, 40])),),
-        attention=draw(st.sampled_from(["sdpa", "heads", "einsum", "matmul", "bare"])),
+        attention=draw(st.sampled_from(["sdpa", "heads", "einsum", "matmul", "bare", "shared"])),
         position=draw(st.sampled_from(["learned", "rotary"])),
         token=token,
         end=draw(st.sampled_from(ends)),

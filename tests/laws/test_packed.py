@@ -148,3 +148,66 @@ def test_training() -> None:
     # Equal patches have equal gradients in sum, whichever of them a group stands for.
     sums = [rows.grad.sum(0) for rows in given if rows.grad is not None]
     assert distance(sums[0], sums[1]) < 1e-9
+
+
+class Written(nn.Module):
+    """A class token in front of each image, put into one row by numbers, and left out likewise."""
+
+    def __init__(self, config: Packed) -> None:
+        super().__init__()
+        self.tower, self.lengths = config.build(), config.lengths
+        self.first = nn.Parameter(torch.randn(1, 24).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        row, start = self.tower.embed(x), 0
+        places = []
+        for image, length in enumerate(self.lengths):
+            places.append(torch.arange(length) + start + image + 1)
+            start += length
+        numbers = torch.cat(places)
+        tokens = self.first.repeat(len(x) + len(self.lengths), 1).index_put((numbers,), row)
+        turn = torch.ones_like(tokens)
+        for block in self.tower.blocks:
+            tokens = block(tokens, turn, [length + 1 for length in self.lengths], None)
+        return tokens[numbers]
+
+
+@pytest.mark.parametrize("lengths", [(24,), (16, 24)])
+@torch.no_grad()
+def test_class_tokens_that_are_written_into_a_row(lengths: tuple[int, ...]) -> None:
+    config = Packed(lengths=lengths)
+    model, x, equal = Written(config), config.rows(), config.duplicates()
+    fast = tome_fx.transform(model, 2, example_inputs=x, min_ratio=0)
+    assert [entry.count for entry in fast.report.protected] == [1] * len(lengths)
+    assert fast.schedule == (2,) * 3 * len(lengths)
+    assert distance(fast(equal), model(equal)) < 1e-9
+    assert distance(fast(x), model(x)) > 1e-6
+
+
+class Experts(nn.Module):
+    """Its code goes over the experts that are hit, so that it stays a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choose = nn.Linear(24, 3)
+        self.experts = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, out = self.choose(x).argmax(-1), torch.zeros_like(x)
+        for expert in chosen.unique().tolist():
+            out[chosen == expert] = self.experts[expert](x[chosen == expert])
+        return out
+
+
+@torch.no_grad()
+def test_experts_that_stay_calls() -> None:
+    """What they make of rows and channels is no grid of tokens."""
+    config = Packed(lengths=(16, 24))
+    model, x, row = config.build(), config.rows(), torch.tensor([16, 24])
+    for block in list(model.blocks)[1:]:
+        block.mlp = Experts().double()
+    fast = tome_fx.transform(model, 2, example_inputs=(x, row), min_ratio=0)
+    assert fast.schedule == (2,) * 6
+    equal = config.duplicates()
+    assert distance(fast(equal, row), model(equal, row)) < 1e-9
+    assert distance(fast(x, row), model(x, row)) > 1e-6

@@ -1,0 +1,72 @@
+"""The towers of vision-language models: rows of patches beside a grid, several images a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tome_fx
+from tests.laws.common import TINY, distance
+from tests.towers import TOWERS, Tower
+from tests.zoo.around import widened
+from tests.zoo.entry import leaves
+
+pytest.importorskip("transformers")
+pytestmark = TINY
+
+GRID = ((1, 4, 8), (1, 6, 8))
+FIRST = 32  # patches of the first image
+
+
+def rows(result: Any) -> list[Tensor]:
+    """All that a tower returns in floating point."""
+    return [leaf for leaf in leaves(result) if leaf.is_floating_point()]
+
+
+def of_patches(result: Any, count: int) -> tuple[Tensor, Tensor]:
+    """What a tower makes of the patches of the first image and of the second, or of each four."""
+    for leaf in rows(result):
+        for dim, size in enumerate(leaf.shape):
+            if size in (count, count // 4):
+                lines = size * FIRST // count
+                return leaf.narrow(dim, 0, lines), leaf.narrow(dim, lines, size - lines)
+    raise AssertionError("it returns no patches")
+
+
+def apart(one: Any, other: Any) -> float:
+    pairs = zip(rows(one), rows(other), strict=True)
+    return max(distance(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower.name)
+@torch.no_grad()
+def test_a_tower(tower: Tower) -> None:
+    pytest.importorskip(f"transformers.models.{tower.name}")
+    model = tower.build()
+    x, grid = tower.given(GRID)
+    fast = tome_fx.transform(model, tower.r, example_inputs=x, example_kwargs=grid, min_ratio=0)
+    assert {block.attention for block in fast.report.blocks}
+    assert len(fast.report.blocks) >= 2 * 3
+    assert set(fast.schedule) == {tower.r}
+    assert not fast.report.near_misses
+    assert apart(fast(x, **grid), model(x, **grid)) > 1e-6
+
+    # Each image by itself: another second image leaves the first as it is.
+    changed, dim = x.clone(), int(tower.around)
+    changed.narrow(dim, FIRST, x.shape[dim] - FIRST).neg_()
+    (before, rest), (after, other) = (
+        of_patches(fast(own, **grid), x.shape[dim]) for own in (x, changed)
+    )
+    assert distance(after, before) < 1e-12
+    assert distance(other, rest) > 1e-6
+
+    equal, _ = tower.given(GRID, tower.kinds)
+    merged = widened(fast)
+    fast.r = 0
+    assert apart(fast(x, **grid), model(x, **grid)) == 0
+    assert apart(merged(equal, **grid), widened(fast)(equal, **grid)) < 1e-9
+    with pytest.raises(tome_fx.ShapeError, match="captured with"):
+        fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
