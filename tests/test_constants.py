@@ -112,6 +112,14 @@ def test_a_grid_that_comes_in(place: Callable[[Tensor], Tensor], named: bool) ->
         assert torch.equal(call(fast, grid), call(model, grid))
 
 
+def test_nothing_is_printed_on_the_way(capfd: pytest.CaptureFixture[str]) -> None:
+    """Export prints its graph where it fails; here another way is found."""
+    given = images(), torch.tensor([[1, 3, 3]])
+    tome_fx.transform(Gridded(of_a_grid).eval(), 2, example_inputs=given)
+    told = capfd.readouterr()
+    assert "def forward" not in told.err + told.out
+
+
 def behind(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those that it was raised on."""
     while error is not None:

@@ -70,3 +70,34 @@ def test_a_tower(tower: Tower) -> None:
     assert apart(merged(equal, **grid), widened(fast)(equal, **grid)) < 1e-9
     with pytest.raises(tome_fx.ShapeError, match="captured with"):
         fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
+
+
+@torch.no_grad()
+def test_in_its_model() -> None:
+    """The result in the place of the tower, in a model for language and images."""
+    transformers = pytest.importorskip("transformers")
+    vision = dict(TOWERS[0].options, hidden_size=64)
+    text = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3],
+                                "rope_theta": 10000.0}}  # fmt: skip
+    image, start, end = 290, 292, 293
+    config = transformers.Qwen2VLConfig(
+        vision_config=vision, text_config=text, image_token_id=image, vision_start_token_id=start,
+        vision_end_token_id=end)  # fmt: skip
+    model = transformers.Qwen2VLForConditionalGeneration(config).eval()
+    patches, grid = torch.randn(64, 96), torch.tensor([[1, 8, 8]])
+    words = torch.tensor([[1, 2, start, *[image] * 16, end, 5]])
+    given = {"input_ids": words, "pixel_values": patches, "image_grid_thw": grid,
+             "mm_token_type_ids": (words == image).int()}  # fmt: skip
+    before = model(**given).logits
+    tower = model.model.visual
+    fast = tome_fx.transform(
+        tower, 8, example_inputs=patches, example_kwargs={"grid_thw": grid}, min_ratio=0
+    )
+    assert (fast.dtype, fast.device) == (tower.dtype, tower.device)
+    model.model.visual = fast
+    assert distance(model(**given).logits, before) > 1e-6
+    fast.r = 0
+    assert torch.equal(model(**given).logits, before)
+    assert fast.double().dtype is torch.float64

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.export._trace as export_trace
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -63,7 +66,7 @@ def from_export(
 
 def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:
     try:
-        with no_fast_path(), constants_known(), spelled_out(model, example):
+        with no_fast_path(), constants_known(), _untold(), spelled_out(model, example):
             exported = torch.export.export(
                 model,
                 example.args,
@@ -77,6 +80,13 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
             raise CaptureError(text, next_step=WRITE_IN, reads_values=True) from error
         raise CaptureError(text) from error
     return from_exported_program(exported)
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Within, export does not print the graph so far where it fails: another way may not."""
+    with patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True):
+        yield
 
 
 def _divides(program: Program) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.errors import CaptureError, ConfigError
-from tome_fx.graph.attributes import hold_linear, set_attribute
+from tome_fx.graph.attributes import hold_linear, set_attribute, tell_kind
 from tome_fx.graph.shells import owner_of
 from tome_fx.locating import LOCK, Located
 
@@ -68,6 +68,7 @@ class Source:
             for name, value in vars(self.skeleton).items():
                 if _is_plain(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)
+            tell_kind(target, self.skeleton)
 
     def like(self, target: nn.Module) -> nn.Module | torch.export.ExportedProgram:
         """The model with the tensors and the mode that ``target`` has now."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tome_fx.errors import ConfigError
 
@@ -81,3 +84,25 @@ def hold_linear(root: nn.Module, path: str, like: nn.Linear) -> None:
     if "bias" not in new._buffers:
         new._parameters.setdefault("bias", None)  # as a linear without one has it
     root._modules[leaf] = new
+
+
+def tell_kind(target: nn.Module, model: nn.Module) -> None:
+    """Give ``target`` the properties ``dtype`` and ``device`` where ``model`` has them.
+
+    What a tower is a part of asks it for them, as transformers' models do. They are those of the
+    parameters at any time. The class of a graph module is its own.
+    """
+    for name, read in (("dtype", _dtype), ("device", _device)):
+        theirs = isinstance(inspect.getattr_static(model, name, None), property)
+        if theirs and isinstance(target, GraphModule) and not hasattr(target, name):
+            setattr(type(target), name, property(read))
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    values = [*module.parameters(), *module.buffers()]
+    return next((v.dtype for v in values if v.is_floating_point()), torch.get_default_dtype())
+
+
+def _device(module: nn.Module) -> torch.device:
+    values = [*module.parameters(), *module.buffers()]
+    return next((value.device for value in values), torch.get_default_device())
