@@ -52,6 +52,8 @@ def test_a_tower(tower: Tower) -> None:
     assert len(fast.report.blocks) >= 2 * 3
     assert set(fast.schedule) == {tower.r}
     assert not fast.report.near_misses
+    table = str(fast.report).partition("\n\n")[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == 2 + 3, "one line for each layer"
     assert apart(fast(x, **grid), model(x, **grid)) > 1e-6
 
     # Each image by itself: another second image leaves the first as it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,19 +150,38 @@ def _head(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _layers(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Blocks that are one layer in one line: the images or windows of a row, each a stream."""
+    layers: list[list[Block]] = []
+    for block in blocks:
+        last = layers[-1][-1] if layers else None
+        if (
+            last is not None
+            and not block.macs_before  # counted with the first; one used twice has its own
+            and (block.attention, block.mlp) == (last.attention, last.mlp)
+            and block.tokens_in == last.tokens_out
+        ):
+            layers[-1].append(block)
+        else:
+            layers.append([block])
+    return layers
+
+
 def _blocks(report: Report) -> str:
     rows = [("block", "attention", "MLP", "kind", "tokens", "removed", "MACs before", "after")]
-    for block in report.blocks:
+    for layer in _layers(report.blocks):
+        first, last, removed = layer[0], layer[-1], sum(block.removed for block in layer)
+        several = len(layer) > 1
         rows.append(
             (
-                str(block.index),
-                block.attention or "-",
-                block.mlp or "-",
-                block.kind,
-                f"{block.tokens_in} -> {block.tokens_out}",
-                str(block.removed),
-                giga(block.macs_before),
-                giga(block.macs_after),
+                f"{first.index}-{last.index}" if several else str(first.index),
+                first.attention or "-",
+                first.mlp or "-",
+                first.kind,
+                f"{first.tokens_in} -> {last.tokens_out}",
+                f"{removed} in {len(layer)} rows" if several else str(removed),
+                giga(sum(block.macs_before for block in layer)),
+                giga(sum(block.macs_after for block in layer)),
             )
         )
     return _columns(rows) if report.blocks else "no attention block"
@@ -175,16 +195,22 @@ def _lists(report: Report) -> list[str]:
             f"{u.reason}; {u.bytes_per_image / 1024:.0f} KiB per image"
             for u in report.unmerges
         ]
-        parts.append("unmerged:\n" + "\n".join(lines))
+        parts.append("unmerged:\n" + "\n".join(_counted(lines)))
     if report.near_misses:
         lines = [
             f"  {m.what} at {m.module or 'the top level'} ({m.source or 'no source'}): {m.reason}"
             for m in report.near_misses
         ]
-        parts.append("not merged:\n" + "\n".join(lines))
+        parts.append("not merged:\n" + "\n".join(_counted(lines)))
     if report.notes:
         parts.append("notes:\n" + "\n".join(f"  {note}" for note in report.notes))
     return parts
+
+
+def _counted(lines: Sequence[str]) -> list[str]:
+    """Each line once, and how often."""
+    times = Counter(lines)
+    return [line if count == 1 else f"{line} ({count} times)" for line, count in times.items()]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
