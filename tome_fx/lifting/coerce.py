@@ -46,7 +46,7 @@ from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, 
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
 from tome_fx.lifting.tables import of_constant
-from tome_fx.lifting.together import together
+from tome_fx.lifting.together import Act, together
 
 aten = torch.ops.aten
 _Op: TypeAlias = Callable[..., Any]
@@ -244,7 +244,7 @@ class Coercer:
         spot: Spot,
         stream: Stream,
         left: int,
-        act: Callable[[Node, int, int, int], Node],
+        act: Act,
     ) -> Node:
         """Run ``act`` on a value whose batch is axis 0 and whose tokens have an axis alone."""
         place, which = spot
@@ -264,9 +264,8 @@ class Coercer:
         value = act(value, order.index(inner), front, back)
         value = self.emit(aten.permute.default, value, [order.index(i) for i in range(len(flat))])
         shape = [-1 if has_batch(axis) else count(axis) for axis in type_.axes]
-        whole = type_.axes[place]
-        if not has_batch(whole):
-            shape[place] = count(whole) // factor_count(flat[inner]) * (left + front + back)
+        if not has_batch(type_.axes[place]):
+            shape[place] = shape[place] // factor_count(flat[inner]) * (left + front + back)
         return self.emit(aten.reshape.default, value, shape)
 
     def _on_piece(
@@ -276,7 +275,7 @@ class Coercer:
         spot: Spot,
         stream: Stream,
         left: int,
-        act: Callable[[Node, int, int, int], Node],
+        act: Act,
     ) -> Node:
         """The same for tokens that are a factor of a piece: it is cut out and joined again."""
         place, which = spot

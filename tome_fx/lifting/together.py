@@ -26,7 +26,7 @@ from tome_fx.graph.ends import ends_of
 from tome_fx.lifting.folding import size_parts
 from tome_fx.lifting.levels import Levels, Spot
 
-_Act = Callable[[Node, int, int, int], Node]
+Act = Callable[[Node, int, int, int], Node]
 
 
 class Moves(Protocol):
@@ -37,7 +37,7 @@ class Moves(Protocol):
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node: ...
 
     def on_tokens(
-        self, node: Node, type_: TensorType, spot: Spot, stream: Stream, left: int, act: _Act
+        self, node: Node, type_: TensorType, spot: Spot, stream: Stream, left: int, act: Act
     ) -> Node: ...
 
 
@@ -98,7 +98,7 @@ def _step(coercer: Moves, own: Axis, goal: Axis, table: bool) -> tuple[Axis, str
     return (coercer.levels.at(stream, level),), kind
 
 
-def _act(coercer: Moves, before: list[Axis], after: list[Axis], kind: str) -> _Act:
+def _act(coercer: Moves, before: list[Axis], after: list[Axis], kind: str) -> Act:
     """What runs on the whole row, given the axis of its tokens."""
     counts = [count(axis) for axis in before]
     left = [count(axis) for axis in after]

@@ -37,7 +37,7 @@ _BY_STEP = {
                ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last,
                ops.prefer_alike),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
-              ops.total, ops.for_images, ops.place_batch),
+              ops.total, ops.for_images, ops.place_batch, ops.join_plans),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum,
             ops.weighted_variance),
     ATTENTION: (ops.attention, ops.level_attention, *ops.FORMS.values()),
