@@ -18,7 +18,7 @@ pytestmark = TINY
 
 def of_a_grid(grid: Tensor) -> Tensor:
     """Row and column of each token, as towers for images of any size make them."""
-    frames, high, wide = (int(extent) for extent in grid[0])
+    frames, high, wide = (int(extent) for extent in grid[0, :3])
     rows = torch.arange(high)[:, None].expand(-1, wide).flatten()
     columns = torch.arange(wide).repeat(high)
     return torch.stack([rows, columns], -1).repeat(frames, 1)
@@ -133,6 +133,7 @@ def behind(error: BaseException | None) -> Iterator[BaseException]:
         pytest.param(torch.tensor([[1.0, 3.0, 3.0]]), id="not whole"),
         pytest.param(torch.tensor([[1, 3, 3]]).expand(2, -1), id="one for each image"),
         pytest.param(torch.tensor([[1, 3, 3]]).repeat(400, 1), id="many"),
+        pytest.param(torch.tensor([[1, 3, 3, 9, 9]]), id="words"),
     ],
 )
 def test_what_is_no_grid_is_refused_with_the_way_out(grid: Tensor) -> None:

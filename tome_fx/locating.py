@@ -87,7 +87,7 @@ class _Reading:
                 again, better = self._captured(example, shared=True)
                 more = len(better.sites) > len(found.sites)
                 program, found = (again, better) if more else (program, found)
-        if found.sites:
+        if found.sites or not found.misses:  # there is no attention, however it is read
             return program, found
         return self._for_one_image(example, program) or (program, found)
 
@@ -149,7 +149,7 @@ def locate_captured(program: Program, settings: Settings) -> Located:
     """
     found = _findings(program, settings)
     single = None
-    if not found.sites and program.static_batch:
+    if found.misses and not found.sites and program.static_batch:
         single = _as_one(program, settings)
     return _checked(*(single or (program, found)))
 

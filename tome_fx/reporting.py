@@ -200,6 +200,6 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
     for name, values in done.program.fixed.items():
         yield f"the program is for {name} = {values}, which the model's code reads shapes from"
     if not done.program.batched:
-        yield "the program is for one image, whose values have no axis of images"
+        yield "the program is for one image: the first axis of its inputs is none of images"
     elif done.program.static_batch:
         yield f"the model's own code fixes the batch at {done.program.batch}"

@@ -23,6 +23,8 @@ from tome_fx.program import Program
 
 # More numbers than that are data, which decide nothing.
 _FEW = 1024
+# Frames, rows and columns of an image, say. Words are more, and are data.
+_WIDE = 4
 
 
 def has_numbers(example: Example) -> bool:
@@ -55,7 +57,11 @@ def as_constants(model: nn.Module, example: Example) -> Iterator[None]:
         args, kwargs = pytree.tree_map_with_path(constant, (args, kwargs))
         return forward(*args, **kwargs)
 
-    model.forward = reading_constants
+    try:
+        model.forward = reading_constants
+    except AttributeError:  # of a class whose forward is a property
+        yield
+        return
     try:
         yield
     finally:
@@ -67,5 +73,6 @@ def as_constants(model: nn.Module, example: Example) -> Iterator[None]:
 def _is_numbers(value: Any, example: Example) -> bool:
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         return False
-    held = value.is_meta or value.numel() > _FEW or value.dtype is torch.bool
-    return not held and not example.has_rows(value)
+    short = value.dim() < 2 or (value.dim() == 2 and value.shape[1] <= _WIDE)
+    held = value.is_meta or not 0 < value.numel() <= _FEW or value.dtype is torch.bool
+    return short and not held and not example.has_rows(value)

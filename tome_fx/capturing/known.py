@@ -54,7 +54,7 @@ class ranges_known(TorchFunctionMode):
         plain = numbers and len(numbers) == len(args) and allowed.keys() == named.keys()
         if func is not torch.arange or not plain or len(range(*numbers)) > _MOST:
             return func(*args, **named)
-        return torch.tensor([*range(*numbers)], **allowed)
+        return torch.tensor([*range(*numbers)], **{"dtype": torch.int64, **allowed})
 
 
 def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:

@@ -100,7 +100,8 @@ def _ends_left_out(axis: Axis, call: Call, stream: int, program: Program) -> tup
     size = next((size for _, _, size in filter(None, found)), 0)
     front = next(i for i in range(size + 1) if i not in left)
     back = next(i for i in range(size + 1) if size - 1 - i not in left)
-    return (front, back) if front + back == len(left) else (0, 0)
+    ends = front + back == len(left) and max(front, back) <= _FEW
+    return (front, back) if ends else (0, 0)
 
 
 def _positions(call: Call, whole: int, program: Program) -> Iterator[tuple[int, int]]:
@@ -164,6 +165,8 @@ def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
             yield end - 1, end
 
 
+# More tokens than that at an end are a border of the image.
+_FEW = 8
 # An index of a fourth of all positions is a part of the image, and what one leaves out likewise.
 _PART = 4
 _READS = ("select", "slice", "narrow", "index", "index_select", "gather", "unbind", "split",

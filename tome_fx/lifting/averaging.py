@@ -23,6 +23,7 @@ from tome_fx.graph.axes import (
     streams,
 )
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
+from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.unify import repeated
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
@@ -80,7 +81,16 @@ class Averages:
     @cached_property
     def of_images(self) -> frozenset[Node]:
         """Captured values that differ from image to image, but for masks of padding."""
-        return self.program.of_images - padding_masks(self.findings, self.program)
+        found = self.program.of_images - padding_masks(self.findings, self.program)
+        inputs = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        values = ((n, tensor_value(n)) for n in inputs)
+        pixels = [n for n, v in values if v is not None and v.is_floating_point()]
+        if not self.program.one_image or not pixels:
+            return found
+        # No axis of images tells there what a table is: numbers of places make one.
+        return frozenset(
+            n for n in found if any(n is own or self.cones.depends(n, own) for own in pixels)
+        )
 
     @cached_property
     def tokens(self) -> frozenset[Node]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
 from tome_fx.errors import ShapeError
@@ -86,7 +87,7 @@ def check_constant(value: object, captured: object, name: str) -> None:
 def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
     """Raise ``ShapeError`` if an input holds other numbers than those that decided shapes.
 
-    A compiled program, or a transformed one, asserts it where it runs.
+    A compiled program asserts it where it runs. Under ``torch.func.vmap`` nothing is compared.
     """
     check_whole(x, tuple(torch.tensor(captured).shape), name)
     same = (x == torch.tensor(captured, dtype=x.dtype, device=x.device)).all()
@@ -94,12 +95,12 @@ def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
         f"the model was captured with {name} = {captured}, which is part of the program. "
         "Transform the model again with other numbers in its example inputs"
     )
-    if torch.compiler.is_compiling() or not _has_values(x):
+    if torch.compiler.is_compiling() or _is_traced(x):
         torch._assert_async(same, text)
-    elif not same:
+    elif not torch._C._functorch.is_functorch_wrapped_tensor(x) and not x.is_meta and not same:
         raise ShapeError(f"{name} is {x.tolist()}, but {text}.")
 
 
-def _has_values(x: Tensor) -> bool:
-    """Can its numbers be read: is it neither traced nor under a transform of functions?"""
-    return type(x) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _is_traced(x: Tensor) -> bool:
+    """Are its numbers those of a program to be, which are asserted where it runs?"""
+    return isinstance(x, FakeTensor) or torch._C._len_torch_dispatch_stack() > 0
