@@ -25,16 +25,18 @@ from torch import Tensor, nn
 import tome_fx
 from tome_fx.measuring.timing import interleaved, paired_speedup, speedup
 
+# The share of the tokens of each row that goes at each layer.
+REMOVED = 0.08
 WIDE = {"hidden_size": 1280, "num_heads": 16, "out_hidden_size": 2048}
-# Module, class, configuration, its options, tokens to remove in each row at each layer.
-TOWERS: dict[str, tuple[str, str, str, dict[str, Any], float]] = {
+# Module, class, configuration and its options.
+TOWERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "Qwen2-VL": ("qwen2_vl", "Qwen2VisionTransformerPretrainedModel", "Qwen2VLVisionConfig",
-                 {"embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}, 0.08),
+                 {"embed_dim": 1280, "hidden_size": 1536, "num_heads": 16}),
     "Qwen2.5-VL": ("qwen2_5_vl", "Qwen2_5_VisionTransformerPretrainedModel",
-                   "Qwen2_5_VLVisionConfig", WIDE | {"intermediate_size": 3420}, 0.08),
+                   "Qwen2_5_VLVisionConfig", WIDE | {"intermediate_size": 3420}),
     "Qwen3-VL": ("qwen3_vl", "Qwen3VLVisionModel", "Qwen3VLVisionConfig",
                  {"hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304,
-                  "out_hidden_size": 2048, "deepstack_visual_indexes": []}, 0.08),
+                  "out_hidden_size": 2048, "deepstack_visual_indexes": []}),
 }  # fmt: skip
 
 
@@ -61,7 +63,7 @@ class Row:
 
 def tower_of(name: str, depth: int, side: int) -> tuple[nn.Module, Tensor, Tensor]:
     """A tower, the patches of one image with so many on a side, and its grid."""
-    module, cls, config, options, _ = TOWERS[name]
+    module, cls, config, options = TOWERS[name]
     made = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
     told = importlib.import_module(f"transformers.models.{module}.configuration_{module}")
     own = getattr(told, config)(depth=depth, **options)
@@ -77,9 +79,8 @@ def measured(name: str, args: argparse.Namespace) -> Row:
     model, patches, grid = tower_of(name, args.depth, args.side)
     dtype = getattr(torch, args.precision)
     model, patches = model.to(args.device, dtype), patches.to(args.device, dtype)
-    removed = TOWERS[name][-1]
     fast = tome_fx.transform(
-        model, removed, example_inputs=patches, example_kwargs={"grid_thw": grid}
+        model, REMOVED, example_inputs=patches, example_kwargs={"grid_thw": grid}
     )
     rows = len(fast.schedule) // args.depth
     with torch.no_grad():
@@ -96,7 +97,7 @@ def measured(name: str, args: argparse.Namespace) -> Row:
     before, after = times["original"], times["result"]
     quartiles, ratio = paired_speedup(before, after).quartiles, fast.report.flop_ratio
     return Row(
-        name, args.depth, len(patches), removed, rows, before.median * 1e3, after.median * 1e3,
+        name, args.depth, len(patches), REMOVED, rows, before.median * 1e3, after.median * 1e3,
         speedup(before, after), *quartiles, ratio, speedup(before, after) / ratio, args.device,
         args.precision, torch.__version__,
     )  # fmt: skip

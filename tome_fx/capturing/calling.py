@@ -72,18 +72,25 @@ def spelled_out(model: nn.Module, example: Example) -> Iterator[None]:
 
     own = [kinds(name, kinds.KEYWORD_ONLY) for name in names]
     spelled.__signature__ = signature.replace(parameters=[*named, *own])  # type: ignore[attr-defined]
-    before = vars(model).get("forward")
+    with other_forward(model, spelled):
+        yield
+
+
+@contextmanager
+def other_forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Within, ``module`` has another ``forward``, unless its class has that as a property."""
+    own = vars(module).get("forward")
     try:
-        model.forward = spelled
-    except AttributeError:  # of a class whose forward is a property
+        module.forward = forward
+    except AttributeError:
         yield
         return
     try:
         yield
     finally:
-        del model.forward
-        if before is not None:
-            model.forward = before
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:

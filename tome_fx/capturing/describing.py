@@ -15,7 +15,7 @@ from tome_fx.capturing.known import WRITE_IN
 from tome_fx.errors import CaptureError
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_only_checked
-from tome_fx.graph.extents import Extents, same_size
+from tome_fx.graph.extents import Extents, same_size, settled
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
@@ -36,8 +36,7 @@ def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
         )
     size = first.meta["val"].shape[0]
     batched = frozenset(n.name for n in images if _rank(n) > 0 and _same(n, size))
-    # A symbol that the model's code fixed may still be spelled as one.
-    static = isinstance(size, int) or not size.node.expr.free_symbols
+    static = isinstance(settled(size), int)
     return Program(graph, constants, how, extents, extents.of(size), batched, static)
 
 

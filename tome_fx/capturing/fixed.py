@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tome_fx.capturing.calling import inputs_of
+from tome_fx.capturing.calling import inputs_of, other_forward
 from tome_fx.capturing.examples import Example
 from tome_fx.program import Program
 
@@ -44,7 +44,7 @@ def as_constants(model: nn.Module, example: Example) -> Iterator[None]:
     """Within, ``forward`` works on constants in place of such inputs."""
     leaves, _ = pytree.tree_flatten_with_path((example.args, dict(example.kwargs)))
     known = {path: leaf for path, leaf in leaves if _is_numbers(leaf, example)}
-    forward, before = model.forward, vars(model).get("forward")
+    forward = model.forward
 
     @functools.wraps(forward)
     def reading_constants(*args: Any, **kwargs: Any) -> Any:
@@ -57,17 +57,8 @@ def as_constants(model: nn.Module, example: Example) -> Iterator[None]:
         args, kwargs = pytree.tree_map_with_path(constant, (args, kwargs))
         return forward(*args, **kwargs)
 
-    try:
-        model.forward = reading_constants
-    except AttributeError:  # of a class whose forward is a property
+    with other_forward(model, reading_constants):
         yield
-        return
-    try:
-        yield
-    finally:
-        del model.forward
-        if before is not None:
-            model.forward = before
 
 
 def _is_numbers(value: Any, example: Example) -> bool:

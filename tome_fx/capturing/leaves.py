@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tome_fx.capturing.blame import blame
+from tome_fx.capturing.calling import other_forward
 from tome_fx.capturing.examples import Example, run_apart
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
@@ -68,7 +69,7 @@ def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) ->
             leaves = [_leaf(path, reasons[path], module, example.batch, *pair) for pair in calls]
             for leaf_, call in zip(leaves, first[path], strict=True):
                 _tried(leaf_, model, module, call)
-            stack.enter_context(_forward(module, _Stub(module, leaves)))
+            stack.enter_context(other_forward(module, _Stub(module, leaves)))
         yield
 
 
@@ -91,7 +92,9 @@ def _recorded(
     counter = _Counter()
     with ExitStack() as stack:
         for path, module in modules.items():
-            stack.enter_context(_forward(module, _Recorder(path, module, found[path], counter)))
+            stack.enter_context(
+                other_forward(module, _Recorder(path, module, found[path], counter))
+            )
         stack.enter_context(counter)
         run_apart(model, example)
     return found
@@ -163,19 +166,6 @@ class _Stub:
         weights = _weights(self.module)
         made = leaf(called.key, [*came, *(weights[name] for name in called.names)])
         return called.result.filled(made)
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Within, ``module`` has another ``forward``."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
 
 
 def _larger(example: Example) -> Example:

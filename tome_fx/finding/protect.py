@@ -16,6 +16,8 @@ from tome_fx.graph.values import value_of
 from tome_fx.program import Program, StreamDef
 
 Types = Mapping[Node, tuple[TensorType, ...]]
+# An index of more positions is a part of the image, and more at an end are its border.
+_FEW = 8
 
 
 def protected_positions(
@@ -135,7 +137,7 @@ def _stretch(call: Call, whole: int) -> tuple[int, int]:
     return low, high
 
 
-def _constant(index: Node, program: Program, most: int = 8) -> tuple[int, ...]:
+def _constant(index: Node, program: Program, most: int = _FEW) -> tuple[int, ...]:
     """The numbers in an index that the program makes without inputs, up to ``most``."""
     value = tensor_value(index)
     if value is None or value.is_floating_point() or value.dtype is torch.bool:
@@ -165,8 +167,6 @@ def _used_pieces(call: Call) -> Iterator[tuple[int, int]]:
             yield end - 1, end
 
 
-# More tokens than that at an end are a border of the image.
-_FEW = 8
 # An index of a fourth of all positions is a part of the image, and what one leaves out likewise.
 _PART = 4
 _READS = ("select", "slice", "narrow", "index", "index_select", "gather", "unbind", "split",

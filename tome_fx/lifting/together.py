@@ -78,17 +78,21 @@ def _row(axis: Axis, target: Axis) -> list[tuple[Axis, Axis]] | None:
 def _alike(own: Axis, goal: Axis) -> bool:
     if not has_stream(own) and not has_stream(goal):
         return extent(own) == extent(goal)
-    streams = [part[0] for part in (own, goal) if len(part) == 1 and isinstance(part[0], Stream)]
-    ids = {stream.id for stream in streams}
-    return len(streams) == 2 and len(ids) == 1 and not any(s.extensive for s in streams)
+    found = _streams(own, goal)
+    ids = {stream.id for stream in found}
+    return len(found) == 2 and len(ids) == 1 and not any(s.extensive for s in found)
+
+
+def _streams(*pieces: Axis) -> list[Stream]:
+    """The streams of pieces that are nothing else."""
+    return [piece[0] for piece in pieces if len(piece) == 1 and isinstance(piece[0], Stream)]
 
 
 def _step(coercer: Moves, own: Axis, goal: Axis, table: bool) -> tuple[Axis, str]:
     """The next level of a piece on its way to ``goal``, and what brings it there."""
     if own == goal or not has_stream(own):
         return own, ""
-    stream, wanted = own[0], goal[0]
-    assert isinstance(stream, Stream) and isinstance(wanted, Stream)  # noqa: PT018
+    stream, wanted = _streams(own, goal)
     if stream.level == wanted.level:
         return own, ""
     if table and wanted.level and not stream.level:
@@ -116,8 +120,7 @@ def _part(coercer: Moves, own: Axis, goal: Axis, kind: str) -> Node | int:
     """How a piece moves, or the number of tokens of one that stays."""
     if own == goal:
         return count(own)
-    stream, wanted = own[0], goal[0]
-    assert isinstance(stream, Stream) and isinstance(wanted, Stream)  # noqa: PT018
+    stream, wanted = _streams(own, goal)
     levels = coercer.levels
     if kind == "merge":
         return levels.get(stream.id, wanted.level).plan
