@@ -15,8 +15,8 @@ the original's shapes. What leaves the program has all its tokens, in their orde
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,12 +25,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
-from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.graph.extents import settled
-from tome_fx.lifting.lifter import Lifter, Value
-from tome_fx.lifting.matching import emit_scores
-from tome_fx.lifting.padding import shown
+from tome_fx.lifting.lifter import Lifter
+from tome_fx.lifting.merging import Merging
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 
@@ -80,7 +77,9 @@ def lift(
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)
     lifter = walk.lifter
-    return LiftedGraph(lifter.graph, lifter.origin, tuple(lifter.coerced), tuple(walk.tokens))
+    return LiftedGraph(
+        lifter.graph, lifter.origin, tuple(lifter.coerced), tuple(walk.merging.tokens)
+    )
 
 
 @dataclass
@@ -89,11 +88,9 @@ class _Walk:
 
     lifter: Lifter
     schedule: MergeSchedule
-    depths: dict[tuple[Node, int], int] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
-    told: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.merging = Merging(self.lifter)
         self.first: tuple[Node, str] | None = None  # the first input with a batch, and its name
         self.steps: dict[Node, list[Step]] = {}
         for step in self.schedule.steps:
@@ -112,7 +109,7 @@ class _Walk:
         else:
             lifter.lift(node)
         if node in self.steps:
-            self._merge(self.steps[node])
+            self.merging.merge(self.steps[node])
 
     def _checked(self, node: Node) -> Node:
         """An input behind a check of its size: the tokens are counted for this size alone."""
@@ -150,88 +147,6 @@ class _Walk:
             new = emit(ops.check_rows, new, self.first[0], name, self.first[1])
         return new
 
-    def _merge(self, steps: Sequence[Step]) -> None:
-        """Match by the keys of a site's cores, and go one level deeper, all its streams at once."""
-        lifter, node = self.lifter, steps[0].site.node
-        now = lifter.values[node].types[0]
-        starts = [self._level(step) for step in steps]
-        for step, level in zip(steps, starts, strict=True):
-            now = self._deeper(now, step.site.stream, level)
-        held = self._brought(node, now) if any(step.removed for step in steps) else node
-        merged = now
-        for step, level in zip(steps, starts, strict=True):
-            stream = step.site.stream
-            self.tokens.append(tokens_of(merged, stream))
-            if step.removed:
-                self._match(step, now, level)
-                level = lifter.coercer.levels.depth(stream)
-                merged = self._deeper(merged, stream, level)
-            self.depths[node, stream] = level
-        if merged != now:
-            lifter.before.setdefault(node, Value(held, (now,)))
-            lifter.put(node, lifter.coercer.coerce(held, now, merged), (merged,))
-
-    def _match(self, step: Step, now: TensorType, level: int) -> None:
-        """A new level of the stream of a site, whose value is of type ``now``."""
-        coercer, stream = self.lifter.coercer, step.site.stream
-        levels = coercer.levels
-        keys = [
-            (self._brought(core.key, wanted), wanted)
-            for core in step.site.cores
-            for wanted in [self._at(core.key, stream, level)]
-        ]
-        channels = [core.channel for core in step.site.cores]
-        scores, parity, like = emit_scores(coercer, keys, channels, now, stream)
-        plan = self._matched(step, scores, parity, level)
-        size = coercer.emit(ops.merged_size, plan, levels.size(stream, level), like)
-        levels.add(stream, plan, size, step.removed, level)
-
-    def _matched(self, step: Step, scores: Node, parity: int, level: int) -> Node:
-        """A plan that holds padding apart, where an attention of the site has a mask of images."""
-        emit = self.lifter.coercer.emit
-        lifter = self.lifter
-        alike: tuple[Node | None, tuple[int, int]] | None = None
-        for core in step.site.cores:
-            keys = axis_of(self._at(core.key, step.site.stream, level), step.site.stream)
-            told = shown(lifter, core, keys, self.told)
-            if told is None:
-                continue
-            ends = ends_of(keys, place_of(keys, step.site.stream))
-            if told.visible is None:
-                alike = alike or (told.kinds, ends)
-                continue
-            kinds = () if told.kinds is None else (told.kinds,)
-            scores = emit(ops.keep_apart, scores, told.visible, parity, *ends, *kinds)
-            plan = emit(ops.match, scores, step.removed, parity)
-            return emit(ops.padding_last, plan, told.visible, *ends)
-        if alike is not None:
-            scores = emit(ops.prefer_alike, scores, alike[0], parity, *alike[1])
-        return emit(ops.match, scores, step.removed, parity)
-
-    def _level(self, step: Step) -> int:
-        """The level that a site merges from: of the site before it, or where its own value stands.
-
-        The latter where tokens that an op told apart are not averaged again: their groups are over.
-        """
-        stream = step.site.stream
-        if self.lifter.remerge == "mean" and stream not in self.lifter.parted:
-            after = step.site.after
-            return self.depths[after, stream] if after is not None else 0
-        own = self.lifter.values[step.site.node].types[0]
-        return next(s.level for s in streams(own) if s.id == stream)
-
-    def _at(self, node: Node, stream: int, level: int) -> TensorType:
-        """The type of a value with one stream at another level."""
-        return self._deeper(self.lifter.values[node].types[0], stream, level)
-
-    def _deeper(self, type_: TensorType, stream: int, level: int) -> TensorType:
-        at = self.lifter.coercer.levels.at
-        return map_type(type_, lambda s: at(s, level) if s.id == stream else s)
-
-    def _brought(self, node: Node, type_: TensorType) -> Node:
-        value = self.lifter.values[node]
-        return self.lifter.coercer.coerce(value.node, value.types[0], type_)
-
     def _outputs(self, node: Node) -> Any:
         replaced = {
             operand: self.lifter.original(operand, node, "it leaves the program")
@@ -244,7 +159,8 @@ class _Walk:
         lifter = self.lifter
         like, result = self._rows(), []
         for step in self.schedule.steps:
-            stream, depth = step.site.stream, self.depths[step.site.node, step.site.stream]
+            stream = step.site.stream
+            depth = self.merging.depths[step.site.node, stream]
             if depth:
                 result.append(lifter.coercer.levels.assignment(stream, depth))
             else:

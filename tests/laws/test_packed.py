@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -211,3 +212,16 @@ def test_experts_that_stay_calls() -> None:
     equal = config.duplicates()
     assert distance(fast(equal, row), model(equal, row)) < 1e-9
     assert distance(fast(x, row), model(x, row)) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kinds"), [((16,) * 6, 1), ((16, 24, 16, 24, 24), 2), ((16, 1, 16, 9, 16), 3)]
+)
+@torch.no_grad()
+def test_images_of_a_length_are_matched_at_once(lengths: tuple[int, ...], kinds: int) -> None:
+    """But for the one behind a lone token, whose A tokens are the others."""
+    fast = several(lengths)[1]
+    calls = Counter(node.target for node in fast.graph.nodes)
+    assert calls[tome_fx.ops.match] == kinds * 3
+    assert calls[tome_fx.ops.merged_size] == calls[tome_fx.ops.merge] == 3
+    assert calls[tome_fx.ops.unmerge] == calls[tome_fx.ops.assignment] / 3 == 1

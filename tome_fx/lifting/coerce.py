@@ -181,14 +181,14 @@ class Coercer:
         return self.on_tokens(node, type_, at, goal, goal.count, act)
 
     def _merge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
-        level = self.levels.get(stream.id, goal)
-        before = self.levels.size(stream.id, stream.level)
+        plan = self.levels.plan(stream.id, goal)
+        sizes = [self.levels.size(stream.id, level) for level in (stream.level, goal)]
 
         def act(value: Node, dim: int, front: int, back: int) -> Node:
             ends = {"front": front, "back": back} if front or back else {}
             if stream.extensive:
-                return self.emit(ops.merge_sum, value, level.plan, dim, **ends)
-            return self.emit(ops.merge, value, level.plan, before, level.size, dim, **ends)
+                return self.emit(ops.merge_sum, value, plan, dim, **ends)
+            return self.emit(ops.merge, value, plan, *sizes, dim, **ends)
 
         return self.on_tokens(node, type_, at, stream, self.levels.at(stream, goal).count, act)
 

@@ -76,6 +76,9 @@ def is_folded_piece(axis: Axis, which: int) -> bool:
 
 def size_parts(sizes: Sizes, factor: Factor, which: int | None = None) -> list[Node | int]:
     """The sizes of each stream of a token factor, and the counts of what stands around them."""
+    row = sizes.levels.rows.of((factor,)) if which is None else None
+    if row is not None:
+        return [row.size]
     parts: list[Node | int] = []
     order = itertools.count()
     for part in pieces(factor):
@@ -83,6 +86,16 @@ def size_parts(sizes: Sizes, factor: Factor, which: int | None = None) -> list[N
         size = sizes.levels.size(own[0].id, own[0].level) if own else None
         parts.append(count(part) if size is None else _repeated(sizes, size, part))
     return parts
+
+
+def size_row(sizes: Sizes, axis: Axis) -> Node | None:
+    """The sizes of all tokens of a row, ``[B, N]``; None where all are 1."""
+    row = sizes.levels.rows.of(axis)
+    if row is not None:
+        return row.size
+    parts = size_parts(sizes, axis[0])
+    known = any(isinstance(part, Node) for part in parts)
+    return sizes.emit(ops.along, parts, 2, 0, 1) if known else None
 
 
 def _repeated(sizes: Sizes, size: Node, part: Axis) -> Node:

@@ -11,26 +11,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import torch
 from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import Stream, TensorType, map_streams
+from tome_fx.lifting.joint import Rows
 
 # An axis, and which of its streams.
 Spot: TypeAlias = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a stream has of a row whose level was made at once.
+
+    Attributes:
+        plan: of ``of`` alike streams, of which it is the one at ``place``.
+        size: of the row, from ``start`` on.
+    """
+
+    plan: Node
+    place: int
+    of: int
+    size: Node
+    start: int
+    count: int
+
+
 @dataclass
 class Level:
-    """The nodes that describe one level of a stream; index maps come on first use.
+    """The nodes that describe one level of a stream; what is not given comes on first use.
 
     ``base`` is the level that it was merged from, ``merged`` the tokens that it lacks to level 0.
     """
 
-    plan: Node
-    size: Node
+    plan: Node | None
+    size: Node | None
     merged: int
     base: int
+    share: Share | None = None
     step: Node | None = None
     assignment: Node | None = None
     origin: Node | None = None
@@ -41,29 +61,57 @@ class Levels:
     """All levels of all streams; ``emit`` appends a call to the graph."""
 
     emit: Callable[..., Node]
-    rows: dict[int, list[Level]] = field(default_factory=dict)
+    found: dict[int, list[Level]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = Rows(self.emit)
 
     def depth(self, stream: int) -> int:
         """The newest level of a stream."""
-        return len(self.rows.get(stream, ()))
+        return len(self.found.get(stream, ()))
 
     def get(self, stream: int, level: int) -> Level:
         """A level above 0."""
-        return self.rows[stream][level - 1]
+        return self.found[stream][level - 1]
 
     def add(self, stream: int, plan: Node, size: Node, removed: int, base: int) -> None:
         """A new level, with ``removed`` tokens less than ``base``."""
-        before = self.get(stream, base).merged if base else 0
-        self.rows.setdefault(stream, []).append(Level(plan, size, removed + before, base))
+        merged = self.merged(stream, base) + removed
+        self.found.setdefault(stream, []).append(Level(plan, size, merged, base))
+
+    def share(self, stream: int, share: Share, removed: int, base: int) -> None:
+        """The same for one of the streams of a row."""
+        merged = self.merged(stream, base) + removed
+        self.found.setdefault(stream, []).append(Level(None, None, merged, base, share))
+
+    def merged(self, stream: int, level: int) -> int:
+        """The tokens that a level lacks."""
+        return self.get(stream, level).merged if level else 0
 
     def at(self, stream: Stream, level: int) -> Stream:
         """``stream`` at another level."""
-        merged = self.get(stream.id, level).merged if level else 0
-        return replace(stream, level=level, merged=merged)
+        return replace(stream, level=level, merged=self.merged(stream.id, level))
+
+    def plan(self, stream: int, level: int) -> Node:
+        """The merge that makes a level."""
+        own = self.get(stream, level)
+        if own.plan is None:
+            share = own.share
+            assert share is not None, "a level has a plan or a share in one"
+            own.plan = self.emit(ops.own_plan, share.plan, share.place, share.of)
+        return own.plan
 
     def size(self, stream: int, level: int) -> Node | None:
         """Group sizes at a level; None at level 0, where all are 1."""
-        return self.get(stream, level).size if level else None
+        if not level:
+            return None
+        own = self.get(stream, level)
+        if own.size is None:
+            share = own.share
+            assert share is not None, "a level has sizes or a share in some"
+            end = share.start + share.count
+            own.size = self.emit(torch.ops.aten.slice.Tensor, share.size, 1, share.start, end)
+        return own.size
 
     def step(self, stream: Stream, goal: int) -> int:
         """The next level on the way from the level of ``stream`` to ``goal``."""
@@ -98,7 +146,7 @@ class Levels:
         if goal == 0 and top.assignment is not None:
             return top.assignment
         if top.step is None:
-            top.step = self.emit(ops.assignment, top.plan)
+            top.step = self.emit(ops.assignment, self.plan(stream, level))
         result = top.step
         if top.base != goal:
             result = self.emit(ops.compose, result, self.assignment(stream, top.base, goal))
@@ -110,7 +158,7 @@ class Levels:
         """The original position of each slot's representative at ``level``: ``[B, n']``."""
         top = self.get(stream, level)
         if top.origin is None:
-            keep = self.emit(ops.kept, top.plan)
+            keep = self.emit(ops.kept, self.plan(stream, level))
             below = self.origin(stream, top.base) if top.base else None
             top.origin = keep if below is None else self.emit(ops.compose, below, keep)
         return top.origin

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch.fx import Node
 
@@ -25,36 +28,46 @@ from tome_fx.lifting.gridded import flattened
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Key:
+    """The keys of an attention at the level that a site merges from.
+
+    ``channel`` is the axis that similarities contract.
+    """
+
+    node: Node
+    type: TensorType
+    channel: int
+
+
 def emit_scores(
-    coercer: Coercer,
-    keys: list[tuple[Node, TensorType]],
-    channels: list[int],
-    site: TensorType,
-    stream: int,
-) -> tuple[Node, int, Node]:
-    """Scores of A tokens to B tokens, the parity of the first stream token, and a key value.
+    coercer: Coercer, keys: Sequence[Key], site: TensorType, stream: int
+) -> tuple[Node, int]:
+    """Scores of A tokens to B tokens, and the parity of the first stream token.
 
     Parallel cores that share a site share one match: their similarities are averaged.
     """
     axis = axis_of(site, stream)
     parity = fixed_before(axis, place_of(axis, stream)) % 2
     parts = []
-    for (node, type_), channel in zip(keys, channels, strict=True):
-        standard, ends = _by_head(coercer, node, type_, channel, stream)
+    for key in keys:
+        standard, ends = by_head(coercer, key, stream)
         metric = coercer.emit(ops.head_mean, standard, *ends)
         parts.append(coercer.emit(ops.similarity, metric, parity))
-    total = parts[0]
-    for part in parts[1:]:
+    return mean_of(coercer, parts), parity
+
+
+def mean_of(coercer: Coercer, scores: list[Node]) -> Node:
+    """The mean of several similarities."""
+    total = scores[0]
+    for part in scores[1:]:
         total = coercer.emit(aten.add.Tensor, total, part)
-    if len(parts) > 1:
-        total = coercer.emit(aten.div.Tensor, total, len(parts))
-    return total, parity, keys[0][0]
+    return coercer.emit(aten.div.Tensor, total, len(scores)) if len(scores) > 1 else total
 
 
-def _by_head(
-    coercer: Coercer, node: Node, type_: TensorType, channel: int, stream: int
-) -> tuple[Node, tuple[int, int]]:
+def by_head(coercer: Coercer, key: Key, stream: int) -> tuple[Node, tuple[int, int]]:
     """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
+    node, type_, channel = key.node, key.type, key.channel
     if batch_axis(type_) is None:
         node, type_ = coercer.of_images(node), of_one(type_)
         channel += 1

@@ -23,7 +23,7 @@ from tome_fx.graph.axes import (
     has_stream,
 )
 from tome_fx.graph.ends import ends_of
-from tome_fx.lifting.folding import size_parts
+from tome_fx.lifting.folding import size_row
 from tome_fx.lifting.levels import Levels, Spot
 
 Act = Callable[[Node, int, int, int], Node]
@@ -106,12 +106,20 @@ def _act(coercer: Moves, before: list[Axis], after: list[Axis], kind: str) -> Ac
     """What runs on the whole row, given the axis of its tokens."""
     counts = [count(axis) for axis in before]
     left = [count(axis) for axis in after]
-    parts = [_part(coercer, *pair, kind) for pair in zip(before, after, strict=True)]
+    own, goal = ((Concat(tuple(row)),) for row in (before, after))
+    rows = coercer.levels.rows
+
+    def parts() -> list[Node | int]:
+        return [_part(coercer, *pair, kind) for pair in zip(before, after, strict=True)]
+
     if kind == "merge":
-        plan = coercer.emit(ops.join_plans, parts, counts, left)
-        sizes = [_sizes(coercer, axis) for axis in (before, after)]
+        row = rows.plan(own, goal)
+        plan = coercer.emit(ops.join_plans, parts(), counts, left) if row is None else row.plan
+        sizes = [size_row(coercer, axis) for axis in (own, goal)]
         return lambda value, dim, *_: coercer.emit(ops.merge, value, plan, *sizes, dim)
-    index = coercer.emit(ops.join_maps, parts, counts)
+    index = rows.origin(goal) if kind == "take" else rows.assignment(own, goal)
+    if index is None:
+        index = coercer.emit(ops.join_maps, parts(), counts)
     op = ops.take if kind == "take" else ops.unmerge
     return lambda value, dim, *_: coercer.emit(op, value, index, dim)
 
@@ -123,14 +131,7 @@ def _part(coercer: Moves, own: Axis, goal: Axis, kind: str) -> Node | int:
     stream, wanted = _streams(own, goal)
     levels = coercer.levels
     if kind == "merge":
-        return levels.get(stream.id, wanted.level).plan
+        return levels.plan(stream.id, wanted.level)
     if kind == "take":
         return levels.origin(stream.id, wanted.level)
     return levels.assignment(stream.id, stream.level, wanted.level)
-
-
-def _sizes(coercer: Moves, row: list[Axis]) -> Node | None:
-    """The sizes of all tokens of a row, ``[B, N]``; None where all are 1."""
-    parts = size_parts(coercer, Concat(tuple(row)))
-    known = any(isinstance(part, Node) for part in parts)
-    return coercer.emit(ops.along, parts, 2, 0, 1) if known else None

@@ -8,6 +8,9 @@ No function keeps state, sorts, or reduces with ``scatter_reduce``: all of them 
 ``torch.compile``, ``torch.export``, autograd and ``torch.func``, and give the same bits each time.
 """
 
+from tome_fx.ops.alike import join_alike as join_alike
+from tome_fx.ops.alike import own_plan as own_plan
+from tome_fx.ops.alike import stretches as stretches
 from tome_fx.ops.attention import FORMS as FORMS
 from tome_fx.ops.attention import attention as attention
 from tome_fx.ops.attention import channel_attention as channel_attention

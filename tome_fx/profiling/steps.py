@@ -35,9 +35,10 @@ STEM, HEAD = "stem", "head"
 _BY_STEP = {
     MATCHING: (ops.head_mean, ops.similarity, ops.match, ops.match_keys, ops.match_metric,
                ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last,
-               ops.prefer_alike),
+               ops.prefer_alike, ops.stretches, ops.own_plan),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
-              ops.total, ops.for_images, ops.place_batch, ops.join_plans),
+              ops.total, ops.for_images, ops.place_batch, ops.join_plans,
+              ops.join_alike),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum,
             ops.weighted_variance),
     ATTENTION: (ops.attention, ops.level_attention, *ops.FORMS.values()),
