@@ -83,7 +83,9 @@ def _is_long(scores: Node) -> bool:
 def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
     """``node`` is a norm; its operand must be a merge of tokens on axis 1."""
     norm = bind(node)
-    merge = norm["input"]
+    merge, alone = norm["input"], False
+    if _is(merge, aten.squeeze.dims) and merge.args[1] == [0]:
+        merge, alone = merge.args[0], True  # of a program for one image, without an axis of images
     if not _is(merge, ops.merge) or merge.kwargs.get("onehot") or merge.args[4:] != (1,):
         return
     x, plan, size, new_size = merge.args[:4]
@@ -94,16 +96,24 @@ def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
         return
     args = (x, plan, size, new_size.args[2], norm["normalized_shape"], *scale, norm["eps"])
     ends = {name: merge.kwargs[name] for name in ("front", "back") if name in merge.kwargs}
-    summands = _summands(x, merge)
-    if summands is not None:
-        args, ends = (summands[0], *args[1:]), ends | {"branch": summands[1]}
+    framed = _is(x, aten.unsqueeze.default) and x.args[1] == 0 and list(x.users) == [merge]
+    summands = _summands(x.args[0], x) if framed else _summands(x, merge)
     with graph.inserting_before(merge):
+        if summands is not None:
+            stream, branch = _of_images(graph, summands) if framed else summands
+            args, ends = (stream, *args[1:]), ends | {"branch": branch}
         fused = graph.call_function(ops.merge_norm, args, ends)
         parts = [graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
     _provenance(merge, fused)
-    values = [old.meta.get("val") for old in (merge, node, new_size)]
-    fused.meta["val"] = (*values, _level_of(values[0], values[2]))
+    made, normed, size_made = (old.meta.get("val") for old in (merge, node, new_size))
+    if alone and isinstance(normed, Tensor):
+        normed = normed.unsqueeze(0)
+    fused.meta["val"] = (made, normed, size_made, _level_of(made, size_made))
     _replace(merge, parts[0])
+    if alone:
+        parts[1].meta = dict(fused.meta, val=normed)
+        with graph.inserting_before(node):
+            parts[1] = graph.call_function(aten.squeeze.dims, (parts[1], [0]))
     _replace(node, parts[1])
     if all(order.get(user, -1) > order[merge] for user in new_size.users):
         _replace(new_size, parts[2])
@@ -136,6 +146,11 @@ def _take_level(graph: Graph, along: Node) -> None:
             level = graph.call_function(operator.getitem, (fused, 3))
         level.meta["val"] = fused.meta["val"][3]
         user.target, user.args = ops.level_attention, (*user.args[:3], level)
+
+
+def _of_images(graph: Graph, values: tuple[Node, Node]) -> tuple[Node, ...]:
+    """Values of the one image of a program with an axis of images in front."""
+    return tuple(graph.call_function(aten.unsqueeze.default, (value, 0)) for value in values)
 
 
 def _summands(x: Any, merge: Node) -> tuple[Node, Node] | None:

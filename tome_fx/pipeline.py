@@ -17,6 +17,7 @@ from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
 from tome_fx.passes.embed import embed
 from tome_fx.passes.fuse import fuse
+from tome_fx.passes.group import group
 from tome_fx.passes.lift import LiftedGraph, lift
 from tome_fx.passes.lower import lower
 from tome_fx.passes.plan import plan
@@ -119,6 +120,7 @@ class _Work:
         sizes = verify(self.target, program)
         done = Done(program, findings, schedule, graph, sizes, lifted)
         report = report_of(done, self.name, self.settings)
+        report = _grouped(self.target, report, done)
         report = _attended(self.target, report, done, self.settings.attention)
         report = _fused(self.target, report, done)
         return _checkpointed(self.target, report, done), done
@@ -127,6 +129,19 @@ class _Work:
         """The program without merges, and a report that says why."""
         plain, done = self.rewritten(_planned(self.located, self.settings.with_r(0)))
         return Rewritten(replace(plain, r=self.settings.r, **told), done.schedule)
+
+
+def _grouped(target: GraphModule, report: Report, done: Done) -> Report:
+    """Attentions of stretches of a row in one call, where tokens merge."""
+    if not any(report.schedule) or done.program.checkpointed:
+        return report  # what is checkpointed is known by its attentions
+    before, after = group(done.graph)
+    if before == after:
+        return report
+    target.recompile()
+    verify(target, done.program)
+    note = f"attention of stretches of a row, those of a length in one call: {before} in {after}"
+    return replace(report, notes=(*report.notes, note))
 
 
 def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Report:
@@ -188,7 +203,11 @@ def maps_graph(located: Located, settings: Settings, schedule: MergeSchedule) ->
 
 def _has_kernels(program: Program) -> bool:
     """Are there kernels for the device of the images?"""
-    values = (n.meta.get("val") for n in program.graph.nodes if n.name in program.batched)
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder"]
+    # In a program for one image no input has a batch; those that are constants may be anywhere.
+    images = [n for n in inputs if n.name in program.batched]
+    images = images or [n for n in inputs if n.name not in program.fixed]
+    values = (n.meta.get("val") for n in images)
     device = next((value.device for value in values if isinstance(value, torch.Tensor)), None)
     return device is not None and has_kernels(device)
 

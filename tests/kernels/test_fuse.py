@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 import tome_fx
+from tests.packed import Packed
 from tests.tiny import images, tiny
 from tome_fx import kernels, ops, pipeline
 from tome_fx.passes.fuse import fuse
@@ -217,3 +218,28 @@ def test_a_norm_of_something_else_stays() -> None:
     norm = next(n for n in module.graph.nodes if n.target is aten.layer_norm.default)
     norm.args = (norm.args[0].args[0], *norm.args[1:])
     assert aten.layer_norm.default in targets(agree(module))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [(24,), (16, 24, 16, 24)])
+@pytest.mark.parametrize("around", [False, True])
+def test_rows_without_an_axis_of_images(
+    lengths: tuple[int, ...], around: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if around and len(lengths) > 1:
+        pytest.skip("its lengths are an input")
+    config = Packed(lengths=lengths, around=around)
+    given = (config.rows(), *([torch.tensor(lengths)] if len(lengths) > 1 else []))
+    model = config.build()
+    plain = tome_fx.transform(model, 2, example_inputs=given, min_ratio=0)
+    monkeypatch.setattr(pipeline, "_has_kernels", lambda program: True)
+    fast = tome_fx.transform(model, 2, example_inputs=given, min_ratio=0)
+    kinds = len(set(lengths))
+    assert targets(fast).count(ops.match_keys) == 3 * kinds
+    assert targets(fast).count(ops.merge_norm) == 3
+    assert not set(targets(fast)) & {ops.merge, ops.match, ops.merged_size}
+    norms = [n for n in fast.graph.nodes if n.target is aten.layer_norm.default]
+    assert len(norms) == 3 + 1
+    assert all(n.kwargs["branch"] is not None for n in fast.graph.find_nodes(
+        op="call_function", target=ops.merge_norm))  # fmt: skip
+    assert torch.equal(fast(*given), plain(*given))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch.fx import Node
 
 from tome_fx import ops
 from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
-from tome_fx.graph.calls import bind
+from tome_fx.graph.cuts import cut_of
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.lifting.alike import Merge, merge_alike
 from tome_fx.lifting.joint import key_of
@@ -19,10 +17,6 @@ from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import Key, emit_scores
 from tome_fx.lifting.padding import Shown, shown
 from tome_fx.program import Core, Step
-
-aten = torch.ops.aten
-# What gives a part of a row.
-_CUTS = (aten.split_with_sizes.default, aten.split.Tensor, aten.slice.Tensor)
 
 # What masks say of the tokens of a site, and how many of these never merge at the ends of a row.
 _Masks = tuple[Shown, tuple[int, int]]
@@ -93,16 +87,13 @@ class Merging:
 
     def _row_of(self, node: Node) -> Node | None:
         """What keys are cut out of, where that differs from them in the axis of tokens alone."""
-        values = self.lifter.values
-        cut = node.args[0] if node.target is operator.getitem else node
-        if not isinstance(cut, Node) or cut.target not in _CUTS or cut not in values:
+        values, cut = self.lifter.values, cut_of(node)
+        if cut is None or cut.row not in values or not values[cut.row].types:
             return None
-        call = bind(cut)
-        row = call["self"]
-        have, own = values[row].types[0], values[node].types[0]
-        place = call["dim"] % own.rank
+        have, own = values[cut.row].types[0], values[node].types[0]
+        place = cut.dim
         others = [(*type_.axes[:place], *type_.axes[place + 1 :]) for type_ in (have, own)]
-        return row if others[0] == others[1] and key_of(have.axes[place]) is not None else None
+        return cut.row if others[0] == others[1] and key_of(have.axes[place]) is not None else None
 
     def _masks(self, step: Step, levels: dict[int, int]) -> _Masks | None:
         """What masks of images say of the keys of a site; None where there are none."""

@@ -7,6 +7,7 @@ import torch
 
 import tome_fx
 from tests.kernels.interpreted.common import DEVICE
+from tests.packed import Packed
 from tests.tiny import images, tiny
 from tome_fx import kernels, ops
 
@@ -30,3 +31,19 @@ def test_a_model_with_kernels_is_the_model_without(r: object) -> None:
     for a, b in zip(ours, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-7)
     assert str(fast.report) == str(plain.report)
+
+
+@pytest.mark.parametrize("lengths", [(24,), (16, 24, 16, 24)])
+def test_images_in_one_row(lengths: tuple[int, ...]) -> None:
+    config = Packed(lengths=lengths)
+    model = config.build().float().to(DEVICE)
+    given = (config.rows().float().to(DEVICE), *([torch.tensor(lengths)] * (len(lengths) > 1)))
+    with kernels.using("portable"):
+        plain = tome_fx.transform(model, 2, example_inputs=given, min_ratio=0)
+        expected, maps = plain(*given), plain.token_map(*given)
+    fast = tome_fx.transform(model, 2, example_inputs=given, min_ratio=0)
+    targets = [node.target for node in fast.graph.nodes]
+    assert targets.count(ops.match_keys) == 3 * len(set(lengths))
+    assert targets.count(ops.merge_norm) == 3
+    torch.testing.assert_close(fast(*given), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(fast.token_map(*given), maps, strict=True))
