@@ -5,7 +5,9 @@ So Qwen-VL, GLM-V and their kin are made. What such code spells in many ways is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from hypothesis import strategies as st
@@ -23,9 +25,10 @@ class Packed:
 
     Attributes:
         lengths: patches of each image of a call, in one row.
-        attention: ``sdpa`` on ``[1, H, N, D]``, ``heads`` on ``[H, N, D]``, ``einsum`` or
-            ``matmul`` with a softmax, ``bare`` on one head without an axis for it, ``shared`` on
-            one head of keys for all of queries.
+        attention: ``sdpa`` on ``[1, H, N, D]``, of stretches that a split or, ``sliced``, their
+            borders give; ``heads`` on ``[H, N, D]``, ``einsum`` or ``matmul`` with a softmax,
+            ``bare`` on one head without an axis for it, ``shared`` on one head of keys for all of
+            queries.
         position: ``learned`` adds a table, ``rotary`` multiplies queries and keys by one.
         token: a class token in front of the row.
         end: ``rows`` returns all tokens, ``mean`` and ``first`` read out one row, ``merger`` joins
@@ -96,9 +99,15 @@ class Attention(nn.Module):
         elif self.config.attention == "heads":
             out = scaled_dot_product_attention(q, k, v, seen)
         else:
-            each = zip(*(t.unsqueeze(0).split(lengths, dim=2) for t in (q, k, v)), strict=True)
+            each = zip(*(self.stretches(t.unsqueeze(0), lengths) for t in (q, k, v)), strict=True)
             out = torch.cat([scaled_dot_product_attention(*one) for one in each], dim=2)[0]
         return self.proj(out.transpose(0, 1).reshape(n, -1))  # type: ignore[no-any-return]
+
+    def stretches(self, row: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+        if self.config.attention != "sliced":
+            return row.split(lengths, dim=2)
+        borders = accumulate(lengths, initial=0)
+        return [row[:, :, start:end] for start, end in pairwise(borders)]
 
 
 class Block(nn.Module):

@@ -44,16 +44,20 @@ def test_sizes_matter() -> None:
 LENGTHS = [(24, 24), (25, 16, 32), (32, 1, 16)]
 
 
-def several(lengths: tuple[int, ...], r: int = 2) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    config = Packed(lengths=lengths)
+def several(
+    lengths: tuple[int, ...], r: int = 2, attention: str = "sdpa"
+) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
+    config = Packed(lengths=lengths, attention=attention)
     model, x, row = config.build(), config.rows(), torch.tensor(lengths)
     return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "sliced"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @torch.no_grad()
-def test_images_in_one_row_merge_each_by_itself(lengths: tuple[int, ...]) -> None:
-    model, fast, x, row = several(lengths)
+def test_images_in_one_row_merge_each_by_itself(lengths: tuple[int, ...], attention: str) -> None:
+    model, fast, x, row = several(lengths, attention=attention)
+    assert len(fast.schedule) == 3 * sum(length > 1 for length in lengths)
     parts = x.split(lengths)
     for which in range(len(lengths)):
         others = [part + (i != which) for i, part in enumerate(parts)]
@@ -217,10 +221,13 @@ def test_experts_that_stay_calls() -> None:
 @pytest.mark.parametrize(
     ("lengths", "kinds"), [((16,) * 6, 1), ((16, 24, 16, 24, 24), 2), ((16, 1, 16, 9, 16), 3)]
 )
+@pytest.mark.parametrize("attention", ["sdpa", "sliced"])
 @torch.no_grad()
-def test_images_of_a_length_are_matched_at_once(lengths: tuple[int, ...], kinds: int) -> None:
+def test_images_of_a_length_are_matched_at_once(
+    lengths: tuple[int, ...], kinds: int, attention: str
+) -> None:
     """But for the one behind a lone token, whose A tokens are the others."""
-    fast = several(lengths)[1]
+    fast = several(lengths, attention=attention)[1]
     calls = Counter(node.target for node in fast.graph.nodes)
     assert calls[tome_fx.ops.match] == kinds * 3
     assert calls[tome_fx.ops.merged_size] == calls[tome_fx.ops.merge] == 3

@@ -44,6 +44,8 @@ def slice_(context: Context) -> Lifted | Refusal:
     if start is None or end is None or context.call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
+    if _is_of_row(context, axis) and 0 < end - start < whole:
+        cut = stretch(axis, start, end), start
     if cut is None:
         return _other(context, type_, dim)
     result, first = cut
@@ -53,6 +55,11 @@ def slice_(context: Context) -> Lifted | Refusal:
     else:
         literal = {"start": first, "end": first + count(result)}
     return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
+
+
+def _is_of_row(context: Context, axis: Axis) -> bool:
+    """Could images be packed on this axis, each a stretch of it, as a ``split`` has them?"""
+    return context.one_image and is_plain_row(axis) and axis_kind(axis) != "channel"
 
 
 def _one_of_each(context: Context, axis: Axis) -> Axis | None:
