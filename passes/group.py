@@ -12,7 +12,7 @@ what they are to attention. Group sizes come along; masks and dropout stay as th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 
 from tome_fx import ops
 from tome_fx.graph.calls import bind
-from tome_fx.graph.cuts import Cut, cut_of
+from tome_fx.graph.cuts import Cut, viewed_cut_of
 from tome_fx.graph.extents import tensor_value
 
 aten = torch.ops.aten
@@ -28,11 +28,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Kind:
-    """What attentions have in common that are one call: the rows, the lengths, and how it is."""
+    """What attentions have in common that are one call, wherever in the row they begin."""
 
-    rows: tuple[Node, ...]
-    lengths: tuple[int, ...]
-    sizes: Node | None
+    parts: tuple[Cut, ...]  # of queries, keys, values, and of group sizes if there are any
     how: tuple[tuple[str, Any], ...]
 
 
@@ -71,9 +69,8 @@ def _kind(node: Node) -> tuple[_Kind, list[int]] | None:
     if size is not None and size.length != told[1].length:
         return None
     how = tuple((name, call[name]) for name in ("is_causal", "scale", "enable_gqa"))
-    starts = [part.start for part in (*told, *([] if size is None else [size]))]
-    rows, lengths = tuple(part.row for part in told), tuple(part.length for part in told)
-    return _Kind(rows, lengths, None if size is None else size.row, how), starts
+    told += [] if size is None else [size]
+    return _Kind(tuple(replace(part, start=0) for part in told), how), [p.start for p in told]
 
 
 def _size(mask: Node) -> Cut | None:
@@ -91,35 +88,36 @@ def _size(mask: Node) -> Cut | None:
 
 def _part(value: Any, rank: int, dim: int) -> Cut | None:
     """The part of a row of one image that a value is, cut along ``dim``."""
-    cut = cut_of(value)
-    whole = None if cut is None else tensor_value(cut.row)
-    if cut is None or whole is None or whole.dim() != rank or cut.dim != dim:
+    cut, own = viewed_cut_of(value), tensor_value(value) if isinstance(value, Node) else None
+    if cut is None or own is None or own.dim() != rank or cut.dim != dim or own.shape[0] != 1:
         return None
-    return cut if whole.shape[0] == 1 else None
+    return cut
 
 
 def _join(graph: Graph, kind: _Kind, members: list[tuple[Node, list[int]]]) -> None:
     """One call in front of the first of ``members``; each of these becomes a part of it."""
-    starts = list(zip(*(starts for _, starts in members), strict=True))
+    rows = []
     with graph.inserting_before(members[0][0]):
-        query, key, value = (
-            graph.call_function(ops.stretches, (row, list(begin), length))
-            for row, begin, length in zip(kind.rows, starts, kind.lengths, strict=False)
-        )
+        for which, part in enumerate(kind.parts):
+            row = part.row
+            for target, args in part.views:
+                row = graph.call_function(target, (row, *args))
+            if which == 3:
+                row = graph.call_function(aten.reshape.default, (row, [1, 1, -1, 1]))
+            starts = [begin[which] for _, begin in members]
+            rows.append(graph.call_function(ops.stretches, (row, starts, part.length)))
         mask = None
-        if kind.sizes is not None:
-            row = graph.call_function(aten.reshape.default, (kind.sizes, [1, 1, -1, 1]))
-            each = graph.call_function(ops.stretches, (row, list(starts[3]), kind.lengths[1]))
-            each = graph.call_function(aten.transpose.int, (each, 2, 3))
-            mask = graph.call_function(ops.key_bias, (query, each))
+        if len(rows) > 3:
+            sizes = graph.call_function(aten.transpose.int, (rows.pop(), 2, 3))
+            mask = graph.call_function(ops.key_bias, (rows[0], sizes))
         target = aten.scaled_dot_product_attention.default
-        joined = graph.call_function(target, (query, key, value, mask), dict(kind.how))
+        joined = graph.call_function(target, (*rows, mask), dict(kind.how))
     for which, (node, _) in enumerate(members):
         with graph.inserting_before(node):
-            part = graph.call_function(aten.slice.Tensor, (joined, 0, which, which + 1))
-        part.meta = dict(node.meta)
-        for key_ in ("stack_trace", "nn_module_stack"):
-            if key_ in node.meta:
-                joined.meta.setdefault(key_, node.meta[key_])
-        node.replace_all_uses_with(part)
+            own = graph.call_function(aten.slice.Tensor, (joined, 0, which, which + 1))
+        own.meta = dict(node.meta)
+        for key in ("stack_trace", "nn_module_stack"):
+            if key in node.meta:
+                joined.meta.setdefault(key, node.meta[key])
+        node.replace_all_uses_with(own)
         graph.erase_node(node)

@@ -78,6 +78,43 @@ def test_what_is_left_alone() -> None:
     assert grouped(Row([8, 8, 8]), batch=2) == (0, 0)
 
 
+class Turned(nn.Module):
+    """Stretches of ``[N, H, C]``, each turned to ``[1, H, n, C]`` by itself."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = [row[0].transpose(0, 1) for row in (q, k, v)]
+        return torch.cat(
+            [sdpa(*(self.turned(row[a : a + 8]) for row in rows))[0] for a in (0, 8, 16)], 1
+        )
+
+    def turned(self, part: Tensor) -> Tensor:
+        if self.way == "permute":
+            return part[:, None].permute(1, 2, 0, 3)
+        if self.way == "behind":
+            return part.permute(1, 2, 0).unsqueeze(-4).transpose(-1, -2)
+        return part.transpose(0, 1).unsqueeze(0)
+
+
+class Around(Row):
+    """Each time cut out of the row anew."""
+
+    def parts(self, row: Tensor) -> list[Tensor]:
+        return [row.mT.narrow(-1, start, 8).mT for start in (0, 8, 16)]
+
+
+def test_views_that_are_made_anew() -> None:
+    assert grouped(Around([8, 8, 8])) == (3, 1)
+
+
+@pytest.mark.parametrize("way", ["permute", "behind", "transpose"])
+def test_stretches_that_are_turned_one_by_one(way: str) -> None:
+    assert grouped(Turned(way)) == (3, 1)
+
+
 class Crossed(Row):
     """The queries of a stretch look at the keys of another one."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from torch.fx import Node
 
@@ -13,16 +13,21 @@ from tome_fx.graph.extents import tensor_value
 
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 _ONE = ("aten.slice", "aten.narrow")
+_VIEWS = ("aten.transpose", "aten.permute", "aten.unsqueeze")
+
+# A change of layout: an op, and its arguments but for the value.
+View: TypeAlias = tuple[Any, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """``length`` places of ``row`` along axis ``dim``, from ``start`` on."""
+    """``length`` places along axis ``dim``, from ``start`` on, of ``row`` behind its ``views``."""
 
     row: Node
     dim: int
     start: int
     length: int
+    views: tuple[View, ...] = ()
 
 
 def cut_of(value: Any) -> Cut | None:
@@ -52,3 +57,41 @@ def cut_of(value: Any) -> Cut | None:
     if not all(isinstance(number, int) for number in numbers):
         return None
     return Cut(row, dim, start + (whole.shape[dim] if start < 0 else 0), own.shape[dim])
+
+
+def viewed_cut_of(value: Any) -> Cut | None:
+    """What a value is cut out of, where axes are moved or put in before or behind the cut."""
+    behind, value = _views(value)
+    cut = cut_of(value)
+    if cut is None:
+        return None
+    before, row = _views(cut.row)
+    dim = cut.dim
+    for view in behind:
+        dim = _moved(view, dim)
+    told = ((view.target, tuple(map(_frozen, view.args[1:]))) for view in before + behind)
+    return replace(cut, row=row, dim=dim, views=tuple(told))
+
+
+def _views(value: Any) -> tuple[list[Node], Any]:
+    """The changes of layout that a value ends with, in order, and what they begin with."""
+    views: list[Node] = []
+    while isinstance(value, Node) and calls(value, _VIEWS) and not value.kwargs:
+        views.insert(0, value)
+        value = value.args[0]
+    return views, value
+
+
+def _moved(view: Node, dim: int) -> int:
+    """Where a change of layout takes an axis."""
+    call, rank = bind(view), view.meta["val"].dim()
+    if calls(view, ("aten.unsqueeze",)):
+        return dim + int(call["dim"] % rank <= dim)
+    if calls(view, ("aten.permute",)):
+        return [int(place % rank) for place in call["dims"]].index(dim)
+    one, other = (int(call[name] % rank) for name in ("dim0", "dim1"))
+    return {one: other, other: one}.get(dim, dim)
+
+
+def _frozen(argument: Any) -> Any:
+    return tuple(argument) if isinstance(argument, list) else argument

@@ -45,7 +45,7 @@ def channel_attention(
     logit is as exact as a product of two channels is.
     """
     dtype = _dtype(query)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = _scale(query, scale)
     column = size.transpose(-1, -2).log() / scale
     high = column.to(dtype)
     parts = [high] if dtype == column.dtype else [high, (column - high).to(dtype)]
@@ -73,7 +73,7 @@ def value_attention(
     of two, which is exact, so that no product leaves the range of half precision.
     """
     dtype, width = _dtype(query), value.shape[-1]
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = _scale(query, scale)
     top = size.amax(-1, keepdim=True).log2().ceil().exp2()
     column = (size / top).transpose(-1, -2).to(dtype).expand(*value.shape[:-1], 1)
     values = _aligned(torch.cat([value.to(dtype) * column, column], dim=-1))
@@ -163,7 +163,7 @@ def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, level: Tensor, scale: float | None
 ) -> Tensor:
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = _scale(query, scale)
     result: Tensor = torch.ops.tome_fx.attend(query, key, value, level, scale)
     return result
 
@@ -176,7 +176,7 @@ def plain_attention(
     scale: float | None = None,
 ) -> Tensor:
     """As the equation is written, with logits in memory: the least work where tokens are few."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = _scale(query, scale)
     logits = (query * scale) @ key.transpose(-1, -2)
     return torch.softmax(logits + size.log().to(logits.dtype), dim=-1) @ value
 
@@ -243,6 +243,11 @@ def _dtype(query: Tensor) -> torch.dtype:
     if kind != "meta" and torch.is_autocast_enabled(kind) and query.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     return query.dtype
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    """What logits are multiplied by; by default as fused attention does it."""
+    return float(query.shape[-1] ** -0.5) if scale is None else scale
 
 
 def _aligned(x: Tensor) -> Tensor:
