@@ -13,7 +13,7 @@ from tome_fx.graph.extents import tensor_value
 
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 _ONE = ("aten.slice", "aten.narrow")
-_VIEWS = ("aten.transpose", "aten.permute", "aten.unsqueeze")
+_VIEWS = ("aten.transpose", "aten.mT", "aten.permute", "aten.unsqueeze")
 
 # A change of layout: an op, and its arguments but for the value.
 View: TypeAlias = tuple[Any, tuple[Any, ...]]
@@ -89,7 +89,7 @@ def _moved(view: Node, dim: int) -> int:
         return dim + int(call["dim"] % rank <= dim)
     if calls(view, ("aten.permute",)):
         return [int(place % rank) for place in call["dims"]].index(dim)
-    one, other = (int(call[name] % rank) for name in ("dim0", "dim1"))
+    one, other = (int(call.get(*end) % rank) for end in (("dim0", -2), ("dim1", -1)))
     return {one: other, other: one}.get(dim, dim)
 
 
