@@ -130,6 +130,17 @@ def test_starts_of_their_own() -> None:
     assert grouped(Crossed([8, 8, 8])) == (2, 1)
 
 
+class Clamped(Row):
+    """Borders beyond the row, as PyTorch clamps them."""
+
+    def parts(self, row: Tensor) -> list[Tensor]:
+        return [row[:, :, -100:12], row[:, :, 12:100]]
+
+
+def test_borders_beyond_the_row() -> None:
+    assert grouped(Clamped([12, 12])) == (2, 1)
+
+
 @torch.no_grad()
 def test_sizes_come_along() -> None:
     config = Packed(lengths=(16, 24, 16, 24, 24))

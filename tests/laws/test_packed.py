@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
@@ -232,3 +233,53 @@ def test_images_of_a_length_are_matched_at_once(
     assert calls[tome_fx.ops.match] == kinds * 3
     assert calls[tome_fx.ops.merged_size] == calls[tome_fx.ops.merge] == 3
     assert calls[tome_fx.ops.unmerge] == calls[tome_fx.ops.assignment] / 3 == 1
+
+
+class Cut(nn.Module):
+    """A block whose attention, or whose residual sum, is of slices."""
+
+    def __init__(self, how: str, heads: tuple[int, int] = (2, 2)) -> None:
+        super().__init__()
+        self.how, self.heads = how, heads
+        self.norm = nn.LayerNorm(24)
+        self.qkv = nn.ModuleList(nn.Linear(24, 72) for _ in range(2))
+        self.mlp = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, n = self.norm(x), len(x) // 2
+        if self.how == "overlapping":
+            y = torch.cat([self.attend(y[: n + 2])[:n], self.attend(y[n - 2 :])[2:]])
+        elif self.how == "class":
+            y = self.attend(y)
+        else:
+            y = torch.cat([self.attend(y[:n], 0), self.attend(y[n:], 1)])
+        x = torch.cat([x[:1] + y[:1], x[1:] + y[1:]]) if self.how == "class" else x + y
+        return x + self.mlp(x)
+
+    def attend(self, x: Tensor, which: int = 0) -> Tensor:
+        heads = self.heads[which]
+        q, k, v = self.qkv[which](x).reshape(1, len(x), 3, heads, -1).permute(2, 0, 3, 1, 4)
+        return scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "merges"),
+    [
+        ([("halves", (2, 2)), ("halves", (2, 2))], 4),
+        ([("halves", (2, 3)), ("halves", (3, 2))], 4),  # heads of other widths: one by one
+        ([("overlapping", (2, 2)), ("halves", (2, 2))], 2),
+        ([("class", (2, 2)), ("halves", (2, 2))], 1),
+    ],
+)
+@torch.no_grad()
+def test_other_slices(blocks: list[tuple[str, tuple[int, int]]], merges: int) -> None:
+    """Where a block's slices are no stretches it has no site, and others keep theirs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Cut(*block) for block in blocks)).double().eval()
+    kinds = torch.randn(3, 24).double()
+    x, equal = torch.randn(32, 24).double(), kinds[torch.randint(0, 3, (32,))]
+    fast = tome_fx.transform(model, 2, example_inputs=x, min_ratio=0)
+    assert fast.schedule == (2,) * merges
+    if blocks[0][0] == "halves":
+        assert distance(fast(equal), model(equal)) < 1e-9
+    assert distance(fast(x), model(x)) > 1e-6

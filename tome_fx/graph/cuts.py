@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch.fx import Node
 
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import settled, tensor_value
 
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 _ONE = ("aten.slice", "aten.narrow")
@@ -50,13 +50,13 @@ def cut_of(value: Any) -> Cut | None:
     dim %= whole.dim()
     if several:
         before = call.meta["val"][: value.args[1]]
-        start = sum(part.shape[dim] for part in before)
+        start = sum(settled(part.shape[dim]) for part in before)
     else:
         start = bound["start"] or 0
-    numbers = start, own.shape[dim], whole.shape[dim]
-    if not all(isinstance(number, int) for number in numbers):
+    length, extent = settled(own.shape[dim]), settled(whole.shape[dim])
+    if not all(isinstance(number, int) for number in (start, length, extent)):
         return None
-    return Cut(row, dim, start + (whole.shape[dim] if start < 0 else 0), own.shape[dim])
+    return Cut(row, dim, max(0, start + extent) if start < 0 else start, int(length))
 
 
 def viewed_cut_of(value: Any) -> Cut | None:

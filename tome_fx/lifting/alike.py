@@ -39,7 +39,7 @@ class Merge:
 
 
 # What streams have in common that are matched at once: tokens, merges, parity, and their keys.
-_Kind = tuple[int, int, int, tuple[tuple[Node | None, int], ...]]
+_Kind = tuple[int, int, int, tuple[tuple[Node | None, int, int, torch.dtype], ...]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ def merge_alike(coercer: Coercer, merges: Sequence[Merge], axis: Axis) -> None:
 
 def _kind(merge: Merge, tokens: int, axis: Axis) -> _Kind:
     parity = fixed_before(axis, place_of(axis, merge.stream)) % 2
-    keys = [(k.node if _is_row(k, merge.stream) else None, k.channel) for k in merge.keys]
+    keys = [
+        (key.node if _is_row(key, merge.stream) else None, key.channel, key.width, key.dtype)
+        for key in merge.keys
+    ]
     return tokens, merge.removed, parity, tuple(keys)
 
 
@@ -84,7 +87,7 @@ def _match(coercer: Coercer, kind: _Kind, group: _Group) -> Node:
     """The plan of alike streams, ``[B * W, ...]``."""
     tokens, removed, parity, keys = kind
     parts = []
-    for which, (row, _) in enumerate(keys):
+    for which, (row, *_) in enumerate(keys):
         cut = [(merge.keys[which], merge.stream) for merge in group.merges]
         if len(cut) == 1 or row is None:
             metric = _stacked(coercer, cut)

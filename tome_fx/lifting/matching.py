@@ -32,12 +32,18 @@ aten = torch.ops.aten
 class Key:
     """The keys of an attention at the level that a site merges from.
 
-    ``channel`` is the axis that similarities contract.
+    ``channel`` is the axis that similarities contract, ``dtype`` what they are computed from.
     """
 
     node: Node
     type: TensorType
     channel: int
+    dtype: torch.dtype
+
+    @property
+    def width(self) -> int:
+        """The channels of a head."""
+        return count(self.type.axes[self.channel])
 
 
 def emit_scores(

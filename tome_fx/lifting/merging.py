@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, axis_of, map_type, streams
+from tome_fx.graph.axes import TensorType, axis_of, holds, map_type, streams
 from tome_fx.graph.cuts import cut_of
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.lifting.alike import Merge, merge_alike
@@ -62,7 +62,7 @@ class Merging:
         coercer = self.lifter.coercer
         masks = [self._masks(step, levels) for step in steps]
         row = axis_of(now, steps[0].site.stream) if len(steps) > 1 and not any(masks) else ()
-        several = key_of(row) is not None
+        several = key_of(row) is not None and all(holds(row, step.site.stream) for step in steps)
         merges = []
         for step in steps:
             keys = tuple(self._key(core, levels, several) for core in step.site.cores)
@@ -83,7 +83,8 @@ class Merging:
         node = self._row_of(core.key) if several else None
         node = core.key if node is None else node
         wanted = self._deeper(self.lifter.values[node].types[0], levels)
-        return Key(self._brought(node, wanted), wanted, core.channel)
+        dtype = core.key.meta["val"].dtype
+        return Key(self._brought(node, wanted), wanted, core.channel, dtype)
 
     def _row_of(self, node: Node) -> Node | None:
         """What keys are cut out of, where that differs from them in the axis of tokens alone."""

@@ -22,6 +22,7 @@ from tome_fx.graph.axes import (
     is_merged,
     is_merged_axis,
 )
+from tome_fx.graph.cuts import cut_of
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.single import is_plain_row, stretch
 from tome_fx.rules.base import Context, Lifted, Refusal, one
@@ -44,7 +45,7 @@ def slice_(context: Context) -> Lifted | Refusal:
     if start is None or end is None or context.call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
-    if _is_of_row(context, axis) and 0 < end - start < whole:
+    if cut is None and _is_tile(context, dim, axis):
         cut = stretch(axis, start, end), start
     if cut is None:
         return _other(context, type_, dim)
@@ -57,9 +58,22 @@ def slice_(context: Context) -> Lifted | Refusal:
     return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
 
 
-def _is_of_row(context: Context, axis: Axis) -> bool:
-    """Could images be packed on this axis, each a stretch of it, as a ``split`` has them?"""
-    return context.one_image and is_plain_row(axis) and axis_kind(axis) != "channel"
+def _is_tile(context: Context, dim: int, axis: Axis) -> bool:
+    """Is a row cut into stretches without a gap, as a ``split`` would? Each may be an image.
+
+    A single token is none: class tokens are cut off likewise.
+    """
+    if not context.one_image or not is_plain_row(axis) or axis_kind(axis) == "channel":
+        return False
+    cuts = [cut for user in context.call["self"].users if (cut := cut_of(user)) is not None]
+    tiles = sorted({(c.start, c.start + c.length) for c in cuts if c.dim == dim})
+    borders = [0, *(end for _, end in tiles)]
+    starts = [start for start, _ in tiles]
+    return starts == borders[:-1] and borders[-1] == extent(axis) and _are_long(tiles)
+
+
+def _are_long(tiles: list[tuple[int, int]]) -> bool:
+    return all(end - start > 1 for start, end in tiles)
 
 
 def _one_of_each(context: Context, axis: Axis) -> Axis | None:
