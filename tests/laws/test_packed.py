@@ -236,7 +236,7 @@ def test_images_of_a_length_are_matched_at_once(
 
 
 class Cut(nn.Module):
-    """A block whose attention, or whose residual sum, is of slices."""
+    """A block whose attention is of slices."""
 
     def __init__(self, how: str, heads: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
@@ -249,11 +249,9 @@ class Cut(nn.Module):
         y, n = self.norm(x), len(x) // 2
         if self.how == "overlapping":
             y = torch.cat([self.attend(y[: n + 2])[:n], self.attend(y[n - 2 :])[2:]])
-        elif self.how == "class":
-            y = self.attend(y)
         else:
             y = torch.cat([self.attend(y[:n], 0), self.attend(y[n:], 1)])
-        x = torch.cat([x[:1] + y[:1], x[1:] + y[1:]]) if self.how == "class" else x + y
+        x = x + y
         return x + self.mlp(x)
 
     def attend(self, x: Tensor, which: int = 0) -> Tensor:
@@ -268,7 +266,6 @@ class Cut(nn.Module):
         ([("halves", (2, 2)), ("halves", (2, 2))], 4),
         ([("halves", (2, 3)), ("halves", (3, 2))], 4),  # heads of other widths: one by one
         ([("overlapping", (2, 2)), ("halves", (2, 2))], 2),
-        ([("class", (2, 2)), ("halves", (2, 2))], 1),
     ],
 )
 @torch.no_grad()

@@ -61,7 +61,7 @@ def slice_(context: Context) -> Lifted | Refusal:
 def _is_tile(context: Context, dim: int, axis: Axis) -> bool:
     """Is a row cut into stretches without a gap, as a ``split`` would? Each may be an image.
 
-    A single token is none: class tokens are cut off likewise.
+    With one of several tokens alone, the others are class tokens, which are cut off likewise.
     """
     if not context.one_image or not is_plain_row(axis) or axis_kind(axis) == "channel":
         return False
@@ -69,11 +69,11 @@ def _is_tile(context: Context, dim: int, axis: Axis) -> bool:
     tiles = sorted({(c.start, c.start + c.length) for c in cuts if c.dim == dim})
     borders = [0, *(end for _, end in tiles)]
     starts = [start for start, _ in tiles]
-    return starts == borders[:-1] and borders[-1] == extent(axis) and _are_long(tiles)
+    return starts == borders[:-1] and borders[-1] == extent(axis) and _several(tiles)
 
 
-def _are_long(tiles: list[tuple[int, int]]) -> bool:
-    return all(end - start > 1 for start, end in tiles)
+def _several(tiles: list[tuple[int, int]]) -> bool:
+    return sum(end - start > 1 for start, end in tiles) > 1
 
 
 def _one_of_each(context: Context, axis: Axis) -> Axis | None:
