@@ -240,7 +240,7 @@ class Cut(nn.Module):
 
     def __init__(self, how: str, heads: tuple[int, int] = (2, 2)) -> None:
         super().__init__()
-        self.how, self.heads = how, heads
+        self.how, self.heads, self.step = how, heads, -1 if how == "swapped" else 1
         self.norm = nn.LayerNorm(24)
         self.qkv = nn.ModuleList(nn.Linear(24, 72) for _ in range(2))
         self.mlp = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
@@ -250,7 +250,7 @@ class Cut(nn.Module):
         if self.how == "overlapping":
             y = torch.cat([self.attend(y[: n + 2])[:n], self.attend(y[n - 2 :])[2:]])
         else:
-            y = torch.cat([self.attend(y[:n], 0), self.attend(y[n:], 1)])
+            y = torch.cat([self.attend(y[:n], 0), self.attend(y[n:], 1)][:: self.step])
         x = x + y
         return x + self.mlp(x)
 
@@ -280,3 +280,10 @@ def test_other_slices(blocks: list[tuple[str, tuple[int, int]]], merges: int) ->
     if blocks[0][0] == "halves":
         assert distance(fast(equal), model(equal)) < 1e-9
     assert distance(fast(x), model(x)) > 1e-6
+
+
+def test_stretches_that_change_places() -> None:
+    """A sum of a token and another one is not merged by the keys of either."""
+    model = nn.Sequential(Cut("swapped"), Cut("swapped")).double().eval()
+    with pytest.raises(tome_fx.NoAttentionFoundError):
+        tome_fx.transform(model, 2, example_inputs=torch.randn(32, 24).double(), min_ratio=0)

@@ -20,6 +20,7 @@ from tome_fx.graph.axes import (
     is_uniform,
     pieces,
 )
+from tome_fx.graph.single import stretch_of
 
 # What a plain axis's history is worth when two histories meet: data indexed by an axis (a
 # parameter, a written size) takes the name of the axis that it indexes.
@@ -38,13 +39,35 @@ def unify(left: Axis, right: Axis) -> Axis | None:
     if extent(left) != extent(right):
         return None
     if _plain(left) or _plain(right):
-        return _worthier(left, right)
+        return None if _is_reordered(left, right) else _worthier(left, right)
     if segments(left) == segments(right):
         return intensive(left)
     for axis, other in ((left, right), (right, left)):
         if is_written_out(axis, other):
             return intensive(other)
     return None
+
+
+def _is_reordered(left: Axis, right: Axis) -> bool:
+    """Do both hold the same tokens at different places: a row, and its stretches in another order?
+
+    Halves that change places, say. What is added then is a token and another one.
+    """
+    for row, axis in ((left, right), (right, left)):
+        start = 0
+        for part in _parts(axis):
+            place = stretch_of(part, row)
+            if place is not None and place[0] != start:
+                return True
+            start += extent(part)
+    names = [[part for part in _parts(axis) if part] for axis in (left, right)]
+    return (
+        names[0] != names[1] and len(names[0]) == len(names[1]) and set(names[0]) == set(names[1])
+    )
+
+
+def _parts(axis: Axis) -> tuple[Axis, ...]:
+    return pieces(axis[0]) if len(axis) == 1 else ()
 
 
 def is_written_out(axis: Axis, tokens: Axis) -> bool:
