@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -141,53 +141,64 @@ def _exported(model: nn.Module, example: Example, check: Check) -> Program:
     return program
 
 
-def _by_export(model: nn.Module, example: Example) -> Program:
-    """By ``torch.export``; where values stop it, with those that may be constants as such."""
-    try:
-        return _by_buffers(model, example)
-    except CaptureError as failure:
-        if not failure.reads_values:
-            raise
-        last = failure
-    numbers = has_numbers(example)
-    for ranges in (False, True) if numbers else (True,):
+@dataclass(frozen=True)
+class _Known:
+    """What is known while export traces, beside shapes: inputs of numbers, and ``arange``."""
+
+    numbers: bool = False
+    ranges: bool = False
+
+    def export(
+        self, model: nn.Module, example: Example, buffers: DecidedByBuffers | None = None
+    ) -> Program:
+        """By ``torch.export``, knowing that, and ``buffers``."""
         with contextlib.ExitStack() as known:
-            if numbers:
+            if self.numbers:
                 known.enter_context(as_constants(model, example))
-            if ranges:
+            if self.ranges:
                 known.enter_context(ranges_known())
-            try:
-                program = _by_buffers(model, example)
-            except CaptureError as failure:
-                last = failure  # what is left of it
-                continue
-            return replace(program, fixed=fixed_inputs(program, example) if numbers else {})
-    raise last
+            if buffers is not None:
+                known.enter_context(buffers)
+            # A reader of the code does not know any of it.
+            program = _plainly(model, example, strict=self == _Known())
+        return replace(program, fixed=fixed_inputs(program, example)) if self.numbers else program
 
 
-def _by_buffers(model: nn.Module, example: Example) -> Program:
-    try:
-        return _plainly(model, example)
-    except CaptureError as failure:
-        first = failure
-    reading = DecidedByBuffers(model)
-    if not reading.serves:
-        raise first
-    try:
-        with reading:
-            program = _plainly(model, example)
-    except CaptureError as second:
-        raise (second if reading.names else first) from None
-    return _decided(program, reading.names)
+def _by_export(model: nn.Module, example: Example) -> Program:
+    """By ``torch.export``; where values stop it, with those that may be known as constants.
+
+    The values of buffers come last: what is captured without them does not read them.
+    """
+    failures: dict[_Known, CaptureError] = {}
+    numbers = has_numbers(example)
+    for known in dict.fromkeys((_Known(), _Known(numbers), _Known(numbers, ranges=True))):
+        if failures and not failures[_Known()].reads_values:
+            break
+        try:
+            return known.export(model, example)
+        except CaptureError as failure:
+            failures[known] = failure
+    for known, first in failures.items():
+        reading = DecidedByBuffers(model)
+        if not reading.serves:
+            break
+        try:
+            program = known.export(model, example, reading)
+        except CaptureError as failure:
+            failures[known] = failure if reading.names else first
+        else:
+            return _decided(program, reading.names)
+    raise list(failures.values())[-1]
 
 
-def _plainly(model: nn.Module, example: Example) -> Program:
+def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
+    """By export as it is, with a batch if there is a way; ``strict``: it may read the code."""
     program = from_export(model, example)
     if not program.static_batch or example.batch < 2:
         return program
     with contextlib.suppress(CaptureError):
         # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
-        read = from_export(structure_copy(model), example, strict=True)
+        read = from_export(structure_copy(model), example, strict=True) if strict else program
         if not read.static_batch:
             return read
     if sum(map(example.has_rows, pytree.tree_leaves((example.args, dict(example.kwargs))))) > 1:

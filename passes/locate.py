@@ -13,7 +13,7 @@ Only where no site is found so, the adds around attention inside windows or fram
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch.fx import Node
@@ -30,7 +30,7 @@ from tome_fx.finding.cores import (
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
-from tome_fx.finding.protect import protected_positions
+from tome_fx.finding.protect import Read, protected_positions, reads_by_index
 from tome_fx.finding.sites import find_sites
 from tome_fx.finding.telling import uneven_masks
 from tome_fx.graph.axes import Atom, Axis, extent
@@ -60,7 +60,8 @@ def locate(
     cores, causal = _by_order(proved, program)
     misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
     misses += opaque_misses(program.graph)
-    placed = find_sites(program.graph, cores, types, mixing)
+    every = [anchor.node for anchor in itertools.chain(*found)]
+    placed = find_sites(program.graph, cores, types, every, mixing)
     sites, too_early = before_order(placed.sites, causal, program)
     misses += [*placed.misses, *too_early]
     mixing = placed.mixing
@@ -70,15 +71,15 @@ def locate(
         runs = _whole(inner_runs(program.graph, others, plain))
         inside = _typed(program, rules, protect, plain, runs)
         cores = inner_cores(program.graph, others, inside[0])
-        inner = find_sites(program.graph, cores, inside[0]).sites
+        inner = find_sites(program.graph, cores, inside[0], every).sites
         if inner:
             types, streams = inside
             sites = tuple(by_features(site, types) for site in inner)
             served = {core.node for site in inner for core in site.cores}
             misses = [miss for miss in misses if miss.node not in served]
     tokens = _tokens(found, plain)
-    every = (core for site in sites for core in site.cores)
-    uneven = frozenset(node for core in every for node in uneven_masks(core, types, program))
+    used = (core for site in sites for core in site.cores)
+    uneven = frozenset(node for core in used for node in uneven_masks(core, types, program))
     return Findings(types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven)
 
 
@@ -134,7 +135,8 @@ def _typed(
     """Types with each run of factors named a stream, and the streams with their protected ends."""
     streams = tuple(StreamDef(index, atoms) for index, atoms in enumerate(runs))
     types = infer(program, streams, plain, rules)
-    guarded = tuple(_protect(stream, types, program, protect) for stream in streams)
+    reads = () if protect is not None else tuple(reads_by_index(types, program))
+    guarded = tuple(_protect(stream, reads, protect) for stream in streams)
     if guarded != streams:
         types = infer(program, guarded, plain, rules)
     return types, guarded
@@ -223,15 +225,12 @@ def _is_part(node: Node, found: _Found, cores: list[Core]) -> bool:
 
 
 def _protect(
-    stream: StreamDef,
-    types: _AllTypes,
-    program: Program,
-    protect: tuple[int, int] | None,
+    stream: StreamDef, reads: Sequence[Read], protect: tuple[int, int] | None
 ) -> StreamDef:
     if protect is not None:
         whole = extent(stream.atoms)
         front = min(protect[0], whole)
         back = min(protect[1], whole - front)
         return replace(stream, front=front, back=back, reasons=("the protect option asks for it",))
-    front, back, reasons = protected_positions(stream, types, program)
+    front, back, reasons = protected_positions(stream, reads)
     return replace(stream, front=front, back=back, reasons=reasons)

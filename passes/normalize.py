@@ -2,6 +2,8 @@
 
     assert_async(x)            -> (gone)
     y = dropout(x, p, False)   -> x
+    y = slice(x, 1, 0, end)    -> x, if that are all places
+    y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
     y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
@@ -23,14 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tome_fx.graph.calls import bind
+from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
+from tome_fx.graph.cuts import VIEWS, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.rules.base import Rule
@@ -55,13 +59,21 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
         rules: rules of the user's own, by op; their ops stay whole.
     """
     known: dict[Node, torch.Tensor] = {}
+    moved: dict[Any, Node] = {}
     write_out(graph, lambda call: rule_for(call, rules) is not None)
     for node in list(graph.nodes):
         if is_check(node):
             graph.erase_node(node)
-        elif _is_nothing(node):
+        elif _is_nothing(node) or takes_all(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif calls(node, VIEWS) and not node.kwargs:
+            first = moved.setdefault(_said(node), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+            else:
+                _compute(node, known)
         elif node.target in _VIEWS:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
@@ -76,6 +88,12 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             _compute(node, known)
     graph.eliminate_dead_code(_has_effects)
     return graph
+
+
+def _said(node: Node) -> Any:
+    """A call as it is written, to be looked up."""
+    args = (tuple(arg) if isinstance(arg, list) else arg for arg in node.args)
+    return node.target, *args
 
 
 def _compute(node: Node, known: dict[Node, torch.Tensor]) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.fx import Node
 
 from tome_fx.errors import ConfigError
-from tome_fx.graph.axes import streams
 from tome_fx.graph.ends import tokens_of
 from tome_fx.grouping import Align, auto_align, grouped, plain
 from tome_fx.program import Findings, MergeSchedule, Site, Step
@@ -126,7 +125,7 @@ def _check(schedule: MergeSchedule, row: tuple[int, ...] | None) -> None:
 
 def stream_tokens(findings: Findings, site: Site) -> int:
     """Unprotected tokens of the site's stream before any merge."""
-    for stream in streams(findings.types[site.node][0]):
+    for stream in findings.types[site.node][0].streams:
         if stream.id == site.stream:
             return stream.extent
     raise AssertionError("a site holds its stream")

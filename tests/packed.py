@@ -25,10 +25,10 @@ class Packed:
 
     Attributes:
         lengths: patches of each image of a call, in one row.
-        attention: ``sdpa`` on ``[1, H, N, D]``, of stretches that a split or, ``sliced``, their
-            borders give; ``heads`` on ``[H, N, D]``, ``einsum`` or ``matmul`` with a softmax,
-            ``bare`` on one head without an axis for it, ``shared`` on one head of keys for all of
-            queries.
+        attention: ``sdpa`` on ``[1, H, N, D]``, of stretches that a split gives, or their borders
+            in a row that is ``sliced`` or that ``each`` makes anew; ``heads`` on ``[H, N, D]``,
+            ``einsum`` or ``matmul`` with a softmax, ``bare`` on one head without an axis for it,
+            ``shared`` on one head of keys for all of queries.
         position: ``learned`` adds a table, ``rotary`` multiplies queries and keys by one.
         token: a class token in front of the row.
         end: ``rows`` returns all tokens, ``mean`` and ``first`` read out one row, ``merger`` joins
@@ -99,15 +99,18 @@ class Attention(nn.Module):
         elif self.config.attention == "heads":
             out = scaled_dot_product_attention(q, k, v, seen)
         else:
-            each = zip(*(self.stretches(t.unsqueeze(0), lengths) for t in (q, k, v)), strict=True)
+            each = zip(*(self.stretches(t, lengths) for t in (q, k, v)), strict=True)
             out = torch.cat([scaled_dot_product_attention(*one) for one in each], dim=2)[0]
         return self.proj(out.transpose(0, 1).reshape(n, -1))  # type: ignore[no-any-return]
 
-    def stretches(self, row: Tensor, lengths: list[int]) -> Sequence[Tensor]:
-        if self.config.attention != "sliced":
-            return row.split(lengths, dim=2)
-        borders = accumulate(lengths, initial=0)
-        return [row[:, :, start:end] for start, end in pairwise(borders)]
+    def stretches(self, heads: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+        """``[1, H, n, D]`` of each image, out of ``[H, N, D]``."""
+        row, borders = heads.unsqueeze(0), list(pairwise(accumulate(lengths, initial=0)))
+        if self.config.attention == "sliced":
+            return [row[:, :, start:end] for start, end in borders]
+        if self.config.attention == "each":
+            return [heads[:][None, :, start:end] for start, end in borders]
+        return row.split(lengths, dim=2)
 
 
 class Block(nn.Module):

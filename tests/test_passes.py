@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
 
 import tome_fx
@@ -67,6 +67,29 @@ def test_normalize_drops_attention_that_nobody_reads() -> None:
     graph.output(read)
     left = [node for node in normalize(graph).nodes if node.op == "call_function"]
     assert left == [draws, read]  # what draws random numbers changes those drawn later
+
+
+class Halves(nn.Module):
+    """Slices of all places, of some, and the same row made for each."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        row = x[:][:, 0 : x.shape[1]]
+        first, second = row[:, None, :4].neg(), row[:, None, 4:].neg()
+        return first, second, x.transpose(1, 2).neg(), x.transpose(0, 1).neg()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_normalize_drops_slices_of_all_places_and_equal_views(batch: int) -> None:
+    model, x = Halves(), torch.randn(batch, 8, 6)
+    program = capture(model, Example((x,), {}, batch))
+    normalize(program.graph)
+    calls = [(node.target, *node.args[1:3]) for node in program.graph.nodes]
+    assert [own[1:] for own in calls if own[0] is aten.slice.Tensor] == [(2, 0), (2, 4)]
+    assert sum(own[0] is aten.unsqueeze.default for own in calls) == 1
+    assert sum(own[0] is aten.transpose.int for own in calls) == 2
+    again = GraphModule(nn.Module(), program.graph)
+    for own, other in zip(again(x), model(x), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_a_layer_behind_the_tap_is_no_miss() -> None:

@@ -74,6 +74,21 @@ def test_a_tower(tower: Tower) -> None:
         fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
 
 
+def test_a_grid_is_tried_as_it_is_and_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try runs all of the model: for many images in a row, nearly all that it takes."""
+    tower, tries = TOWERS[0], list[bool]()
+    export = torch.export.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        tries.append(kwargs["strict"])
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    x, grid = tower.given(GRID)
+    tome_fx.transform(tower.build(), 2, example_inputs=x, example_kwargs=grid, min_ratio=0)
+    assert tries == [False, False]
+
+
 @torch.no_grad()
 def test_in_its_model() -> None:
     """The result in the place of the tower, in a model for language and images."""

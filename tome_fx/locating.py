@@ -81,7 +81,9 @@ class _Reading:
             if whole is None:
                 raise
             return whole
-        if program.how == "export" and _several_inputs(program) and _lost_images(program, found):
+        read = program.fixed or program.decided  # by a way that shares no batch
+        several = program.how == "export" and not read and _several_inputs(program)
+        if several and _lost_images(program, found):
             # What picks tokens by an index of its own has the batch of the index.
             with contextlib.suppress(CaptureError):
                 again, better = self._captured(example, shared=True)

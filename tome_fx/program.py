@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 
 from tome_fx.graph.axes import Atom, Axis, TensorType
 from tome_fx.graph.cones import made_of_inputs
+from tome_fx.graph.cuts import tiles_of
 from tome_fx.graph.extents import Extents
 from tome_fx.rules.base import Rule
 
@@ -57,6 +58,11 @@ class Program:
     def of_images(self) -> frozenset[Node]:
         """Nodes whose values, not only their shapes, depend on an input."""
         return frozenset(made_of_inputs(self.graph))
+
+    @cached_property
+    def tiles(self) -> frozenset[Node]:
+        """Slices that cut rows into stretches, each of which may be an image; for one alone."""
+        return tiles_of(self.graph) if self.one_image else frozenset()
 
     @property
     def one_image(self) -> bool:

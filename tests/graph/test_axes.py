@@ -169,4 +169,4 @@ def test_types_print() -> None:
     tokens = Stream(0, 8, 1, 3, True)
     shown = TensorType(((BATCH, atom(2)), (Concat(((atom(1),), (tokens,))),), ()))
     assert str(shown) == "[B*2, [1|S0.1:5+], 1]"
-    assert list(ax.streams(shown)) == [tokens]
+    assert list(shown.streams) == [tokens]

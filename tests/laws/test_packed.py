@@ -53,7 +53,7 @@ def several(
     return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "sliced"])
+@pytest.mark.parametrize("attention", ["sdpa", "sliced", "each"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 @torch.no_grad()
 def test_images_in_one_row_merge_each_by_itself(lengths: tuple[int, ...], attention: str) -> None:
@@ -222,7 +222,7 @@ def test_experts_that_stay_calls() -> None:
 @pytest.mark.parametrize(
     ("lengths", "kinds"), [((16,) * 6, 1), ((16, 24, 16, 24, 24), 2), ((16, 1, 16, 9, 16), 3)]
 )
-@pytest.mark.parametrize("attention", ["sdpa", "sliced"])
+@pytest.mark.parametrize("attention", ["sdpa", "sliced", "each"])
 @torch.no_grad()
 def test_images_of_a_length_are_matched_at_once(
     lengths: tuple[int, ...], kinds: int, attention: str

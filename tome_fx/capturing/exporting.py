@@ -115,14 +115,10 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     assert isinstance(module, GraphModule)
     if has_regions(module.graph):
         inline_regions(module)
+    make_detached(module.graph)
     make_plain(module.graph)
     if _is_open(module.graph):
-        try:
-            module = _without_writes(exported)
-        except CaptureError:
-            make_detached(module.graph)
-            if _is_open(module.graph):
-                raise
+        module = _without_writes(exported)
     read = read_by(module)
     made = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
     compute(module, {name: read[name] for name in read.keys() & made})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tome_fx.finding.naming import name_all
+from tome_fx.finding.naming import Names
 from tome_fx.graph.axes import (
     Atom,
     Axis,
@@ -44,9 +44,10 @@ def infer(
     """
     types: dict[Node, Types] = {}
     sizes: dict[Node, Axis] = {}
+    names = Names(program, streams)
     for node in program.graph.nodes:
         found = _infer_node(program, node, types, sizes, plain, rules)
-        types[node] = name_all(program, node, found, streams)
+        types[node] = names.of_all(node, found)
         axis = measured_axis(node, types)
         if axis is not None:
             sizes[node] = axis
@@ -84,7 +85,7 @@ def context_of(
     """The context of a call whose operands have ``types``."""
     operands = {path: types[node][0] for path, node in tensor_operands(call) if types.get(node, ())}
     shapes = output_shapes(program.extents, call.node)
-    return Context(call, operands, shapes, sizes, program.one_image)
+    return Context(call, operands, shapes, sizes, program.one_image, program.tiles)
 
 
 def output_shapes(extents: Extents, node: Node) -> tuple[tuple[int, ...], ...]:

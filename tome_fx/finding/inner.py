@@ -16,7 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import Anchor, is_tokens, runs
-from tome_fx.graph.axes import Axis, Batch, TensorType, extent, has_batch, has_stream, streams
+from tome_fx.graph.axes import Axis, Batch, TensorType, extent, has_batch, has_stream
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
 from tome_fx.graph.grids import fused
@@ -40,7 +40,7 @@ def inner_cores(graph: Graph, found: Iterable[tuple[Anchor, ...]], types: Types)
     cores = []
     for anchor, *_ in found:
         residual = _residual(graph, anchor, types, cones)
-        held = list(streams(fused(types[residual][0]))) if residual is not None else []
+        held = fused(types[residual][0]).streams if residual is not None else ()
         if len(held) == 1:
             cores.append(Core(anchor.node, "inner", anchor.query, anchor.key, -1, held[0].id))
     return cores

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
 from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.inner import uncut
-from tome_fx.graph.axes import TensorType, streams
+from tome_fx.graph.axes import TensorType
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import Cones
-from tome_fx.graph.grids import fused
 from tome_fx.program import Core
 
 _ADD = torch.ops.aten.add.Tensor
@@ -35,6 +36,11 @@ class Joins:
     cones: Cones
     mixing: frozenset[Node]
 
+    @cached_property
+    def weighings(self) -> tuple[Node, ...]:
+        """The calls that can weigh values together, in order."""
+        return tuple(node for node in self.graph.nodes if calls(node, _JOINS))
+
     def of(self, core: Core) -> tuple[Node, Node] | None:
         """The site of a core and the residual value that it adds to."""
         for node, source in self._adds(core):
@@ -55,18 +61,18 @@ class Joins:
         return core.node
 
     def joined(self, node: Node, stream: int) -> list[Node]:
-        """The values of the stream that ``node`` weighs together; none if it does not."""
-        inputs = node.all_input_nodes if calls(node, _JOINS) else []
-        held = [n for n in inputs if holds(n, stream, self.types)]
+        """The values of the stream that one of the ``weighings`` does; none if just one."""
+        held = [n for n in node.all_input_nodes if holds(n, stream, self.types)]
         return held if len(held) > 1 and holds(node, stream, self.types) else []
 
     def _adds(self, core: Core) -> Iterator[tuple[Node, Node]]:
         """Adds of something behind a core to something that is not: the add, and what that is."""
         depends = self.cones.depends
-        for node in self.graph.nodes:
+        for node in self.weighings:
             if not depends(node, core.node) or not self._is_join(node, core):
                 continue
-            for behind, before in (node.args[:2], node.args[1::-1]):
+            one, other = cast("tuple[Node, Node]", node.args[:2])
+            for behind, before in ((one, other), (other, one)):
                 source = self._unscaled(before, core.stream)
                 if depends(behind, core.node) and not depends(source, core.node):
                     yield node, source
@@ -77,7 +83,7 @@ class Joins:
         For blocks without a plain residual add: interpolation on a sphere, connections that mix
         several copies of the stream, an attention that adds to its values.
         """
-        for node in self.graph.nodes:
+        for node in self.weighings:
             if not self.cones.depends(node, core.node):
                 continue
             held = self.joined(node, core.stream)
@@ -90,9 +96,9 @@ class Joins:
         """What a residual is before it is scaled, cast, dropped or cut on its way to the add."""
         types = self.types
         while isinstance(node.target, torch._ops.OpOverload):
-            streamed = [n for n in node.all_input_nodes if types.get(n) and ids(types[n][0])]
+            streamed = [n for n in node.all_input_nodes if types.get(n) and types[n][0].ids]
             plain = torch.Tag.pointwise in node.target.tags or bind(node).name in _SCALING
-            if plain and len(streamed) == 1 and stream in ids(types[streamed[0]][0]):
+            if plain and len(streamed) == 1 and stream in types[streamed[0]][0].ids:
                 node = streamed[0]
             else:
                 source = uncut(node, types)
@@ -129,9 +135,4 @@ class Joins:
 
 def holds(node: Node, stream: int, types: Types) -> bool:
     """Does a value hold tokens of a stream, in any of its parts where it has several?"""
-    return any(stream in ids(type_) for type_ in types.get(node, ()))
-
-
-def ids(type_: TensorType) -> list[int]:
-    """The streams of a value, each row and column of a grid of tokens as one."""
-    return [stream.id for stream in streams(fused(type_))]
+    return any(stream in type_.ids for type_ in types.get(node, ()))

@@ -2,51 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from tome_fx.finding.joins import Joins
 from tome_fx.graph.calls import bind
-from tome_fx.graph.cones import Cones
 from tome_fx.graph.convolutions import CONVOLUTIONS, sees_one_place
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Mlp
 
 
-def mlp_of(
-    joins: Joins,
-    site: Node,
-    residual: Node,
-    cores: list[Core],
-    following: Node | None,
-    anchors: Iterable[Node],
-) -> Mlp | None:
-    """The linears between a site and the next residual add, or beside the core in its block."""
-    graph, cones = joins.graph, joins.cones
-    last = cones.order[following] if following is not None else len(cones.order)
-    later = [n for n in anchors if cones.order[site] < cones.order[n]]
-    for node in graph.nodes:
-        if not cones.order[site] < cones.order[node] < last:
-            continue
-        if joins.joined(node, cores[0].stream) and cones.depends(node, site):
-            found = _linears(graph, site, node, later, cones)
-            if len(found) >= 2:
-                return Mlp(tuple(found), node, common_path(found))
-    return _parallel_mlp(graph, site, residual, cores, cones)
+@dataclass(frozen=True)
+class Mlps:
+    """Where the MLPs of a graph are.
 
+    Attributes:
+        anchors: its attention, of whatever kind, which no MLP has inside.
+    """
 
-def _linears(graph: Graph, start: Node, end: Node, avoid: list[Node], cones: Cones) -> list[Node]:
-    return [
-        node
-        for node in graph.nodes
-        if _is_linear(node)
-        and cones.depends(node, start)
-        and cones.depends(end, node)
-        and not any(cones.depends(node, other) or (cones.depends(other, node) and
-                    cones.depends(end, other)) for other in avoid)
-    ]  # fmt: skip
+    joins: Joins
+    anchors: tuple[Node, ...]
+
+    @cached_property
+    def linears(self) -> tuple[Node, ...]:
+        """All linears, in order."""
+        return tuple(node for node in self.joins.graph.nodes if _is_linear(node))
+
+    def of(
+        self, site: Node, residual: Node, cores: list[Core], following: Node | None
+    ) -> Mlp | None:
+        """The linears between two residual adds from a site on, or beside the core in its block."""
+        cones, starts = self.joins.cones, [site]
+        last = cones.order[following] if following is not None else len(cones.order)
+        for node in self.joins.weighings:
+            if not cones.order[site] < cones.order[node] < last:
+                continue
+            if cones.depends(node, site) and self.joins.joined(node, cores[0].stream):
+                for start in reversed(starts):  # a cross-attention may stand between
+                    found = self._between(start, node)
+                    if len(found) >= 2:
+                        return Mlp(tuple(found), node, common_path(found))
+                starts.append(node)
+        return self._beside(site, residual, cores)
+
+    def _between(self, start: Node, end: Node) -> list[Node]:
+        """The linears on the ways from one node to another, with no attention there."""
+        order, depends = self.joins.cones.order, self.joins.cones.depends
+        avoid = [n for n in self.anchors if order[start] < order[n] <= order[end]]
+        inside = [n for n in avoid if depends(end, n)]
+        return [
+            node
+            for node in self.linears
+            if depends(node, start)
+            and depends(end, node)
+            and not any(depends(node, n) for n in avoid)
+            and not any(depends(n, node) for n in inside)
+        ]
+
+    def _beside(self, site: Node, residual: Node, cores: list[Core]) -> Mlp | None:
+        """A branch from the same residual to the same row of adds that passes by the attention."""
+        depends = self.joins.cones.depends
+        aside = [core.node for core in cores]
+        found = [
+            node
+            for node in self.linears
+            if depends(node, residual)
+            and depends(site, node)
+            and not any(depends(node, core) or depends(core, node) for core in aside)
+        ]
+        return Mlp(tuple(found), site, common_path(found)) if len(found) >= 2 else None
 
 
 def _is_linear(node: Node) -> bool:
@@ -57,19 +84,3 @@ def _is_linear(node: Node) -> bool:
     if call.name in CONVOLUTIONS:
         return call["groups"] == 1 and sees_one_place(call)
     return call.name == "aten.linear"
-
-
-def _parallel_mlp(
-    graph: Graph, site: Node, residual: Node, cores: list[Core], cones: Cones
-) -> Mlp | None:
-    """A branch from the same residual to the same row of adds that passes by the attention."""
-    aside = [core.node for core in cores]
-    found = [
-        node
-        for node in graph.nodes
-        if _is_linear(node)
-        and cones.depends(node, residual)
-        and cones.depends(site, node)
-        and not any(cones.depends(node, core) or cones.depends(core, node) for core in aside)
-    ]
-    return Mlp(tuple(found), site, common_path(found)) if len(found) >= 2 else None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch.fx import Node
 
@@ -18,52 +21,85 @@ from tome_fx.graph.axes import (
     extent,
 )
 from tome_fx.graph.grids import named_grid
-from tome_fx.graph.single import framed, is_plain_row, stretch, stretch_of
+from tome_fx.graph.single import cut_from, framed, is_plain_row, row_name, stretch
 from tome_fx.program import Program, StreamDef
 from tome_fx.rules.ask import is_twice
 
 Types = tuple[TensorType, ...]
 
 
-def name_all(program: Program, node: Node, types: Types, streams: tuple[StreamDef, ...]) -> Types:
-    """``types`` of what ``node`` yields, its streams and the batch called by their names.
+@dataclass(frozen=True)
+class Names:
+    """The names of the streams of a program. They may be many: each window of a row is one."""
 
-    In a program for one image, the batch is an axis of 1 in front: such a program may take its
-    image out of the batch and put a batch around it later. Its values may have no such axis at all.
-    """
-    own = program.one_image and node in program.of_images
-    types = tuple(map(framed, types)) if own else types
-    return tuple(_name_type(t, streams) if own or batch_axis(t) is not None else t for t in types)
+    program: Program
+    streams: tuple[StreamDef, ...]
 
+    def of_all(self, node: Node, types: Types) -> Types:
+        """``types`` of what ``node`` yields, its streams and the batch called by their names.
 
-def _name_type(type_: TensorType, streams: tuple[StreamDef, ...]) -> TensorType:
-    axes: tuple[Axis, ...] = tuple(_name_axis(axis, streams) for axis in type_.axes)
-    for stream in streams:
-        axes = named_grid(axes, stream.atoms, _named(stream))
-    return TensorType(axes)
+        In a program for one image, the batch is an axis of 1 in front: such a program may take its
+        image out of the batch and put a batch around it later. Its values may have no such axis.
+        """
+        own = self.program.one_image and node in self.program.of_images
+        types = tuple(map(framed, types)) if own else types
+        return tuple(self._of(t) if own or batch_axis(t) is not None else t for t in types)
 
+    def _of(self, type_: TensorType) -> TensorType:
+        axes: tuple[Axis, ...] = tuple(map(self._of_axis, type_.axes))
+        for stream in self._begun_by(itertools.chain.from_iterable(axes)):
+            axes = named_grid(axes, stream.atoms, _named(stream))
+        return TensorType(axes)
 
-def _name_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
-    named = _named_axis(axis, streams)
-    return axis if is_twice(named) else named
+    def _of_axis(self, axis: Axis) -> Axis:
+        named = self._of_row(axis)
+        return axis if is_twice(named) else named
 
+    def _of_row(self, axis: Axis) -> Axis:
+        row: list[Factor] = [
+            Concat(tuple(map(self._of_row, factor.parts))) if isinstance(factor, Concat) else factor
+            for factor in self._in_stretches(axis)
+        ]
+        for stream in self._begun_by(row):
+            width = len(stream.atoms)
+            for start in range(len(row) - width + 1):
+                if tuple(row[start : start + width]) == stream.atoms:
+                    row[start : start + width] = [_named(stream)]
+                    break
+        return _flatten(tuple(row))
 
-def _named_axis(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
-    row = _in_stretches(axis, streams)
-    inner: list[Factor] = [
-        Concat(tuple(_named_axis(part, streams) for part in factor.parts))
-        if isinstance(factor, Concat)
-        else factor
-        for factor in row
-    ]
-    for stream in streams:
-        width = len(stream.atoms)
-        for start in range(len(inner) - width + 1):
-            if tuple(inner[start : start + width]) == stream.atoms:
-                inner[start : start + width] = [_named(stream)]
-                break
-    flat = tuple(inner)
-    return _flatten(flat)
+    def _in_stretches(self, axis: Axis) -> Axis:
+        """An axis in pieces where streams are stretches of it: images packed in one row."""
+        found = self._cuts.get(row_name(axis)) if self._cuts and is_plain_row(axis) else None
+        whole = extent(axis)
+        inside = [ends for ends in found or () if ends[1] <= whole]
+        if not inside:
+            return axis
+        borders = sorted({0, whole, *itertools.chain.from_iterable(inside)})
+        return (Concat(tuple(stretch(axis, a, b) for a, b in itertools.pairwise(borders))),)
+
+    def _begun_by(self, factors: Iterable[Factor]) -> list[StreamDef]:
+        """The streams that begin with one of these factors, in order."""
+        firsts = dict.fromkeys(f for f in factors if isinstance(f, Atom))
+        found = [stream for first in firsts for stream in self._by_first.get(first, ())]
+        return sorted(found, key=lambda stream: stream.id)
+
+    @cached_property
+    def _by_first(self) -> Mapping[Factor, Sequence[StreamDef]]:
+        found: dict[Factor, list[StreamDef]] = {}
+        for stream in self.streams:
+            found.setdefault(stream.atoms[0], []).append(stream)
+        return found
+
+    @cached_property
+    def _cuts(self) -> Mapping[Origin, Sequence[tuple[int, int]]]:
+        """Where streams that are stretches begin and end, by the name of their row."""
+        found: dict[Origin, list[tuple[int, int]]] = {}
+        for stream in self.streams:
+            cut = cut_from(stream.atoms)
+            if cut is not None:
+                found.setdefault(cut[0], []).append(cut[1:])
+        return found
 
 
 def _named(stream: StreamDef) -> Factor:
@@ -96,14 +132,3 @@ def _flatten(axis: Axis) -> Axis:
         single = part[0] if len(part) == 1 else None
         parts.extend(single.parts if isinstance(single, Concat) else [part])
     return (Concat(tuple(parts)),)
-
-
-def _in_stretches(axis: Axis, streams: tuple[StreamDef, ...]) -> Axis:
-    """An axis in pieces where streams are stretches of it: images that were packed in one row."""
-    if not is_plain_row(axis):
-        return axis
-    found = [ends for stream in streams if (ends := stretch_of(stream.atoms, axis)) is not None]
-    if not found:
-        return axis
-    borders = sorted({0, extent(axis), *itertools.chain.from_iterable(found)})
-    return (Concat(tuple(stretch(axis, a, b) for a, b in itertools.pairwise(borders))),)

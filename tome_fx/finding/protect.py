@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
@@ -20,8 +21,18 @@ Types = Mapping[Node, tuple[TensorType, ...]]
 _FEW = 8
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a call takes of a row of tokens by index: stretches of it, or all but some places."""
+
+    name: str
+    axis: Axis
+    stretches: tuple[tuple[int, int], ...]
+    left_out: frozenset[int]
+
+
 def protected_positions(
-    stream: StreamDef, types: Types, program: Program
+    stream: StreamDef, reads: Iterable[Read]
 ) -> tuple[int, int, tuple[str, ...]]:
     """How many tokens at the front and at the back are read by index, and by which nodes.
 
@@ -29,13 +40,9 @@ def protected_positions(
     end.
     """
     front, back, reasons = 0, 0, []
-    for node in types:
-        read = _read_axis(node, types)
-        if read is None:
-            continue
-        axis, call = read
-        for low, high in _positions(call, extent(axis), program):
-            found = _inside(axis, stream.id, low, high)
+    for read in reads:
+        for low, high in read.stretches:
+            found = _inside(read.axis, stream.id, low, high)
             if found is None:
                 continue
             low, high, whole = found
@@ -43,12 +50,25 @@ def protected_positions(
                 front = max(front, high)
             else:
                 back = max(back, whole - low)
-            reasons.append(f"{node.name} reads positions {low}:{high}")
-        low, high = _ends_left_out(axis, call, stream.id, program)
+            reasons.append(f"{read.name} reads positions {low}:{high}")
+        low, high = _ends_left_out(read, stream.id)
         front, back = max(front, low), max(back, high)
         if low or high:
-            reasons.append(f"{node.name} leaves out {low} in front and {high} behind")
+            reasons.append(f"{read.name} leaves out {low} in front and {high} behind")
     return front, back, tuple(reasons)
+
+
+def reads_by_index(types: Types, program: Program) -> Iterator[Read]:
+    """What the calls of a typed program take of rows of tokens by index."""
+    for node in types:
+        found = _read_axis(node, types)
+        if found is None:
+            continue
+        axis, call = found
+        stretches = tuple(_positions(call, extent(axis), program))
+        left_out = _left_out(call, extent(axis), program)
+        if stretches or left_out:
+            yield Read(node.name, axis, stretches, left_out)
 
 
 def _read_axis(node: Node, types: Types) -> tuple[Axis, Call] | None:
@@ -84,20 +104,23 @@ def _inside(axis: Axis, stream: int, low: int, high: int) -> tuple[int, int, int
     return None
 
 
-def _ends_left_out(axis: Axis, call: Call, stream: int, program: Program) -> tuple[int, int]:
+def _left_out(call: Call, whole: int, program: Program) -> frozenset[int]:
+    """The places that a call leaves out which reads most of them by number."""
+    name = call.name.removeprefix("aten.")
+    if name not in ("index", "index_select"):
+        return frozenset()
+    index = call["index"] if name != "index" else next(filter(None, call["indices"]))
+    read = {position % whole for position in _constant(index, program, whole)}
+    out = frozenset(range(whole)) - read
+    return out if read and len(out) * _PART <= whole else frozenset()
+
+
+def _ends_left_out(read: Read, stream: int) -> tuple[int, int]:
     """How many tokens at the ends of a stream a call leaves out that reads all others by number.
 
     So class tokens go that were written into a row, in place of being joined to it.
     """
-    name, whole = call.name.removeprefix("aten."), extent(axis)
-    if name not in ("index", "index_select"):
-        return 0, 0
-    index = call["index"] if name != "index" else next(filter(None, call["indices"]))
-    read = {position % whole for position in _constant(index, program, whole)}
-    out = set(range(whole)) - read
-    if not read or len(out) * _PART > whole:
-        return 0, 0
-    found = [_inside(axis, stream, position, position + 1) for position in out]
+    found = [_inside(read.axis, stream, place, place + 1) for place in read.left_out]
     left = {place for place, _, _ in filter(None, found)}
     size = next((size for _, _, size in filter(None, found)), 0)
     front = next(i for i in range(size + 1) if i not in left)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
-from tome_fx.finding.joins import Types, holds, ids
+from tome_fx.finding.joins import Types, holds
 from tome_fx.graph.calls import packet_name
 from tome_fx.graph.cones import read_values
 
@@ -24,6 +24,7 @@ class Reach:
         before: earlier sites, and what reaches each.
         mixing: calls on tokens of several frames that are branches of one stream.
         asked: the queries of each attention, by the call that weighs its values.
+        several: see :func:`of_several`.
     """
 
     stream: int
@@ -31,6 +32,7 @@ class Reach:
     types: Types
     mixing: frozenset[Node]
     asked: Mapping[Node, Node]
+    several: Set[Node]
 
     def last(self, value: Node) -> Node | None:
         """The last site whose tokens reach ``value``, not only what was read of them."""
@@ -41,7 +43,7 @@ class Reach:
             inputs = self._inputs(here)
             if here in self.mixing and here not in self.asked:
                 found.extend(self._parted(inputs))
-            elif not _of_several(here, self.types):
+            elif here not in self.several:
                 for node in dict.fromkeys(inputs):
                     if node not in seen:
                         seen.add(node)
@@ -74,14 +76,18 @@ class Reach:
         return way
 
 
+def of_several(graph: Graph, types: Types) -> frozenset[Node]:
+    """The values made place by place of tokens of several streams, which have the name of one."""
+    return frozenset(node for node in graph.nodes if _of_several(node, types))
+
+
 def _of_several(node: Node, types: Types) -> bool:
-    """Was it made place by place of tokens of several streams? It has the name of one then."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     joined = packet_name(node.target) in ("aten.cat", "aten.stack")
     joins = joined or torch.Tag.pointwise in node.target.tags
-    own = set(ids(types[node][0])) if joins and types.get(node) else set[int]()
-    return any(own and set(ids(types[n][0])) - own for n in node.all_input_nodes if types.get(n))
+    own = set(types[node][0].ids) if joins and types.get(node) else set[int]()
+    return any(own and set(types[n][0].ids) - own for n in node.all_input_nodes if types.get(n))
 
 
 def _on_one_line(node: Node, way: list[Node], last: list[Node]) -> bool:

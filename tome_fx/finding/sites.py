@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
 from tome_fx.finding.inner import by_features
-from tome_fx.finding.joins import Joins, Types, ids
-from tome_fx.finding.mlps import mlp_of
+from tome_fx.finding.joins import Joins, Types
+from tome_fx.finding.mlps import Mlps
 from tome_fx.finding.pieces import Pieces
-from tome_fx.finding.reaching import Reach
+from tome_fx.finding.reaching import Reach, of_several
 from tome_fx.graph.axes import Atom, TensorType
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
@@ -35,14 +36,20 @@ class Found:
 
 
 def find_sites(
-    graph: Graph, cores: list[Core], types: Types, mixing: frozenset[Node] = frozenset()
+    graph: Graph,
+    cores: list[Core],
+    types: Types,
+    anchors: Iterable[Node],
+    mixing: frozenset[Node] = frozenset(),
 ) -> Found:
     """A site for each group of parallel cores, and what has none.
 
-    ``mixing``: such calls that are known before; attention between images is added to them.
+    Args:
+        anchors: all attention, that of the cores too.
+        mixing: such calls that are known before; attention between images is added to them.
     """
     joins = Joins(graph, types, cones_of(graph), mixing)
-    order, anchors = joins.cones.order, [core.node for core in cores]
+    order, mlps = joins.cones.order, Mlps(joins, tuple(anchors))
     groups: dict[tuple[Node, int], list[Core]] = {}
     residuals: dict[Node, Node] = {}
     misses = []
@@ -58,11 +65,12 @@ def find_sites(
     after = dict(itertools.pairwise(places))
     asked = {joins.weighing(core): core.query for core in cores}
     before: dict[int, dict[Node, Node | None]] = {core.stream: {} for core in cores}
-    reach = {i: Reach(i, sites, types, mixing, asked) for i, sites in before.items()}
+    several = of_several(graph, types)
+    reach = {i: Reach(i, sites, types, mixing, asked, several) for i, sites in before.items()}
     pieces = Pieces(graph, types, cones_of(graph, set(asked)))
     sites: list[Site] = []
     for (node, stream), own in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        mlp = mlp_of(joins, node, residuals[node], own, after.get(node), anchors)
+        mlp = mlps.of(node, residuals[node], own, after.get(node))
         came = reach[stream].last(node)
         of_it = tuple(
             core
@@ -87,14 +95,12 @@ def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
     Queries, keys and values do, in attention between images that share their places, and two such
     images in a product without attention.
     """
-    result = ids(types[node][0]) if types.get(node) else []
-    for stream in set(result) & set(reach):
-        asked = reach[stream].asked
-        rows = [n for n in _but_for_the_mask(node) if types.get(n) and _is_row(types[n][0], stream)]
-        if node in asked:
-            rows.append(asked[node])
-        elif result.count(stream) < 2:
+    result = types[node][0].ids if types.get(node) else ()
+    for stream, times in Counter(result).items():
+        if stream not in reach or (times < 2 and node not in reach[stream].asked):
             continue
+        rows = [n for n in _but_for_the_mask(node) if types.get(n) and _is_row(types[n][0], stream)]
+        rows += [reach[stream].asked[node]] if node in reach[stream].asked else []
         if len({reach[stream].at(n) for n in rows}) > 1:
             return True
     return False
@@ -109,7 +115,7 @@ def _but_for_the_mask(node: Node) -> list[Node]:
 
 
 def _is_row(type_: TensorType, stream: int) -> bool:
-    return ids(type_).count(stream) == 1
+    return type_.ids.count(stream) == 1
 
 
 def _refused(type_: TensorType) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 
@@ -102,6 +103,14 @@ class Concat:
 
     parts: tuple[Axis, ...]
 
+    @cached_property
+    def extent(self) -> int:
+        return sum(extent(part) for part in self.parts)
+
+    @cached_property
+    def count(self) -> int:
+        return sum(count(part) for part in self.parts)
+
 
 Factor: TypeAlias = Batch | Atom | Stream | GridAxis | Concat
 Axis: TypeAlias = tuple[Factor, ...]
@@ -117,13 +126,24 @@ class TensorType:
     def rank(self) -> int:
         return len(self.axes)
 
+    @cached_property
+    def streams(self) -> tuple[Stream, ...]:
+        """Every stream, axis by axis."""
+        return tuple(stream for axis in self.axes for stream in streams_of_axis(axis))
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """The streams by number, each row and column of a grid of tokens as one."""
+        rows = (axis for axis in self.axes if leads(axis))
+        return tuple(stream.id for axis in rows for stream in streams_of_axis(axis))
+
     def __str__(self) -> str:
         return "[" + ", ".join(show_axis(axis) for axis in self.axes) + "]"
 
 
 def extent(axis: Axis) -> int:
     """Size of ``axis`` in the captured program."""
-    return math.prod(factor_extent(factor) for factor in axis)
+    return math.prod(factor.extent for factor in axis)
 
 
 def count(axis: Axis) -> int:
@@ -131,16 +151,8 @@ def count(axis: Axis) -> int:
     return math.prod(factor_count(factor) for factor in axis)
 
 
-def factor_extent(factor: Factor) -> int:
-    if isinstance(factor, Concat):
-        return sum(extent(part) for part in factor.parts)
-    return factor.extent
-
-
 def factor_count(factor: Factor) -> int:
-    if isinstance(factor, Concat):
-        return sum(count(part) for part in factor.parts)
-    return factor.count if isinstance(factor, (Stream, GridAxis)) else factor.extent
+    return factor.extent if isinstance(factor, (Batch, Atom)) else factor.count
 
 
 def lifted_shape(type_: TensorType) -> list[int]:
@@ -160,10 +172,10 @@ def streams_of_axis(axis: Axis) -> Iterator[Stream]:
                 yield from streams_of_axis(part)
 
 
-def streams(type_: TensorType) -> Iterator[Stream]:
-    """Every stream in a tensor's axes, axis by axis."""
-    for axis in type_.axes:
-        yield from streams_of_axis(axis)
+def leads(axis: Axis) -> bool:
+    """False for the axes of a grid behind its first: what concerns its tokens is said once."""
+    found = axis[0] if len(axis) == 1 else None
+    return not isinstance(found, GridAxis) or not found.place
 
 
 def map_streams(axis: Axis, change: Callable[[Stream], Stream]) -> Axis:

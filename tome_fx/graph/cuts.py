@@ -6,14 +6,14 @@ import operator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.extents import settled, tensor_value
 
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.tensor_split")
 _ONE = ("aten.slice", "aten.narrow")
-_VIEWS = ("aten.transpose", "aten.mT", "aten.permute", "aten.unsqueeze")
+VIEWS = ("aten.transpose", "aten.mT", "aten.permute", "aten.unsqueeze")
 
 # A change of layout: an op, and its arguments but for the value.
 View: TypeAlias = tuple[Any, tuple[Any, ...]]
@@ -59,6 +59,16 @@ def cut_of(value: Any) -> Cut | None:
     return Cut(row, dim, max(0, start + extent) if start < 0 else start, int(length))
 
 
+def takes_all(node: Node) -> bool:
+    """Is it a slice of all places, whatever the batch? Its end may be any product of sizes."""
+    if not calls(node, ("aten.slice",)):
+        return False
+    call = bind(node)
+    # By their text: a symbolic size that is compared is guarded on.
+    before, after = (str(n.meta["val"].shape[call["dim"]]) for n in (call["self"], node))
+    return call["start"] in (None, 0) and call["step"] == 1 and before == after
+
+
 def viewed_cut_of(value: Any) -> Cut | None:
     """What a value is cut out of, where axes are moved or put in before or behind the cut."""
     behind, value = _views(value)
@@ -73,10 +83,35 @@ def viewed_cut_of(value: Any) -> Cut | None:
     return replace(cut, row=row, dim=dim, views=tuple(told))
 
 
+def tiles_of(graph: Graph) -> frozenset[Node]:
+    """The slices that cut a value into stretches without a gap, as a ``split`` would.
+
+    With one of several places alone, the others are class tokens, which are cut off likewise.
+    """
+    rows: dict[tuple[Node, int], dict[Node, tuple[int, int]]] = {}
+    for node in graph.nodes:
+        cut = cut_of(node) if calls(node, _ONE) else None
+        if cut is not None:
+            own = rows.setdefault((cut.row, cut.dim), {})
+            own[node] = cut.start, cut.start + cut.length
+    found: set[Node] = set()
+    for (row, dim), cuts in rows.items():
+        tiles = sorted(set(cuts.values()))
+        borders = [0, *(end for _, end in tiles)]
+        whole = [start for start, _ in tiles] == borders[:-1]
+        if whole and borders[-1] == settled(row.meta["val"].shape[dim]) and _several(tiles):
+            found.update(cuts)
+    return frozenset(found)
+
+
+def _several(tiles: list[tuple[int, int]]) -> bool:
+    return sum(end - start > 1 for start, end in tiles) > 1
+
+
 def _views(value: Any) -> tuple[list[Node], Any]:
     """The changes of layout that a value ends with, in order, and what they begin with."""
     views: list[Node] = []
-    while isinstance(value, Node) and calls(value, _VIEWS) and not value.kwargs:
+    while isinstance(value, Node) and calls(value, VIEWS) and not value.kwargs:
         views.insert(0, value)
         value = value.args[0]
     return views, value

@@ -22,7 +22,6 @@ from tome_fx.graph.axes import (
     Stream,
     TensorType,
     extent,
-    factor_extent,
 )
 
 
@@ -37,12 +36,6 @@ def grid_axis(axis: Axis) -> GridAxis | None:
 def has_grid(type_: TensorType) -> bool:
     """Do tokens stand on a grid in this value?"""
     return any(grid_axis(axis) for axis in type_.axes)
-
-
-def leads(axis: Axis) -> bool:
-    """False for the axes of a grid behind its first: what concerns its tokens is said once."""
-    found = grid_axis(axis)
-    return found is None or not found.place
 
 
 def fused(type_: TensorType) -> TensorType:
@@ -87,12 +80,12 @@ def spread(row: Factor, sizes: Sequence[int]) -> list[Axis]:
     taken: list[int] = []
     whole = 1
     for size in sizes:
-        if whole == factor_extent(row) or size < 1:
+        if whole == row.extent or size < 1:
             break
         taken.append(size)
         whole *= size
     grid = tuple(size for size in taken if size > 1)
-    if whole != factor_extent(row) or len(grid) < 2 or not isinstance(row, (Stream, Concat)):
+    if whole != row.extent or len(grid) < 2 or not isinstance(row, (Stream, Concat)):
         return []
     places = iter(range(len(grid)))
     return [(GridAxis(row, grid, next(places)),) if size > 1 else () for size in taken]

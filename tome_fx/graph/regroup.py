@@ -13,7 +13,6 @@ from tome_fx.graph.axes import (
     Origin,
     TensorType,
     extent,
-    factor_extent,
     has_stream,
 )
 from tome_fx.graph.grids import fused, spread
@@ -31,7 +30,7 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], node: str) -> tuple[Axis
     if any(size == 0 for size in shape) or any(extent(axis) == 0 for axis in axes):
         return None
     flat = fused(TensorType(tuple(axes))).axes
-    queue: list[Factor] = [f for axis in flat for f in axis if factor_extent(f) != 1 or _kept(f)]
+    queue: list[Factor] = [f for axis in flat for f in axis if f.extent != 1 or _kept(f)]
     result: list[Axis] = []
     while len(result) < len(shape):
         dealt = _dealt(queue, shape[len(result) :], node, len(result))
@@ -52,7 +51,7 @@ def _dealt(queue: list[Factor], sizes: Sequence[int], node: str, place: int) -> 
         if not queue:
             return None
         factor = queue.pop(0)
-        whole = factor_extent(factor)
+        whole = factor.extent
         if _is_one_image(factor):
             continue
         if size % whole == 0:
@@ -81,7 +80,7 @@ def _is_one_image(factor: Factor) -> bool:
 
 
 def _split(factor: Factor, size: int, node: str, place: int) -> tuple[Factor, Factor] | None:
-    whole = factor_extent(factor)
+    whole = factor.extent
     if isinstance(factor, Batch) or has_stream((factor,)) or whole % size:
         return None
     kind = factor_kind(factor)

@@ -7,6 +7,7 @@ stretch of the row at a time.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from tome_fx.graph.axes import Atom, Axis, Batch, Origin, TensorType, extent, has_batch, has_stream
 from tome_fx.graph.regroup import axis_kind, factor_kind
@@ -16,19 +17,36 @@ def stretch(row: Axis, start: int, end: int) -> Axis:
     """A part of a plain row of places, by a name that is the same wherever it is cut."""
     if end <= start + 1:
         return ()
-    atoms = [factor for factor in row if isinstance(factor, Atom)]
-    places = itertools.chain.from_iterable(atom.origin.place for atom in atoms)
-    name = Origin(axis_kind(row), "*".join(a.origin.node for a in atoms), (*places, start, end))
-    return (Atom(end - start, name),)
+    name = row_name(row)
+    return (Atom(end - start, replace(name, place=(*name.place, start, end))),)
 
 
 def stretch_of(part: Axis, row: Axis) -> tuple[int, int] | None:
     """Where a :func:`stretch` begins and ends in ``row``; None if it is none of it."""
+    name, start, end = cut_from(part) or (None, 0, 0)
+    own = name is not None and is_plain_row(row) and end <= extent(row)
+    return (start, end) if own and name == row_name(row) else None
+
+
+def cut_from(part: Axis) -> tuple[Origin, int, int] | None:
+    """The name of the row that a :func:`stretch` is of, its begin and its end; None if it is none.
+
+    A name alone tells: another factor may look like a stretch of a row that there is not.
+    """
     atom = part[0] if len(part) == 1 else None
-    if not isinstance(atom, Atom) or len(atom.origin.place) < 2 or not is_plain_row(row):
+    if not isinstance(atom, Atom) or len(atom.origin.place) < 2:
         return None
-    start, end = atom.origin.place[-2:]
-    return (start, end) if end <= extent(row) and stretch(row, start, end) == part else None
+    *places, start, end = atom.origin.place
+    if atom.extent != end - start:
+        return None
+    return replace(atom.origin, place=tuple(places)), start, end
+
+
+def row_name(row: Axis) -> Origin:
+    """The name that a plain row of places has for what is cut from it."""
+    atoms = [factor for factor in row if isinstance(factor, Atom)]
+    places = itertools.chain.from_iterable(atom.origin.place for atom in atoms)
+    return Origin(axis_kind(row), "*".join(atom.origin.node for atom in atoms), tuple(places))
 
 
 def is_plain_row(axis: Axis) -> bool:

@@ -20,7 +20,6 @@ from tome_fx.graph.axes import (
     TensorType,
     batch_axis,
     is_merged,
-    streams,
 )
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
 from tome_fx.graph.extents import tensor_value
@@ -49,15 +48,7 @@ class Operands:
 
     def from_before_a_merge(self) -> list[str]:
         """The paths of tokens that are needed with fewer of them, by the mean of their groups."""
-        return [
-            path
-            for path in self.nodes
-            if any(
-                have.id == want.id and have.count > want.count and not have.extensive
-                for have in streams(self.have[path])
-                for want in streams(self.want[path])
-            )
-        ]
+        return [path for path in self.nodes if _loses(self.have[path], self.want[path])]
 
 
 @dataclass
@@ -175,14 +166,22 @@ class Averages:
         """
         held = batch_axis(have) is not None or self.program.one_image
         own = node in self.of_images and held
-        return own and node not in self.mixed and not any(streams(have))
+        return own and node not in self.mixed and not have.streams
+
+
+def _loses(have: TensorType, want: TensorType) -> bool:
+    """Is a value of all members needed with fewer tokens of a stream than it has?"""
+    fewest: dict[int, int] = {}
+    for stream in want.streams:
+        fewest[stream.id] = min(stream.count, fewest.get(stream.id, stream.count))
+    return any(not s.extensive and s.count > fewest.get(s.id, s.count) for s in have.streams)
 
 
 def _places(type_: TensorType) -> frozenset[object]:
     """The streams of a value, by number, and its other places of an image."""
     plain = itertools.chain.from_iterable(map(_atoms, type_.axes))
     conv = (atom for atom in plain if atom.origin.kind == "conv")
-    return frozenset([*(stream.id for stream in streams(type_)), *conv])
+    return frozenset([*(stream.id for stream in type_.streams), *conv])
 
 
 def _atoms(axis: Axis) -> Iterator[Atom]:

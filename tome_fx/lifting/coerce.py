@@ -34,7 +34,6 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     is_uniform,
     pieces,
-    streams,
     streams_of_axis,
     unmerged,
 )
@@ -86,7 +85,7 @@ class Coercer:
             node, have = self._thinned(node, have, want)
             have = self._named(have, want)
         if batch_axis(have) is batch_axis(want) is None:
-            if list(streams(have)) == list(streams(want)):
+            if have.streams == want.streams:
                 return node
             node = self._coerce(self.of_images(node), of_one(have), of_one(want), table)
             return self.emit(aten.squeeze.dims, node, [0])

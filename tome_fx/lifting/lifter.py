@@ -16,7 +16,7 @@ from tome_fx.finding.infer import (
     output_shapes,
     picked_type,
 )
-from tome_fx.finding.naming import name_all
+from tome_fx.finding.naming import Names
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
@@ -24,7 +24,6 @@ from tome_fx.graph.axes import (
     extent,
     is_merged,
     map_type,
-    streams,
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
 from tome_fx.graph.grids import is_whole
@@ -72,6 +71,7 @@ class Lifter:
         single = self.program.of_images if self.program.one_image else frozenset()
         self.meeting = Meeting(self.coercer.levels, self.findings.mixing, single)
         self.averages = Averages(self.program, self.findings, self.remerge)
+        self.names = Names(self.program, self.findings.streams)
         self.behind = Behind(self.program, self._answer)
 
     def lift(self, node: Node) -> None:
@@ -168,8 +168,8 @@ class Lifter:
             for path, node in paths.items()
         }
         new = self._emit(call, answer, nodes)
-        results = name_all(self.program, call.node, answer.results, self.findings.streams)
-        told = answer.tells_apart and any(streams(t) for t in results)
+        results = self.names.of_all(call.node, answer.results)
+        told = answer.tells_apart and any(t.streams for t in results)
         told = told or any(node in self.averages.mixed for node in paths.values())
         if told and not is_merged(results[0]):
             self.averages.tell_apart(call.node)
@@ -185,7 +185,7 @@ class Lifter:
         have = {path: types(n)[0] for path, n in tensor_operands(call) if types(n)}
         shapes = output_shapes(self.program.extents, call.node)
         met = self.meeting.of(call, have)
-        context = Context(call, met, shapes, self.sizes, self.program.one_image)
+        context = Context(call, met, shapes, self.sizes, self.program.one_image, self.program.tiles)
         return ask(context, self.findings.rules)
 
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
@@ -260,7 +260,7 @@ class RuleBuilder:
 
 def _is_deeper(have: TensorType, met: TensorType) -> bool:
     """Has ``have`` fewer tokens than it meets others with?"""
-    return any(s.merged > m.merged for s, m in zip(streams(have), streams(met), strict=False))
+    return any(s.merged > m.merged for s, m in zip(have.streams, met.streams, strict=False))
 
 
 def hides_images(have: TensorType, want: TensorType) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from tome_fx.graph.axes import TensorType, batch_axis, has_stream, map_type, streams
+from tome_fx.graph.axes import TensorType, batch_axis, has_stream, map_type
 from tome_fx.graph.calls import Call, tensor_operands
 from tome_fx.graph.cones import is_constant, read_values, reads_a_shape
 from tome_fx.graph.ends import forget_streams
@@ -49,7 +49,7 @@ class Meeting:
     def _depths(self, node: Node, types: Iterable[TensorType]) -> dict[int, int]:
         """The level of each stream."""
         found: dict[int, list[int]] = {}
-        for stream in itertools.chain.from_iterable(map(streams, types)):
+        for stream in itertools.chain.from_iterable(type_.streams for type_ in types):
             found.setdefault(stream.id, []).append(stream.level)
         same = node not in self.mixing
         return {id_: self.levels.common(id_, levels, same) for id_, levels in found.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, axis_of, holds, map_type, streams
+from tome_fx.graph.axes import TensorType, axis_of, holds, map_type
 from tome_fx.graph.cuts import cut_of
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
 from tome_fx.lifting.alike import Merge, merge_alike
@@ -131,7 +131,7 @@ class Merging:
             after = step.site.after
             return self.depths[after, stream] if after is not None else 0
         own = self.lifter.values[step.site.node].types[0]
-        return next(s.level for s in streams(own) if s.id == stream)
+        return next(s.level for s in own.streams if s.id == stream)
 
     def _deeper(self, type_: TensorType, levels: Mapping[int, int]) -> TensorType:
         """A type with some streams at other levels."""

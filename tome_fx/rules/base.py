@@ -8,7 +8,7 @@ on the original's shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -29,6 +29,7 @@ class Context:
         shapes: extents of each output of the captured program.
         sizes: the axis that a symbolic size measures, by node; absent if it is not just one axis.
         one_image: the program is for one image, whose values need no axis of images.
+        tiles: slices that cut rows of such a program into stretches, each an image maybe.
     """
 
     call: Call
@@ -36,6 +37,7 @@ class Context:
     shapes: tuple[tuple[int, ...], ...]
     sizes: Mapping[Node, Axis]
     one_image: bool = False
+    tiles: Set[Node] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     is_uniform,
-    streams,
     token_factor,
 )
 from tome_fx.graph.calls import Call, bind
@@ -86,7 +85,7 @@ def counting_type(
     if not merged_along(logits, (last,)) or not table.rank:
         return None
     keys, own = logits.axes[last], table.axes[-1]
-    plain = not any(True for _ in streams(table)) and not any(map(has_batch, table.axes))
+    plain = not table.streams and not any(map(has_batch, table.axes))
     if not plain or is_uniform(own) or extent(own) != extent(keys):
         return None
     if token_factor(keys) is None or len(keys) != 1 or grid_axis(keys):

@@ -22,7 +22,6 @@ from tome_fx.graph.axes import (
     is_extensive,
     is_merged_axis,
     is_uniform,
-    streams,
     streams_of_axis,
 )
 from tome_fx.graph.softmaxes import into_softmax
@@ -50,7 +49,7 @@ def kinds(context: Context, result: TensorType) -> Kinds | Refusal:
     A refusal where a table tells members of a group apart and the op cannot take its totals.
     """
     types, name = context.types, context.call.name
-    total = {p for p, t in types.items() if any(s.extensive for s in streams(t))}
+    total = {p for p, t in types.items() if any(s.extensive for s in t.streams)}
     if not total:
         pairs = _table_of_pairs(context, result) if name == "aten.mul" else frozenset()
         goal = as_intensive(result)
@@ -107,7 +106,7 @@ def _table_of_pairs(context: Context, weights: TensorType) -> frozenset[str]:
     tables = [
         path
         for path, type_ in context.types.items()
-        if type_.rank > 1 and not any(True for _ in streams(type_))
+        if type_.rank > 1 and not type_.streams
         if all(_is_row(type_, place, extent(axis)) for place, axis in enumerate(pairs, -2))
     ]
     if not same or not is_merged_axis(pairs[-1]) or len(tables) != 1 or len(context.types) != 2:
@@ -128,7 +127,7 @@ def _tells_members(types: Mapping[str, TensorType], total: str) -> bool:
 def _told(table: TensorType, whole: TensorType) -> Iterator[tuple[Axis, bool]]:
     """Each axis of totals of ``whole``, and whether ``table`` tells the tokens there apart."""
     shift = whole.rank - table.rank
-    plain = not any(True for _ in streams(table))
+    plain = not table.streams
     for place, axis in enumerate(whole.axes):
         if is_extensive(axis):
             told = place >= shift and _is_row(table, place - shift, extent(axis))

@@ -22,7 +22,7 @@ from tome_fx.graph.axes import (
     is_merged,
     is_merged_axis,
 )
-from tome_fx.graph.cuts import cut_of
+from tome_fx.graph.cuts import takes_all
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.single import is_plain_row, stretch
 from tome_fx.rules.base import Context, Lifted, Refusal, one
@@ -35,45 +35,28 @@ def slice_(context: Context) -> Lifted | Refusal:
 
     ``x[i::n]`` of images with ``n`` frames each is frame ``i`` of each.
     """
-    type_ = context.types["self"]
-    dim = context.dim(context.call["dim"], type_.rank)
+    call, type_ = context.call, context.types["self"]
+    dim = context.dim(call["dim"], type_.rank)
     every = _one_of_each(context, type_.axes[dim])
     if every is not None and not is_merged(type_):
         return one(TensorType((*type_.axes[:dim], every, *type_.axes[dim + 1 :])))
     axis, whole = type_.axes[dim], extent(type_.axes[dim])
-    start, end = (0, whole) if _takes_all(context, dim) else span(context, whole)
-    if start is None or end is None or context.call.get("step", 1) != 1:
+    start, end = (0, whole) if takes_all(call.node) else span(context, whole)
+    if start is None or end is None or call.get("step", 1) != 1:
         return _other(context, type_, dim)
     cut = cut_axis(axis, start, end)
-    if cut is None and _is_tile(context, dim, axis):
+    row = is_plain_row(axis) and axis_kind(axis) != "channel"
+    if cut is None and row and call.node in context.tiles:
         cut = stretch(axis, start, end), start
     if cut is None:
         return _other(context, type_, dim)
     result, first = cut
     axes = (*type_.axes[:dim], result, *type_.axes[dim + 1 :])
-    if context.call.name == "aten.narrow":
+    if call.name == "aten.narrow":
         literal = {"start": first, "length": count(result)}
     else:
         literal = {"start": first, "end": first + count(result)}
     return one(TensorType(axes), arguments=literal if is_merged_axis(axis) else {})
-
-
-def _is_tile(context: Context, dim: int, axis: Axis) -> bool:
-    """Is a row cut into stretches without a gap, as a ``split`` would? Each may be an image.
-
-    With one of several tokens alone, the others are class tokens, which are cut off likewise.
-    """
-    if not context.one_image or not is_plain_row(axis) or axis_kind(axis) == "channel":
-        return False
-    cuts = [cut for user in context.call["self"].users if (cut := cut_of(user)) is not None]
-    tiles = sorted({(c.start, c.start + c.length) for c in cuts if c.dim == dim})
-    borders = [0, *(end for _, end in tiles)]
-    starts = [start for start, _ in tiles]
-    return starts == borders[:-1] and borders[-1] == extent(axis) and _several(tiles)
-
-
-def _several(tiles: list[tuple[int, int]]) -> bool:
-    return sum(end - start > 1 for start, end in tiles) > 1
 
 
 def _one_of_each(context: Context, axis: Axis) -> Axis | None:
@@ -82,15 +65,6 @@ def _one_of_each(context: Context, axis: Axis) -> Axis | None:
     inner = extent(axis[-1:]) if len(axis) > 1 and isinstance(axis[-1], Atom) else 1
     one_each = 1 < inner == step and (start or 0) in range(inner) and end in (None, sys.maxsize)
     return axis[:-1] if one_each else None
-
-
-def _takes_all(context: Context, dim: int) -> bool:
-    """Is the piece as long as the axis, whatever the batch? Its end may be any product of sizes."""
-    call = context.call
-    values = [node.meta["val"] for node in (call["self"], call.node)]
-    # By their text: a symbolic size that is compared is guarded on.
-    before, after = (str(value.shape[dim]) for value in values)
-    return call.name == "aten.slice" and call.get("start") in (None, 0) and before == after
 
 
 def span(context: Context, whole: int) -> tuple[int | None, int | None]:
@@ -203,13 +177,14 @@ def split(context: Context) -> Lifted | Refusal:
     axis = type_.axes[dim]
     sizes = [shape[dim] for shape in context.shapes]
     starts = [0, *itertools.accumulate(sizes)]
-    cuts = [cut_axis(axis, a, b) for a, b in itertools.pairwise(starts)]
     if context.one_image and len(sizes) > 1 and is_plain_row(axis):
         # Images packed in one row: the same stretch of queries, keys and values is one image.
-        cuts = [(stretch(axis, a, b), a) for a, b in itertools.pairwise(starts)]
-    if any(cut is None for cut in cuts):
-        return _other(context, type_, dim)
-    found = [cut[0] for cut in cuts if cut is not None]
+        found = [stretch(axis, a, b) for a, b in itertools.pairwise(starts)]
+    else:
+        cuts = [cut_axis(axis, a, b) for a, b in itertools.pairwise(starts)]
+        found = [cut[0] for cut in cuts if cut is not None]
+        if len(found) < len(cuts):
+            return _other(context, type_, dim)
     results = tuple(
         TensorType((*type_.axes[:dim], piece, *type_.axes[dim + 1 :])) for piece in found
     )

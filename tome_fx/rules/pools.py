@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tome_fx.graph.axes import TensorType, count, extent, has_batch, has_stream
-from tome_fx.graph.grids import leads
+from tome_fx.graph.axes import TensorType, count, extent, has_batch, has_stream, leads
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along
 from tome_fx.rules.shapes import grid
 from tome_fx.rules.tokens import index_used, reduced, weighted

@@ -17,10 +17,11 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     is_extensive,
+    leads,
     token_factor,
 )
 from tome_fx.graph.calls import unbind
-from tome_fx.graph.grids import grid_axis, leads
+from tome_fx.graph.grids import grid_axis
 from tome_fx.rules.base import (
     Builder,
     Context,
