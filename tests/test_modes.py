@@ -206,7 +206,15 @@ def narrowed(body: nn.Module, x: Tensor) -> Tensor:
     return body(x).float() * torch.tensor(0.1)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("function", [None, scaled, narrowed])
+def rewritten(body: nn.Module, x: Tensor) -> Tensor:
+    """The same, and written to through views that are read later."""
+    y = body(x).t().float().t().contiguous()
+    y.view(-1)[::2] *= 2
+    y.view(-1)[::3] += 1
+    return y * 0.1
+
+
+@pytest.mark.parametrize("function", [None, scaled, narrowed, rewritten])
 def test_a_cast_of_the_source(function: Callable[..., Any] | None) -> None:
     """It changes the shared parameters; the result follows."""
     model, x = tiny() if function is None else Around(function), images().double()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +23,7 @@ from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_b
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.known import WRITE_IN, compute, constants_known
 from tome_fx.errors import CaptureError
+from tome_fx.graph.casts import copy_casts, plain_casts
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.inplace import make_detached, make_plain
@@ -131,12 +132,14 @@ def _is_open(graph: Graph) -> bool:
 
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
+    casting = _edited(exported, copy_casts)
     try:
         try:
-            module = exported.run_decompositions({}).module()
+            module = casting.run_decompositions({}).module()
         except RuntimeError:  # torch 2.11 cannot trace again what some checks count
-            module = _unchecked(exported).run_decompositions({}).module()
+            module = _edited(casting, _uncheck).run_decompositions({}).module()
         assert isinstance(module, GraphModule)
+        plain_casts(module.graph)
         return module
     except Exception as error:
         text = "torch.export captured it, and cannot write its program without writes in place"
@@ -148,10 +151,20 @@ def _reads_values(error: Exception) -> bool:
     return "data-dependent" in str(error)
 
 
-def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program without checks of values, which no pass keeps, and what only they read."""
+def _edited(
+    exported: torch.export.ExportedProgram, edit: Callable[[Graph], None]
+) -> torch.export.ExportedProgram:
+    """The same program with its graph edited."""
     program, module = copy.copy(exported), exported.graph_module
     graph = copy.deepcopy(module.graph)
+    edit(graph)
+    program._graph_module = GraphModule(module, graph)
+    program._graph_module.meta = module.meta
+    return program
+
+
+def _uncheck(graph: Graph) -> None:
+    """Leave out checks of values, which no pass keeps, and what only they read."""
     read: set[Node] = set()
     for node in reversed(graph.nodes):
         if node.op != "call_function":
@@ -160,6 +173,3 @@ def _unchecked(exported: torch.export.ExportedProgram) -> torch.export.ExportedP
         if is_check(node) or (node in read and not node.users and counts):
             read.update(node.all_input_nodes)
             graph.erase_node(node)
-    program._graph_module = GraphModule(module, graph)
-    program._graph_module.meta = module.meta
-    return program

@@ -57,7 +57,7 @@ def _write_whole(
     """A write to a part as a new whole, for all that reads the whole from then on, if it may be."""
     parts = _parts_of(node)
     base = parts[-1].args[0] if parts else None
-    if not isinstance(base, Node) or not _is_fresh(base, order) or not _is_only_put_back(node):
+    if not isinstance(base, Node) or not is_fresh(base, order) or not _is_only_put_back(node):
         return False
     readers = [user for user in base.users if user is not parts[-1]]
     later = [user for user in readers if order[user] > order[node]]
@@ -128,7 +128,7 @@ def _is_read_before(reader: Node, writer: Node, order: Mapping[Node, int]) -> bo
         return True
     if writes(reader) or order[reader] > order[writer]:
         return False
-    fresh = _is_fresh(reader, order)
+    fresh = is_fresh(reader, order)
     return fresh or all(_is_read_before(user, writer, order) for user in reader.users)
 
 
@@ -146,13 +146,13 @@ def _plain_overload(node: Node) -> torch._ops.OpOverload | None:
 
 def _is_last(reader: Node, value: object, order: Mapping[Node, int]) -> bool:
     """Is ``value`` one of its own that nobody reads after ``reader``, by a view neither?"""
-    if not isinstance(value, Node) or not _is_fresh(value, order):
+    if not isinstance(value, Node) or not is_fresh(value, order):
         return False
     others = [user for user in value.users if user is not reader]
-    return all(order[user] < order[reader] and _is_fresh(user, order) for user in others)
+    return all(order[user] < order[reader] and is_fresh(user, order) for user in others)
 
 
-def _is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
+def is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
     """Is the result of ``node`` a tensor in memory of its own?"""
     op = node.target
     if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or _aliases(op):
