@@ -32,6 +32,7 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.provenance import origin_of
 
 aten = torch.ops.aten
 
@@ -104,7 +105,7 @@ def _fuse_norm(graph: Graph, node: Node, order: Mapping[Node, int]) -> None:
             args, ends = (stream, *args[1:]), ends | {"branch": branch}
         fused = graph.call_function(ops.merge_norm, args, ends)
         parts = [graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
-    _provenance(merge, fused)
+    fused.meta.update(origin_of(merge))
     made, normed, size_made = (old.meta.get("val") for old in (merge, node, new_size))
     if alone and isinstance(normed, Tensor):
         normed = normed.unsqueeze(0)
@@ -183,9 +184,3 @@ def _replace(old: Node, new: Node) -> None:
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
-
-
-def _provenance(old: Node, new: Node) -> None:
-    for key in ("stack_trace", "nn_module_stack"):
-        if key in old.meta:
-            new.meta[key] = old.meta[key]

@@ -22,6 +22,7 @@ from tome_fx import ops
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cuts import Cut, viewed_cut_of
 from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.provenance import origin_of
 
 aten = torch.ops.aten
 
@@ -116,8 +117,6 @@ def _join(graph: Graph, kind: _Kind, members: list[tuple[Node, list[int]]]) -> N
         with graph.inserting_before(node):
             own = graph.call_function(aten.slice.Tensor, (joined, 0, which, which + 1))
         own.meta = dict(node.meta)
-        for key in ("stack_trace", "nn_module_stack"):
-            if key in node.meta:
-                joined.meta.setdefault(key, node.meta[key])
+        joined.meta = origin_of(node) | joined.meta
         node.replace_all_uses_with(own)
         graph.erase_node(node)

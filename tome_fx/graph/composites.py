@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.graph.calls import Call, bind, writes
 from tome_fx.graph.extents import size_before
+from tome_fx.graph.provenance import origin_of
 
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _MANY = 64
@@ -105,7 +106,7 @@ def _is_plain(part: Node, is_known: Callable[[Call], bool]) -> bool:
 def _splice(node: Node, parts: Graph, read: list[Node]) -> None:
     """``parts`` in the place of ``node``, which goes."""
     copies: dict[Node, Any] = dict(zip(parts.find_nodes(op="placeholder"), read, strict=True))
-    place = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
+    place = origin_of(node)
     result: Any = None
     with node.graph.inserting_before(node):
         for part in parts.nodes:

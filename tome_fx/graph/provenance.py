@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch.fx import Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<text>[^\n]*)')
+
+
+def origin_of(node: Node) -> dict[str, Any]:
+    """Where a node comes from, for the ``meta`` of one that takes its place."""
+    return {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
 
 
 def module_path(node: Node) -> str:

@@ -39,6 +39,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
+from tome_fx.graph.provenance import origin_of
 from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import is_written_out
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
@@ -68,9 +69,7 @@ class Coercer:
         """Append a call that carries the module path and source line of the node being lifted."""
         node = self.graph.call_function(target, args, kwargs)
         if self.provenance is not None:
-            for key in ("stack_trace", "nn_module_stack"):
-                if key in self.provenance.meta:
-                    node.meta[key] = self.provenance.meta[key]
+            node.meta.update(origin_of(self.provenance))
         return node
 
     def coerce(self, node: Node, have: TensorType, want: TensorType, table: bool = False) -> Node:

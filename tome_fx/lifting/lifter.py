@@ -27,6 +27,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands, unbind
 from tome_fx.graph.grids import is_whole
+from tome_fx.graph.provenance import origin_of
 from tome_fx.graph.values import needed_for
 from tome_fx.lifting.averaging import Averages, Operands
 from tome_fx.lifting.behind import Behind
@@ -274,5 +275,5 @@ def hides_images(have: TensorType, want: TensorType) -> bool:
 
 def _carried(node: Node) -> dict[str, Any]:
     """Where a node comes from; the value of a computed node is the business of ``verify``."""
-    keys = ("stack_trace", "nn_module_stack", *(("val",) if node.op == "get_attr" else ()))
-    return {key: node.meta[key] for key in keys if key in node.meta}
+    own = {"val": node.meta["val"]} if node.op == "get_attr" and "val" in node.meta else {}
+    return origin_of(node) | own
