@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import time
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -49,6 +50,7 @@ class Row:
     patches: int
     share_removed: float
     rows: int
+    transform_s: float
     original_ms: float
     result_ms: float
     speedup: float
@@ -79,9 +81,11 @@ def measured(name: str, args: argparse.Namespace) -> Row:
     model, patches, grid = tower_of(name, args.depth, args.side)
     dtype = getattr(torch, args.precision)
     model, patches = model.to(args.device, dtype), patches.to(args.device, dtype)
+    started = time.perf_counter()
     fast = tome_fx.transform(
         model, REMOVED, example_inputs=patches, example_kwargs={"grid_thw": grid}
     )
+    transform_s = time.perf_counter() - started
     rows = len(fast.schedule) // args.depth
     with torch.no_grad():
         calls = {
@@ -97,9 +101,9 @@ def measured(name: str, args: argparse.Namespace) -> Row:
     before, after = times["original"], times["result"]
     quartiles, ratio = paired_speedup(before, after).quartiles, fast.report.flop_ratio
     return Row(
-        name, args.depth, len(patches), REMOVED, rows, before.median * 1e3, after.median * 1e3,
-        speedup(before, after), *quartiles, ratio, speedup(before, after) / ratio, args.device,
-        args.precision, torch.__version__,
+        name, args.depth, len(patches), REMOVED, rows, transform_s, before.median * 1e3,
+        after.median * 1e3, speedup(before, after), *quartiles, ratio,
+        speedup(before, after) / ratio, args.device, args.precision, torch.__version__,
     )  # fmt: skip
 
 
@@ -126,7 +130,7 @@ def main() -> None:
             f"{row.tower:12} {row.patches} patches in {row.rows} rows, {row.depth} layers: "
             f"{row.original_ms:.0f} -> {row.result_ms:.0f} ms, {row.speedup:.2f} times as fast "
             f"({row.speedup_q1:.2f} to {row.speedup_q3:.2f}), FLOP ratio {row.flop_ratio:.2f}, "
-            f"share {row.share:.3f}"
+            f"share {row.share:.3f}; transform() in {row.transform_s:.1f} s"
         )
         with args.csv.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Row)])

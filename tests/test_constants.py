@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tome_fx
@@ -77,6 +78,30 @@ def test_a_grid_that_is_written_into_forward(
     fast = tome_fx.transform(model, 2, example_inputs=x[:2], capture=capture)
     assert fast.schedule == (2, 2)
     assert distance(run(fast, x), run(model, x)) > 1e-6
+    fast.r = 0
+    assert torch.equal(fast(x), model(x))
+
+
+class OneHot(nn.Module):
+    """Places of each image by a table that is multiplied by ones and zeros, as Gemma 4 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.table = tiny(), nn.Linear(9, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.body.patch_embed(x)
+        places = torch.arange(9).expand(len(x), -1)
+        tokens = tokens + self.table(F.one_hot(places, num_classes=9).to(x.dtype))
+        for block in self.body.blocks:
+            tokens = block(tokens)
+        return tokens.mean(1)  # type: ignore[no-any-return]
+
+
+def test_what_an_image_has_of_its_own_is_no_constant() -> None:
+    model, x = OneHot().eval().double(), images(3).double()
+    fast = tome_fx.transform(model, 2, example_inputs=x[:2])
+    assert fast(x).shape == (3, 32)
     fast.r = 0
     assert torch.equal(fast(x), model(x))
 

@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from torch.overrides import TorchFunctionMode
 
 from tome_fx.graph.calls import bind
-from tome_fx.graph.values import value_of
+from tome_fx.graph.extents import known_size
+from tome_fx.graph.values import needed_for, value_of
 
 # What to do about code that reads an input.
 WRITE_IN = (
@@ -65,7 +66,9 @@ def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:
     """
     graph = module.graph
     for place, node in enumerate(list(graph.nodes)):
-        value = value_of(node, constants) if _follows_from_values(node) else None
+        if not _follows_from_values(node) or any(map(_is_of_shapes, needed_for(node))):
+            continue
+        value = value_of(node, constants)
         if value is None:
             continue
         name = f"_computed_{place}"
@@ -75,6 +78,13 @@ def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:
         known.meta = dict(node.meta)
         node.replace_all_uses_with(known)
         graph.erase_node(node)
+
+
+def _is_of_shapes(node: Node) -> bool:
+    """Is a value a size that an input may have, or of such sizes? A number for each image is."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, torch.Tensor) else [value]
+    return any(isinstance(s, torch.SymInt) and known_size(s) is not None for s in sizes)
 
 
 def _follows_from_values(node: Node) -> bool:
