@@ -268,28 +268,3 @@ def test_work_grows_linearly_with_depth() -> None:
         nodes.append(len(fast.graph.nodes))
     assert work[2] - work[1] == 2 * (work[1] - work[0])
     assert nodes[2] - nodes[1] <= 2 * (nodes[1] - nodes[0]) + 8
-
-
-class Decoder(nn.Module):
-    """Layers of self-attention, attention to a text and an MLP, as diffusion transformers have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(3, 32, 16, 16)
-        layers = [nn.TransformerDecoderLayer(32, 2, 64, 0.0, batch_first=True) for _ in range(2)]
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        x = self.embed(x).flatten(2).transpose(1, 2)
-        for layer in self.layers:
-            x = layer(x, text)
-        return x
-
-
-def test_the_mlp_of_a_block_is_behind_its_attention_to_a_text() -> None:
-    report = tome_fx.explain(
-        Decoder().eval(), 1, example_inputs=(images(), torch.randn(2, 5, 32)), min_ratio=0
-    )
-    found = [(block.attention, block.mlp) for block in report.blocks]
-    assert found == [(f"layers.{i}.self_attn", f"layers.{i}") for i in range(2)]
-    assert report.blocks[0].macs_before == report.blocks[1].macs_before

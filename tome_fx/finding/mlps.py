@@ -46,7 +46,7 @@ class Mlps:
                     if len(found) >= 2:
                         return Mlp(tuple(found), node, common_path(found))
                 starts.append(node)
-        return self._beside(site, residual, cores)
+        return self._beside(site, residual)
 
     def _between(self, start: Node, end: Node) -> list[Node]:
         """The linears on the ways from one node to another, with no attention there."""
@@ -62,16 +62,16 @@ class Mlps:
             and not any(depends(n, node) for n in inside)
         ]
 
-    def _beside(self, site: Node, residual: Node, cores: list[Core]) -> Mlp | None:
+    def _beside(self, site: Node, residual: Node) -> Mlp | None:
         """A branch from the same residual to the same row of adds that passes by the attention."""
         depends = self.joins.cones.depends
-        aside = [core.node for core in cores]
+        aside = [n for n in self.anchors if depends(n, residual) and depends(site, n)]
         found = [
             node
             for node in self.linears
             if depends(node, residual)
             and depends(site, node)
-            and not any(depends(node, core) or depends(core, node) for core in aside)
+            and not any(depends(node, n) or depends(n, node) for n in aside)
         ]
         return Mlp(tuple(found), site, common_path(found)) if len(found) >= 2 else None
 
