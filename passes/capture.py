@@ -17,7 +17,7 @@ model does, since its code acts differently while it is traced, the next way is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -159,36 +159,52 @@ class _Known:
                 known.enter_context(ranges_known())
             if buffers is not None:
                 known.enter_context(buffers)
-            # A reader of the code does not know any of it.
-            program = _plainly(model, example, strict=self == _Known())
+            # It is of no use to rows beside a grid, which have no batch.
+            batched = self == _Known() or _has_images(example)
+            program = _plainly(model, example, strict=batched)
         return replace(program, fixed=fixed_inputs(program, example)) if self.numbers else program
 
 
-def _by_export(model: nn.Module, example: Example) -> Program:
-    """By ``torch.export``; where values stop it, with those that may be known as constants.
+def _has_images(example: Example) -> bool:
+    """Is there an input with more than a row of numbers for each place on its first axis?"""
+    leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
+    return any(example.has_rows(leaf) and leaf.dim() > 2 for leaf in leaves)
 
-    The values of buffers come last: what is captured without them does not read them.
-    """
-    failures: dict[_Known, CaptureError] = {}
-    numbers = has_numbers(example)
-    for known in dict.fromkeys((_Known(), _Known(numbers), _Known(numbers, ranges=True))):
-        if failures and not failures[_Known()].reads_values:
-            break
-        try:
-            return known.export(model, example)
-        except CaptureError as failure:
-            failures[known] = failure
-    for known, first in failures.items():
-        reading = DecidedByBuffers(model)
-        if not reading.serves:
-            break
+
+def _by_export(model: nn.Module, example: Example) -> Program:
+    """By ``torch.export``; where values stop it, with those that may be known as constants."""
+    numbers, failures = has_numbers(example), dict[_Known, CaptureError]()
+    ways = [*dict.fromkeys((_Known(), _Known(numbers), _Known(numbers, ranges=True)))]
+    for known, buffers in _tries(ways, failures):
+        reading = DecidedByBuffers(model) if buffers else None
+        if reading is not None and not reading.serves:
+            continue
         try:
             program = known.export(model, example, reading)
         except CaptureError as failure:
-            failures[known] = failure if reading.names else first
+            if reading is None or reading.names:
+                failures[known] = failure
         else:
-            return _decided(program, reading.names)
+            return program if reading is None else _decided(program, reading.names)
     raise list(failures.values())[-1]
+
+
+def _tries(
+    ways: Sequence[_Known], failures: Mapping[_Known, CaptureError]
+) -> Iterator[tuple[_Known, bool]]:
+    """What to know, and whether the values of buffers are, each if what was before it failed.
+
+    Buffers come last: what is captured without them does not read them. They come first where the
+    failure does not say that it is one of values, as where a number is looked up.
+    """
+    plain = ways[0]
+    yield plain, False
+    looked_up = not failures[plain].reads_values
+    if looked_up:
+        yield plain, True
+    if failures[plain].reads_values:
+        yield from ((known, False) for known in ways[1:])
+        yield from ((known, True) for known in ways[looked_up:])
 
 
 def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:

@@ -2,6 +2,7 @@
 
     assert_async(x)            -> (gone)
     y = dropout(x, p, False)   -> x
+    y = to(x, device)          -> x, if it is there: its dtype is not asked for
     y = slice(x, 1, 0, end)    -> x, if that are all places
     y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
@@ -160,7 +161,17 @@ def _has_effects(node: Node) -> bool:
 
 
 def _is_nothing(node: Node) -> bool:
+    if node.target is aten.to.dtype_layout:
+        return _is_no_move(node)
     if node.target not in _DROPOUTS:
         return False
     call = bind(node)
     return call["train"] is False or call["p"] == 0
+
+
+def _is_no_move(node: Node) -> bool:
+    """Is it ``x.to(device)`` of what is there? Export writes all that ``x`` is into it."""
+    call, value = bind(node), node.meta["val"]
+    before = call["self"].meta["val"]
+    same = (before.dtype, before.device, before.layout) == (value.dtype, value.device, value.layout)
+    return same and not call["copy"] and call["memory_format"] is None

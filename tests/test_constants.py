@@ -98,6 +98,36 @@ class OneHot(nn.Module):
         return tokens.mean(1)  # type: ignore[no-any-return]
 
 
+class Ranged(nn.Module):
+    """A number of ``arange``, or of one that a grid ends, in code that asks for ``len(x)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x: Tensor, grid: Tensor | None = None) -> Tensor:
+        tokens = self.body.patch_embed(x)
+        for block in self.body.blocks:
+            tokens = block(tokens)
+        if grid is None:
+            rows = int((torch.arange(9) // 3).max()) + 1
+        else:
+            rows = torch.arange(int(grid.prod())).unique().shape[0]
+        return tokens.reshape(len(x), rows, -1, 32).mean((1, 2))
+
+
+@pytest.mark.parametrize(("grid", "batch"), [((), 3), ((torch.tensor([[1, 3, 3]]),), 2)])
+def test_a_batch_that_the_code_asks_for_beside_numbers(
+    grid: tuple[Tensor, ...], batch: int
+) -> None:
+    """It is free where they are of no input."""
+    model, x = Ranged().eval().double(), images(batch).double()
+    fast = tome_fx.transform(model, 2, example_inputs=(x[:2], *grid))
+    assert fast.schedule == (2, 2)
+    fast.r = 0
+    assert torch.equal(fast(x, *grid), model(x, *grid))
+
+
 def test_what_an_image_has_of_its_own_is_no_constant() -> None:
     model, x = OneHot().eval().double(), images(3).double()
     fast = tome_fx.transform(model, 2, example_inputs=x[:2])

@@ -82,3 +82,24 @@ class Judged(Scheduled):
 def test_an_image_still_decides_nothing() -> None:
     with pytest.raises(tome_fx.CaptureError, match=r"image\.mean"):
         tome_fx.transform(Judged(0.0, 0.0).eval(), 3, example_inputs=(torch.randn(2, 3, 8, 8),))
+
+
+class LookedUp(Scheduled):
+    """A number of a buffer finds a scale by its name, and the grid says how tokens lie."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0, 0.0)
+        self.register_buffer("kind", torch.tensor([1]))
+
+    def forward(self, image: Tensor, grid: Tensor) -> Tensor:
+        scale = {0: 3.0, 1: 2.0}[self.kind[0].item()]
+        high = int(grid[0, 1])
+        return super().forward(image * scale) * high
+
+
+def test_a_buffer_and_a_grid() -> None:
+    model, x, grid = LookedUp().double().eval(), torch.randn(2, 3, 8, 8).double(), [[1, 4, 4]]
+    fast = tome_fx.transform(model, 3, example_inputs=(x, torch.tensor(grid)), min_ratio=0)
+    assert fast.schedule == (3, 3, 3)
+    fast.r = 0
+    assert torch.equal(fast(x, torch.tensor(grid)), model(x, torch.tensor(grid)))

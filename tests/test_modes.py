@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -194,48 +193,6 @@ def test_casts_by_name() -> None:
         x = getattr(images(), name)()
         assert getattr(fast, name)()(x).dtype == x.dtype
         assert fast.schedule == (2,)
-
-
-def scaled(body: nn.Module, x: Tensor) -> Tensor:
-    """A constant made in forward."""
-    return body(x) * torch.tensor(0.25)  # type: ignore[no-any-return]
-
-
-def narrowed(body: nn.Module, x: Tensor) -> Tensor:
-    """The same in float32, whatever the model is in."""
-    return body(x).float() * torch.tensor(0.1)  # type: ignore[no-any-return]
-
-
-def rewritten(body: nn.Module, x: Tensor) -> Tensor:
-    """The same, and written to through views that are read later."""
-    y = body(x).t().float().t().contiguous()
-    y.view(-1)[::2] *= 2
-    y.view(-1)[::3] += 1
-    return y * 0.1
-
-
-@pytest.mark.parametrize("function", [None, scaled, narrowed, rewritten])
-def test_a_cast_of_the_source(function: Callable[..., Any] | None) -> None:
-    """It changes the shared parameters; the result follows."""
-    model, x = tiny() if function is None else Around(function), images().double()
-    fast = tome_fx.transform(model, 0, example_inputs=images())
-    model.double()
-    assert {p.dtype for p in fast.parameters()} == {torch.float64}
-    assert torch.equal(fast(x), model(x))
-    fast.r = 1
-    merged = tome_fx.transform(model, 1, example_inputs=x)
-    assert torch.equal(fast(x), merged(x))
-
-
-def test_a_cast_of_a_source_that_casts_to_its_own_dtype() -> None:
-    """The program has the dtype that this was: it is refused, and never wrong."""
-    model, x = Around(with_constants), images().double()
-    fast = tome_fx.transform(model, 0, example_inputs=images())
-    model.double()
-    with pytest.raises(RuntimeError, match="same dtype"):
-        fast(x)
-    again = tome_fx.transform(model, 0, example_inputs=x)
-    assert torch.equal(again(x), model(x))
 
 
 def test_no_memory_for_a_model_without_any() -> None:

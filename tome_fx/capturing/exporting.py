@@ -23,7 +23,7 @@ from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_b
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.known import WRITE_IN, compute, constants_known
 from tome_fx.errors import CaptureError
-from tome_fx.graph.casts import copy_casts, plain_casts
+from tome_fx.graph.casts import copy_casts
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.inplace import make_detached, make_plain
@@ -132,14 +132,13 @@ def _is_open(graph: Graph) -> bool:
 
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
-    casting = _edited(exported, copy_casts)
+    casting = _edited(_edited(exported, make_detached), copy_casts)
     try:
         try:
             module = casting.run_decompositions({}).module()
         except RuntimeError:  # torch 2.11 cannot trace again what some checks count
             module = _edited(casting, _uncheck).run_decompositions({}).module()
         assert isinstance(module, GraphModule)
-        plain_casts(module.graph)
         return module
     except Exception as error:
         text = "torch.export captured it, and cannot write its program without writes in place"

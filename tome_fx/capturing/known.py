@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,8 @@ def _is_of_shapes(node: Node) -> bool:
 def _follows_from_values(node: Node) -> bool:
     """Does the shape of what a call makes follow from the values of what it reads?"""
     op = node.target
+    if op is operator.getitem and isinstance(node.args[0], Node):
+        return _follows_from_values(node.args[0])  # one of several that a call makes
     if op is torch.ops.aten.index.Tensor:
         return any(n is not None and _is_mask(n.meta["val"]) for n in bind(node)["indices"])
     tagged = isinstance(op, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in op.tags

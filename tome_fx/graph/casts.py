@@ -1,9 +1,10 @@
 """Casts that change nothing where a model was captured, and do elsewhere.
 
-    y = to(x, float32)    ->    y = _to_copy(x, dtype=float32)    ->    y = to(x, float32)
+    y = to(x, float32)    ->    y = _to_copy(x, dtype=float32)
 
 ``y.float()`` of a model in float32 is ``y`` itself. Of the same model in float64, or under
-autocast, it is not, and what writes a program anew leaves it out. It keeps copies.
+autocast, it is not, and what writes a program anew leaves it out. It keeps copies. Casts to what
+another tensor is, or that move to its device, are no such thing: they are read as nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.graph.calls import bind, calls, writes
+from tome_fx.graph.calls import bind, writes
 from tome_fx.graph.inplace import is_fresh
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ def copy_casts(graph: Graph) -> None:
     held = _held(graph)
     written = set[Node]().union(*(held[node.args[0]] for node in graph.nodes if writes(node)))
     for node in list(graph.nodes):
-        if not calls(node, ("aten.to",)) or not _is_idle(node):
+        if node.target is not aten.to.dtype or not _is_idle(node):
             continue
         source = node.args[0]
         if not held[source] & written or not _is_read_beside(node, source, held):
@@ -43,21 +44,15 @@ def _held(graph: Graph) -> Mapping[Node, frozenset[Node]]:
 
 
 def _is_read_beside(node: Node, source: Node, held: Mapping[Node, frozenset[Node]]) -> bool:
-    """Does anything behind ``node`` read the memory of its source, but through it?"""
+    """Does anything behind ``node`` read the memory of its source, but through it?
+
+    Whose memory is an input's or a buffer's may be read by anyone.
+    """
+    if any(other.op in ("placeholder", "get_attr") for other in held[source]):
+        return True
     order = {other: place for place, other in enumerate(held)}
     beside = [other for other in held if held[other] & held[source] and node not in held[other]]
     return any(order[user] > order[node] for other in beside for user in other.users)
-
-
-def plain_casts(graph: Graph) -> None:
-    """Such copies in a graph that writes nothing, as the casts that they were."""
-    for node in graph.find_nodes(op="call_function", target=aten._to_copy.default):
-        if set(node.kwargs) == {"dtype"} and _is_idle(node):
-            node.target, node.args, node.kwargs = (
-                aten.to.dtype,
-                (*node.args, node.kwargs["dtype"]),
-                {},
-            )
 
 
 def _is_idle(node: Node) -> bool:

@@ -45,10 +45,16 @@ def make_plain(graph: Graph) -> Graph:
 
 
 def make_detached(graph: Graph) -> None:
-    """``detach_`` of what nothing else reads, as ``detach``: it writes no values."""
+    """``detach_`` of what is made in the graph, as ``detach``, for all that reads it afterwards."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach_.default):
-        if set(node.args[0].users) == {node}:
-            node.target = torch.ops.aten.detach.default
+        source = node.args[0]
+        if source.op != "call_function":
+            continue
+        node.target = torch.ops.aten.detach.default
+        for user in list(source.users):
+            if order[user] > order[node]:
+                user.replace_input_with(source, node)
 
 
 def _write_whole(
