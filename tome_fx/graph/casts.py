@@ -4,7 +4,7 @@
 
 ``y.float()`` of a model in float32 is ``y`` itself. Of the same model in float64, or under
 autocast, it is not, and what writes a program anew leaves it out. It keeps copies. Casts to what
-another tensor is, or that move to its device, are no such thing: they are read as nothing.
+another tensor is, and moves to its device, are no such thing: they are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ aten = torch.ops.aten
 def copy_casts(graph: Graph) -> None:
     """Casts to the dtype that a value has, as copies, where no write tells one from the value."""
     held = _held(graph)
-    written = set[Node]().union(*(held[node.args[0]] for node in graph.nodes if writes(node)))
+    goals = (n for node in graph.nodes if writes(node) for n in node.all_input_nodes)
+    written = set[Node]().union(*map(held.__getitem__, goals))
     for node in list(graph.nodes):
         if node.target is not aten.to.dtype or not _is_idle(node):
             continue
