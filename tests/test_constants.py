@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY, distance, run
 from tests.tiny import images, tiny
+from tests.versions import lacks
 from tome_fx.capturing.exporting import _edited, _uncheck
 
 pytestmark = TINY
@@ -116,7 +117,10 @@ class Ranged(nn.Module):
         return tokens.reshape(len(x), rows, -1, 32).mean((1, 2))
 
 
-@pytest.mark.parametrize(("grid", "batch"), [((), 3), ((torch.tensor([[1, 3, 3]]),), 2)])
+FREE = pytest.param((), 3, marks=lacks("guards on numbers of ranges in a strict export"))
+
+
+@pytest.mark.parametrize(("grid", "batch"), [FREE, ((torch.tensor([[1, 3, 3]]),), 2)])
 def test_a_batch_that_the_code_asks_for_beside_numbers(
     grid: tuple[Tensor, ...], batch: int
 ) -> None:
