@@ -24,7 +24,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
@@ -167,8 +166,7 @@ class _Known:
 
 def _has_images(example: Example) -> bool:
     """Is there an input with more than a row of numbers for each place on its first axis?"""
-    leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
-    return any(example.has_rows(leaf) and leaf.dim() > 2 for leaf in leaves)
+    return any(example.has_rows(leaf) and leaf.dim() > 2 for leaf in example.leaves)
 
 
 def _by_export(model: nn.Module, example: Example) -> Program:
@@ -204,7 +202,7 @@ def _tries(
         yield plain, True
     if failures[plain].reads_values:
         yield from ((known, False) for known in ways[1:])
-        yield from ((known, True) for known in ways[looked_up:])
+        yield from ((known, True) for known in ways if known != plain or not looked_up)
 
 
 def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
@@ -212,12 +210,13 @@ def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
     program = from_export(model, example)
     if not program.static_batch or example.batch < 2:
         return program
-    with contextlib.suppress(CaptureError):
-        # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
-        read = from_export(structure_copy(model), example, strict=True) if strict else program
-        if not read.static_batch:
-            return read
-    if sum(map(example.has_rows, pytree.tree_leaves((example.args, dict(example.kwargs))))) > 1:
+    if strict:
+        with contextlib.suppress(CaptureError):
+            # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
+            read = from_export(structure_copy(model), example, strict=True)
+            if not read.static_batch:
+                return read
+    if sum(map(example.has_rows, example.leaves)) > 1:
         with contextlib.suppress(CaptureError):
             # A size of one input that is compared with that of another is no number.
             return from_export(model, example, shared=True)

@@ -33,9 +33,10 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind, calls
+from tome_fx.graph.casts import is_idle
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
-from tome_fx.graph.cuts import VIEWS, takes_all
+from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.rules.base import Rule
@@ -69,7 +70,7 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif calls(node, VIEWS) and not node.kwargs:
-            first = moved.setdefault(_said(node), node)
+            first = moved.setdefault((node.target, *map(frozen, node.args)), node)
             if first is not node:
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
@@ -89,12 +90,6 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             _compute(node, known)
     graph.eliminate_dead_code(_has_effects)
     return graph
-
-
-def _said(node: Node) -> Any:
-    """A call as it is written, to be looked up."""
-    args = (tuple(arg) if isinstance(arg, list) else arg for arg in node.args)
-    return node.target, *args
 
 
 def _compute(node: Node, known: dict[Node, torch.Tensor]) -> None:
@@ -162,16 +157,8 @@ def _has_effects(node: Node) -> bool:
 
 def _is_nothing(node: Node) -> bool:
     if node.target is aten.to.dtype_layout:
-        return _is_no_move(node)
+        return is_idle(node)  # a move: export writes all that its operand is into it
     if node.target not in _DROPOUTS:
         return False
     call = bind(node)
     return call["train"] is False or call["p"] == 0
-
-
-def _is_no_move(node: Node) -> bool:
-    """Is it ``x.to(device)`` of what is there? Export writes all that ``x`` is into it."""
-    call, value = bind(node), node.meta["val"]
-    before = call["self"].meta["val"]
-    same = (before.dtype, before.device, before.layout) == (value.dtype, value.device, value.layout)
-    return same and not call["copy"] and call["memory_format"] is None

@@ -20,8 +20,7 @@ def said_to_be_alike(model: nn.Module, example: Example) -> Iterator[None]:
     ``cat([first, second]).chunk(2)`` gives images of both, or halves of unlike rows: a tracer that
     has a size for each input must think of the latter.
     """
-    given = pytree.tree_leaves((example.args, dict(example.kwargs)))
-    batched = [example.has_rows(leaf) for leaf in given]
+    batched = [example.has_rows(leaf) for leaf in example.leaves]
 
     def check(_: nn.Module, args: Any, kwargs: Any) -> None:
         leaves = pytree.tree_leaves((args, kwargs))

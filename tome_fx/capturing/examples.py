@@ -32,6 +32,11 @@ class Example:
     batch: int
     single: Example | None = None
 
+    @property
+    def leaves(self) -> list[Any]:
+        """All that is given, by position and by name, out of lists and dicts."""
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
+
     def sized(self, batch: int | None) -> Example:
         """What a program of a fixed batch was captured with; None for one of any batch."""
         single = self.single

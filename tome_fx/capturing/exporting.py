@@ -132,12 +132,12 @@ def _is_open(graph: Graph) -> bool:
 
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
-    casting = _edited(_edited(exported, make_detached), copy_casts)
+    kept = _edited(exported, _keep)
     try:
         try:
-            module = casting.run_decompositions({}).module()
+            module = kept.run_decompositions({}).module()
         except RuntimeError:  # torch 2.11 cannot trace again what some checks count
-            module = _edited(casting, _uncheck).run_decompositions({}).module()
+            module = _edited(kept, _uncheck).run_decompositions({}).module()
         assert isinstance(module, GraphModule)
         return module
     except Exception as error:
@@ -160,6 +160,12 @@ def _edited(
     program._graph_module = GraphModule(module, graph)
     program._graph_module.meta = module.meta
     return program
+
+
+def _keep(graph: Graph) -> None:
+    """Spell what a second tracing would lose: where gradients end, casts that change nothing."""
+    make_detached(graph)
+    copy_casts(graph)
 
 
 def _uncheck(graph: Graph) -> None:

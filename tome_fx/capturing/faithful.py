@@ -138,8 +138,7 @@ def _kind(value: Tensor) -> str:
 
 def _can_tell(program: Program, original: nn.Module, example: Example) -> bool:
     held = [*original.parameters(), *original.buffers(), *program.constants.values()]
-    given = pytree.tree_leaves((example.args, dict(example.kwargs)))
-    values = [value for value in (*held, *given) if isinstance(value, Tensor)]
+    values = [value for value in (*held, *example.leaves) if isinstance(value, Tensor)]
     real = not any(value.is_meta or isinstance(value, FakeTensor) for value in values)
     return real and not any(map(_draws, program.graph.nodes))
 

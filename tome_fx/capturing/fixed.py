@@ -29,8 +29,7 @@ _WIDE = 4
 
 def has_numbers(example: Example) -> bool:
     """Does the example hold inputs that could decide shapes?"""
-    leaves = pytree.tree_leaves((example.args, dict(example.kwargs)))
-    return any(_is_numbers(leaf, example) for leaf in leaves)
+    return any(_is_numbers(leaf, example) for leaf in example.leaves)
 
 
 def fixed_inputs(program: Program, example: Example) -> Mapping[str, Any]:

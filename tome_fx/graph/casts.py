@@ -26,7 +26,7 @@ def copy_casts(graph: Graph) -> None:
     goals = (n for node in graph.nodes if writes(node) for n in node.all_input_nodes)
     written = set[Node]().union(*map(held.__getitem__, goals))
     for node in list(graph.nodes):
-        if node.target is not aten.to.dtype or not _is_idle(node):
+        if node.target is not aten.to.dtype or not is_idle(node):
             continue
         source = node.args[0]
         if not held[source] & written or not _is_read_beside(node, source, held):
@@ -56,7 +56,9 @@ def _is_read_beside(node: Node, source: Node, held: Mapping[Node, frozenset[Node
     return any(order[user] > order[node] for other in beside for user in other.users)
 
 
-def _is_idle(node: Node) -> bool:
-    """Does a cast leave the dtype and the device as they are?"""
-    before, after = bind(node)["self"].meta["val"], node.meta["val"]
-    return (before.dtype, before.device) == (after.dtype, after.device)
+def is_idle(node: Node) -> bool:
+    """Does a call of ``to`` hand on its operand itself, as captured?"""
+    call, after = bind(node), node.meta["val"]
+    before = call["self"].meta["val"]
+    same = (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
+    return same and not call["copy"] and call["memory_format"] is None

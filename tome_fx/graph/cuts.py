@@ -79,7 +79,7 @@ def viewed_cut_of(value: Any) -> Cut | None:
     dim = cut.dim
     for view in behind:
         dim = _moved(view, dim)
-    told = ((view.target, tuple(map(_frozen, view.args[1:]))) for view in before + behind)
+    told = ((view.target, tuple(map(frozen, view.args[1:]))) for view in before + behind)
     return replace(cut, row=row, dim=dim, views=tuple(told))
 
 
@@ -128,5 +128,6 @@ def _moved(view: Node, dim: int) -> int:
     return {one: other, other: one}.get(dim, dim)
 
 
-def _frozen(argument: Any) -> Any:
+def frozen(argument: Any) -> Any:
+    """An argument of a call so that it can be looked up: a list of sizes or axes as a tuple."""
     return tuple(argument) if isinstance(argument, list) else argument

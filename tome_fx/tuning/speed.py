@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.examples import Example
 from tome_fx.measuring.machine import synchronize
@@ -75,6 +74,5 @@ def stopwatch(original: Callable[..., Any], batch: Example, timed: Timed) -> Sto
 
 
 def _device(batch: Example) -> torch.device:
-    leaves = pytree.tree_leaves((batch.args, dict(batch.kwargs)))
-    device: torch.device = next(x.device for x in leaves if isinstance(x, torch.Tensor))
+    device: torch.device = next(x.device for x in batch.leaves if isinstance(x, torch.Tensor))
     return device
