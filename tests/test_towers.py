@@ -74,6 +74,24 @@ def test_a_tower(tower: Tower) -> None:
         fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
 
 
+@pytest.mark.parametrize(
+    "tower", [tower for tower in TOWERS if tower.clips], ids=lambda tower: tower.name
+)
+@torch.no_grad()
+def test_a_clip_beside_an_image(tower: Tower) -> None:
+    """Its frames attend apart, or as one: no row stays whole because another is cut elsewhere."""
+    pytest.importorskip(f"transformers.models.{tower.name}")
+    model = tower.build()
+    x, grid = tower.given(((1, 4, 8), (2, 6, 8)), tower.kinds)
+    fast = tome_fx.transform(model, tower.r, example_inputs=x, example_kwargs=grid, min_ratio=0)
+    assert not fast.report.near_misses
+    assert all(block.removed > 0 for block in fast.report.blocks)
+    merged = widened(fast)(x, **grid)
+    fast.r = 0
+    assert apart(fast(x, **grid), model(x, **grid)) == 0
+    assert apart(merged, widened(fast)(x, **grid)) < 1e-9
+
+
 def test_a_grid_is_tried_as_it_is_and_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each try runs all of the model: for many images in a row, nearly all that it takes."""
     tower, tries = TOWERS[0], list[bool]()

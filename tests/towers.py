@@ -13,6 +13,7 @@ from torch import Tensor, nn
 WIDE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "patch_size": 4}
 THREE = WIDE | {"depth": 3, "num_heads": 2}
 LAYERS = WIDE | {"num_hidden_layers": 3, "num_attention_heads": 2}
+HUNYUAN = LAYERS | {"attention_heads": 2, "max_image_size": 32, "out_hidden_size": 32}
 # Parameters and buffers that say where a patch is.
 _PLACES = ("pos_emb", "position", "inv_freq", "freqs", "rope", "rotary")
 Grid = Sequence[tuple[int, int, int]]
@@ -29,6 +30,7 @@ class Tower:
         around: the rows have an axis of 1 in front.
         kinds: how many different patches an image of duplicates has: windows hold few.
         r: tokens to merge in each row at each layer, for duplicates.
+        clips: the model itself runs on grids of several frames.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Tower:
     around: bool = False
     kinds: int = 3
     r: int = 2
+    clips: bool = True
     extra: Callable[[Grid], dict[str, Tensor]] = lambda grid: {}
 
     def build(self) -> nn.Module:
@@ -85,7 +88,7 @@ TOWERS = (
           THREE | {"out_hidden_size": 32, "num_position_embeddings": 64,
                    "deepstack_visual_indexes": [1]}),
     Tower("glm4v", "Glm4vVisionModel", "Glm4vVisionConfig",
-          THREE | {"out_hidden_size": 32, "image_size": 32}),
+          THREE | {"out_hidden_size": 32, "image_size": 32}, clips=False),
     Tower("kimi_k25", "Kimi_K25VisionModel", "Kimi_K25VisionConfig",
           LAYERS | {"pos_emb_height": 8, "pos_emb_width": 8}, patch=(3, 4, 4)),
     Tower("minimax_m3_vl", "MiniMaxM3VLVisionModel", "MiniMaxM3VLVisionConfig",
@@ -96,4 +99,7 @@ TOWERS = (
           LAYERS | {"num_key_value_heads": 1, "layer_types": ["full_attention"] * 3}),
     Tower("paddleocr_vl", "PaddleOCRVisionModel", "PaddleOCRVisionConfig",
           LAYERS | {"image_size": 32}, patch=(3, 4, 4), around=True),
+    Tower("hunyuan_vl", "HunYuanVLVisionTransformer", "HunYuanVLVisionConfig", HUNYUAN,
+          patch=(48,), clips=False),
+    Tower("hy_v4_vl", "HYV4VLVisionModel", "HYV4VLVisionConfig", HUNYUAN, patch=(48,)),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call
 from tome_fx.graph.convolutions import sees_one_place
-from tome_fx.graph.regroup import axis_kind
+from tome_fx.graph.regroup import axis_kind, factor_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 from tome_fx.rules.layout import sized
 
@@ -126,6 +126,16 @@ def _is_border(part: Axis) -> bool:
     return kinds in (["border"], ["literal"])
 
 
+def _is_table(type_: TensorType) -> bool:
+    """Is a grid one of the model's own, say a table of positions that is brought to another size?
+
+    Its places are no places of an image then, which say more where the two meet.
+    """
+    sides = [axis for axis in type_.axes[2:] if extent(axis) > 1]
+    kinds = {factor_kind(factor) for axis in sides for factor in axis}
+    return not has_batch(type_.axes[0]) and bool(sides) and kinds <= {"constant", "literal"}
+
+
 def grid(context: Context) -> Lifted | Refusal:
     """Convolutions, pooling, padding, resizing: images stay apart, the grid is new."""
     type_ = next(iter(context.types.values()))
@@ -144,9 +154,10 @@ def grid(context: Context) -> Lifted | Refusal:
     # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
     stays = _places(context.call, as_intensive(type_), context.shape)
     frames = _frames(context.call, type_) if conv else None
+    places = "constant" if _is_table(type_) else "conv"
     axes: list[Axis] = [type_.axes[0]]
     for place, size in enumerate(context.shape[1:], start=1):
-        kind = "conv" if place > 1 else "channel" if conv else "unknown"
+        kind = places if place > 1 else "channel" if conv else "unknown"
         if not conv and place == 1 and size == extent(type_.axes[1]):
             axes.append(type_.axes[1])
         elif place > 1 and stays:
