@@ -29,6 +29,7 @@ SMALL = {
     "r": [tiny(r="2"), tiny(r="4")],
     "batch": [tiny(batch_size=1), tiny(batch_size=3)],
     "tokens": [tiny(), tiny(img_size=96)],
+    "training": [tiny(grad=TRAINING), tiny(r="3", grad=TRAINING)],
     # With fewer tokens the gradients of the weights are all that counts.
     "memory": [tiny(batch_size=8, img_size=160, r="20", grad=grad)
                for grad in (INFERENCE, TRAINING)],

@@ -16,6 +16,7 @@ from tome_fx.cli.console import stage
 from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.models import Loaded
 from tome_fx.cli.options import show_r
+from tome_fx.cli.steps import in_mode, step_of
 from tome_fx.measuring.machine import synchronize
 from tome_fx.measuring.timing import Timing, interleaved, paired_speedup, speedup
 
@@ -40,7 +41,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `amp` is the dtype of autocast, or None; `compile_mode` torch.compile's."""
+    """How to measure. `amp` is the dtype of autocast, or None; `compile_mode` torch.compile's.
+
+    `train` is for steps of training, forward and backward, in place of inference.
+    """
 
     batch_size: int
     modes: tuple[str, ...] = ("eager", "compiled")
@@ -50,6 +54,7 @@ class Settings:
     min_sample: float = 0.05
     memory: bool = True
     compile_mode: str = "default"
+    train: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,11 @@ def measure(loaded: Loaded, models: Sequence[Subject], settings: Settings) -> li
     x = loaded.example(settings.batch_size)
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     compile_s: dict[tuple[str, str], float] = {}
-    # Every transformed model may share one entry point: none may fall back to eager for it.
-    with torch._dynamo.config.patch(recompile_limit=64):
+    with contextlib.ExitStack() as stack:
+        # Every transformed model may share one entry point: none may fall back to eager for it.
+        stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+        for model in models:
+            stack.enter_context(in_mode(model.module, settings.train))
         for model in models:
             for mode in settings.modes:
                 key = model.name, mode
@@ -131,16 +139,10 @@ def _prepare(
 ) -> tuple[Callable[[], object], float]:
     """Return a call and how long its first run took, which is where compiling happens."""
     compiled = mode == "compiled"
-    module: Callable[..., object] = model.module
+    module: Callable[[Tensor], Tensor] = model.module
     if compiled:
         module = torch.compile(module, mode=settings.compile_mode)
-    amp = settings.amp
-
-    def call() -> object:
-        cast = torch.autocast(x.device.type, amp) if amp else contextlib.nullcontext()
-        with torch.inference_mode(), cast:
-            return module(x)
-
+    call = step_of(module, model.module, x, train=settings.train, amp=settings.amp)
     start = time.perf_counter()
     with stage(f"{'compiling' if compiled else 'running'} {model.name}"):
         try:

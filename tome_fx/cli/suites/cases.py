@@ -68,6 +68,7 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
                 "r": ("speed", "Throughput against r"),
                 "batch": ("speed", "Speed-up against the batch size"),
                 "tokens": ("speed", "Speed-up against the number of tokens"),
+                "training": ("speed", "Share of the FLOP limit in training"),
                 "memory": ("memory", "Peak memory"),
                 "depth": ("transform", "Time of transform() against the depth"),
             }.items()
@@ -93,6 +94,10 @@ CPU = _suites(
         "tokens": [Case(TI, r, 1, side, rounds=rounds)
                    for side, r, rounds in ((224, "13", 20), (448, "52", 10), (896, "208", 4),
                                            (2048, "1088", 1))],
+        "training": [Case(TI, "13", 16, grad=TRAINING, rounds=12),
+                     Case(S, "13", 16, grad=TRAINING, rounds=8),
+                     Case(B, "16", 8, grad=TRAINING, rounds=6),
+                     Case(L, "8", 4, grad=TRAINING, rounds=4)],
         "memory": [
             *(Case(model, r, batch, mode=mode, grad=grad)
               for grad, mode in ((INFERENCE, "default"), (TRAINING, EAGER))
@@ -115,6 +120,8 @@ ACCELERATOR = _suites(
                   for batch in (1, 8, 64, 256)],
         "tokens": [Case(S, r, 8, side, rounds=20)
                    for side, r in ((224, "13"), (448, "52"), (896, "208"), (2048, "1088"))],
+        "training": [Case(model, r, 64, grad=TRAINING, rounds=20)
+                     for model, r in ((B, "16"), (L, "8"))],
         "memory": [Case(model, r, 64, side, mode=mode, grad=grad)
                    for grad, mode in ((INFERENCE, "default"), (TRAINING, EAGER))
                    for model, r, side in ((B, "16", 224), (L, "8", 224), (L384, "23", 384))],

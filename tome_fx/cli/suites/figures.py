@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from tome_fx.cli.console import stage
 from tome_fx.cli.measure import GIGA, MEBI, Settings, measure, subjects
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.options import parse_r
+from tome_fx.cli.steps import in_mode, step_of
 from tome_fx.cli.suites.cases import EAGER, INFERENCE, Case
 from tome_fx.locating import LOCK
 from tome_fx.passes.capture import capture
@@ -75,9 +75,11 @@ def _speed(loaded: Loaded, fast: Any, case: Case, setup: Setup) -> dict[str, Any
         setup.rounds or case.rounds,
         setup.warmup,
         setup.amp,
-        # Under CUDA graphs a pass allocates nothing: their pools are filled beforehand.
-        memory=case.mode in (EAGER, "default"),
+        # Under CUDA graphs a pass allocates nothing: their pools are filled beforehand. That of
+        # training is measured without the gradients of the step before.
+        memory=case.mode in (EAGER, "default") and case.grad == INFERENCE,
         compile_mode=case.mode,
+        train=case.grad != INFERENCE,
     )
     before, after = measure(loaded, subjects(loaded, {case.r: fast}), settings)
     named: dict[str, Any] = {}
@@ -113,25 +115,12 @@ def _memory(loaded: Loaded, fast: Any, case: Case, setup: Setup) -> dict[str, An
 def peak_of(module: nn.Module, x: Tensor, case: Case, amp: torch.dtype | None) -> int | None:
     """Return the bytes that a pass holds at most; in training with backward and all gradients."""
     train = case.grad != INFERENCE
-    module.train(train)
     run = module if case.mode == EAGER else torch.compile(module, mode=case.mode)
-
-    def call() -> None:
-        with torch.autocast(x.device.type, amp) if amp else nullcontext():
-            if not train:
-                with torch.inference_mode():
-                    run(x)
-                return
-            loss = run(x).float().sum()
-        loss.backward()
-
-    try:
-        call()  # compiles, and fills what is kept between calls
+    step = step_of(run, module, x, train=train, amp=amp)
+    with in_mode(module, train):
+        step()  # compiles, and fills what is kept between calls
         module.zero_grad(set_to_none=True)
-        return memory.peak(call, x.device)
-    finally:
-        module.zero_grad(set_to_none=True)
-        module.eval()
+        return memory.peak(step, x.device)
 
 
 def _transform(loaded: Loaded, case: Case, setup: Setup) -> dict[str, Any]:

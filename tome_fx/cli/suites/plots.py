@@ -137,6 +137,7 @@ _DRAWING: dict[str, Callable[[Any, Sequence[Record]], None]] = {
     "r": _throughput,
     "batch": _against("batch_size", "images a batch"),
     "tokens": _against("tokens", "tokens"),
+    "training": _shares,
     "memory": _peaks,
     "depth": _transform,
 }
