@@ -16,6 +16,9 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
 from tome_fx.errors import ToMeWarning
+from tome_fx.graph.attributes import refuse_module, switch
+from tome_fx.graph.extras import Extras, born, extras_of, put
+from tome_fx.graph.functions import rewritten
 from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
 from tome_fx.pipeline import Rewritten, maps_graph, rewrite
@@ -42,9 +45,10 @@ class ToMeModule(GraphModule):
         self._programs: dict[bool, Located] = {}
         self._maps: tuple[Any, GraphModule] | None = None
         source.install(self)
-        nn.Module.train(self, source.training)
+        self._show(source.training)
         self._rewritten: Rewritten
         self._rewrite()
+        self._born = born(self)
 
     # -- what the user asks ------------------------------------------------------------------
 
@@ -63,7 +67,7 @@ class ToMeModule(GraphModule):
             self._settings = before
             raise
         if self.report.skipped:
-            warnings.warn(self.report.skipped, ToMeWarning, stacklevel=3)
+            warnings.warn(self.report.skipped, ToMeWarning, stacklevel=4)
 
     @property
     def schedule(self) -> tuple[int, ...]:
@@ -108,16 +112,34 @@ class ToMeModule(GraphModule):
     # -- modes -------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> ToMeModule:
-        """Switch to the program of training (True) or evaluation, captured on first use."""
-        if mode != self.training:
-            self._source.allow(mode)
-            nn.Module.train(self, mode)
-            try:
-                self._rewrite()
-            except Exception:
-                nn.Module.train(self, not mode)
-                raise
+        """Switch to the program of training (True) or evaluation, captured on first use.
+
+        All of the model is in that mode then, also what was frozen when it was transformed.
+        """
+        before = self.training
+        if self._source.settle():
+            self._programs.pop(before, None)
+        elif mode == before:
+            return self
+        self._source.allow(mode)
+        self._show(mode)
+        try:
+            self._rewrite()
+        except Exception:
+            self._show(before)
+            raise
         return self
+
+    def _show(self, mode: bool) -> None:
+        """Say the mode, of each part too."""
+        self.training = mode
+        switch(self, mode)
+        self._source.tell_modes(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse modules in the place of those that hold weights."""
+        refuse_module(self, name, value)
+        super().__setattr__(name, value)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As in timm: recompute blocks in backward instead of keeping what they made."""
@@ -158,14 +180,19 @@ class ToMeModule(GraphModule):
     def recompile(self) -> Any:
         """Put the graph's code on the class of its own that each graph module has.
 
-        FSDP derives a class from that one, and a call that finds code on both calls itself.
+        FSDP derives a class from that one, and a call that finds code on both calls itself. The
+        function of that class stays one: whoever has wrapped it, as accelerate does for autocast,
+        runs the program of now.
         """
         outer = type(self)
         own = next(cls for cls in outer.__mro__ if ToMeModule in cls.__bases__)
+        forward = vars(own).get("forward")
         self.__class__ = own
         try:
             return super().recompile()
         finally:
+            if forward is not None:
+                setattr(own, "forward", rewritten(forward, vars(own)["forward"]))  # noqa: B010
             self.__class__ = outer
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
@@ -202,19 +229,27 @@ class ToMeModule(GraphModule):
     # -- copies ------------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToMeModule:
-        """A copy with weights of its own and the same settings."""
+        """A copy with weights of its own, the same settings, and what was put on it since."""
         source = self._source.copied(self, memo)
         result = ToMeModule(source, self._settings, copy.deepcopy(self._example, memo))
         memo[id(self)] = result
+        result.__setstate__(copy.deepcopy(extras_of(self, self._born), memo))
         return result
 
     def __copy__(self) -> ToMeModule:
         """Another module on the same weights, with settings of its own."""
-        return ToMeModule(self._source.synced(self), self._settings, self._example)
+        result = ToMeModule(self._source.synced(self), self._settings, self._example)
+        result.__setstate__(extras_of(self, self._born))
+        return result
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as the source model and the settings; loading transforms again."""
-        return _rebuild, (self._source.synced(self), self._settings, self._example)
+        made = self._source.synced(self), self._settings, self._example
+        return _rebuild, made, extras_of(self, self._born)
+
+    def __setstate__(self, extras: Extras) -> None:
+        """Put on it what was put on the module that it is a copy of."""
+        put(self, extras)
 
 
 def _rebuild(source: Source, settings: Settings, example: Example | None) -> ToMeModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -48,7 +49,7 @@ class Settings:
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
         check_r(r, self.rounding)
-        return replace(self, r=copy.copy(r))
+        return replace(self, r=_plain(r))
 
 
 _OWN = tuple(option.name for option in fields(Settings))
@@ -84,6 +85,15 @@ def checked(settings: Settings) -> Settings:
     hardware = device_model(hardware) if isinstance(hardware, Mapping) else hardware
     protect = _protect(settings.protect)
     return replace(settings, protect=protect, hardware=hardware).with_r(settings.r)
+
+
+def _plain(r: Any) -> Any:
+    """``r`` in numbers of Python's own, also where numpy or torch made them."""
+    if isinstance(r, (list, tuple)):
+        return type(r)(map(_plain, r))
+    if isinstance(r, float):
+        return float(r)
+    return operator.index(r) if hasattr(r, "__index__") else copy.copy(r)
 
 
 def check_r(r: Any, rounding: Rounding) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +16,14 @@ from torch import Tensor, nn
 
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy
+from tome_fx.capturing.tensors import shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute, tell_kind
 from tome_fx.graph.shells import owner_of
 from tome_fx.locating import LOCK, Located
+
+# What timm's optimizers ask a model: which of its parameters, by name, are of a kind.
+_ON_NAMES = ("no_weight_decay", "no_weight_decay_keywords", "group_matcher")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,29 @@ class Source:
                 "Transform the nn.Module itself to switch between train() and eval()."
             )
 
+    def settle(self) -> bool:
+        """Bring the model to its mode as a whole. Were parts in another one, frozen ones say?"""
+        if not isinstance(self.skeleton, nn.Module):
+            return False
+        before = [part.training for part in self.skeleton.modules()]
+        self.skeleton.train(self.skeleton.training)
+        return before != [part.training for part in self.skeleton.modules()]
+
+    def tell_modes(self, target: nn.Module) -> None:
+        """Let the parts of ``target`` say the modes that those of the model have in its mode."""
+        if not isinstance(self.skeleton, nn.Module):
+            return
+        if target.training != self.skeleton.training:
+            self.skeleton.train(target.training)
+        parts = dict(target.named_modules(remove_duplicate=False))
+        for path, part in self.skeleton.named_modules(remove_duplicate=False):
+            if path in parts:
+                parts[path].training = part.training
+
     def install(self, target: nn.Module) -> None:
         """Register the model's tensors, and the plain attributes people use, on ``target``."""
         own = set(dir(target))
-        for path, tensor, persistent in _tensors(self.skeleton):
+        for path, tensor, persistent in tensors_of(self.skeleton):
             if path.partition(".")[0] in own:
                 raise _taken(path)
             set_attribute(target, path, tensor, persistent)
@@ -68,6 +90,10 @@ class Source:
             for name, value in vars(self.skeleton).items():
                 if _is_plain(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)
+            for name in _ON_NAMES:
+                told = getattr(self.skeleton, name, None)
+                if callable(told) and not hasattr(target, name):
+                    object.__setattr__(target, name, told)
             tell_kind(target, self.skeleton)
 
     def like(self, target: nn.Module) -> nn.Module | torch.export.ExportedProgram:
@@ -96,12 +122,12 @@ class Source:
         if not isinstance(self.skeleton, nn.Module):
             return
         shapes: dict[int, Tensor] = {}  # by identity: tied ones stay tied
-        for path, tensor, _ in list(_tensors(self.skeleton)):
+        for path, tensor, _ in list(tensors_of(self.skeleton)):
             owner, leaf = owner_of(self.skeleton, path)
             held, name = owner_of(target, path)
             if held._parameters.get(name, held._buffers.get(name)) is not tensor:
                 continue
-            shape = shapes.setdefault(id(tensor), _shape_of(tensor))
+            shape = shapes.setdefault(id(tensor), shape_of(tensor))
             if isinstance(shape, nn.Parameter):
                 owner._parameters[leaf] = shape
             else:
@@ -109,12 +135,25 @@ class Source:
 
     def synced(self, target: nn.Module) -> Source:
         """A source with a structure of its own, its tensors and mode those of ``target``."""
+        self._check_whole(target)
         with LOCK:
             model = self.like(target)
             if isinstance(model, nn.Module):
                 model = structure_copy(model)
+            else:
+                model = with_tensors(model, target)
             self.release(target)
         return replace(self, skeleton=model, training=target.training)
+
+    def _check_whole(self, target: nn.Module) -> None:
+        """Raise ConfigError where ``target`` has lost a tensor of the model."""
+        for path, _, _ in tensors_of(self.skeleton):
+            held, name = owner_of(target, path)
+            if held._parameters.get(name, held._buffers.get(name)) is None:
+                raise ConfigError(
+                    f"{path} is no parameter of this module any more, and no copy would have what "
+                    "makes it: a parametrization, say. Put that on the model, then transform it."
+                )
 
     def copied(self, target: nn.Module, memo: dict[int, Any]) -> Source:
         """A source with tensors of its own."""
@@ -123,19 +162,27 @@ class Source:
 
     def _sync(self, target: nn.Module) -> None:
         assert isinstance(self.skeleton, nn.Module)
-        for path, tensor, _ in list(_tensors(self.skeleton)):
+        for path, tensor, _ in list(tensors_of(self.skeleton)):
             owner, leaf = owner_of(self.skeleton, path)
             held, name = owner_of(target, path)
             current = held._parameters.get(name, held._buffers.get(name))
             if current is tensor or current is None:
                 continue
-            if current.shape != tensor.shape or hasattr(current, "full_tensor"):
-                # FSDP 1 leaves rows of its share, FSDP 2 a DTensor.
+            # FSDP 1 leaves rows of its share, FSDP 2 a DTensor.
+            if hasattr(current, "full_tensor") or (
+                current.shape != tensor.shape and current.dim() == 1
+            ):
                 raise ConfigError(
                     "The parameters of this module are sharded, and this asks for a new capture, "
                     "which needs them whole. Switch to each mode before you shard: call .eval() "
                     "and .train() once before fully_shard(result), and set gradient checkpointing "
                     "there too."
+                )
+            if current.shape != tensor.shape:
+                here, there = tuple(current.shape), tuple(tensor.shape)
+                raise ConfigError(
+                    f"{path} has the shape {here} here and {there} in the model, and this asks for "
+                    "a new capture of that. Change the model, then transform it."
                 )
             if isinstance(current, nn.Parameter):
                 owner._parameters[leaf] = current
@@ -167,7 +214,7 @@ class Source:
     def adopt(self, target: nn.Module, located: Located) -> Located:
         """Put the captured constants on ``target`` and make the graph read them there."""
         mode = "train" if target.training else "eval"
-        own = {path for path, _, _ in _tensors(self.skeleton)}
+        own = {path for path, _, _ in tensors_of(self.skeleton)}
         renamed: dict[str, str] = {}
         for path, value in located.program.constants.items():
             if path in own:
@@ -214,34 +261,6 @@ def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
     """dtype and device of the first floating parameter."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     return None if weight is None else (weight.dtype, weight.device)
-
-
-def _tensors(
-    model: nn.Module | torch.export.ExportedProgram,
-) -> Iterator[tuple[str, Tensor, bool]]:
-    """Every parameter and buffer as ``(path, tensor, persistent)``, shared ones at each path."""
-    if not isinstance(model, nn.Module):
-        held = model.module(check_guards=False)
-        yield from _tensors(held)
-        return
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        dot = f"{prefix}." if prefix else ""
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield dot + name, parameter, True
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield dot + name, buffer, name not in module._non_persistent_buffers_set
-
-
-def _shape_of(tensor: Tensor) -> Tensor:
-    """The like of ``tensor`` without values, of whatever class that is."""
-    if tensor.is_meta:
-        return tensor
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, tensor.requires_grad)
-    return empty
 
 
 def _is_plain(name: str, value: Any) -> bool:

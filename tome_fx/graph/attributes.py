@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from tome_fx.errors import ConfigError
+from tome_fx.errors import ConfigError, ToMeWarning
 
 
 class Held(nn.Module):
-    """A place in a module tree for tensors that a program reads; it is never called itself."""
+    """A place in a module tree for tensors that a program reads; it is never called itself.
+
+    What has an effect on a module that is called, and none here, is refused or warned of.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -24,6 +28,76 @@ class Held(nn.Module):
                 "by one: no call would gather their weights. Shard it as a whole, "
                 "fully_shard(result)."
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse modules in the place of its own, and weights that hooks would make anew."""
+        refuse_module(self, name, value)
+        made = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        if made and name not in self._buffers and not hasattr(type(self), name):
+            raise ConfigError(
+                f"{name} would be a tensor that is no parameter, which pruning and "
+                "torch.nn.utils.weight_norm make anew before each call. The parts of a transformed "
+                "module are not called: do it to the model, then transform that."
+            )
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True) -> Held:
+        """Only the result as a whole has modes."""
+        if mode != self.training:
+            warnings.warn(
+                f"{'train' if mode else 'eval'}() of a part of a transformed module changes "
+                "nothing: its parts are not called. Call it on the whole; to freeze a part, set "
+                "the modes of the model and transform it then.",
+                ToMeWarning,
+                stacklevel=2 if mode else 3,  # eval() calls train()
+            )
+        return self
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_forward_hook(*args, **kwargs))
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_forward_pre_hook(*args, **kwargs))
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_full_backward_hook(*args, **kwargs))
+
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_full_backward_pre_hook(*args, **kwargs))
+
+
+def refuse_module(module: nn.Module, name: str, value: Any) -> None:
+    """Raise ConfigError where a module would take the place of one that holds weights."""
+    if isinstance(value, nn.Module) and isinstance(module._modules.get(name), Held):
+        raise ConfigError(
+            f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
+            f"transformed module computes what the model did, with the weights that {name} holds. "
+            "Change the model, then transform that."
+        )
+
+
+def switch(module: nn.Module, mode: bool) -> None:
+    """``module.train(mode)`` of the parts of a whole, which may be told so."""
+    for child in module.children():
+        if isinstance(child, Held):
+            child.training = mode
+            switch(child, mode)
+        else:
+            child.train(mode)
+
+
+def _unheeded(handle: Any) -> Any:
+    warnings.warn(
+        "A hook on a part of a transformed module never runs: its parts hold weights and are not "
+        "called. Put it on the whole, or look at the model.",
+        ToMeWarning,
+        stacklevel=3,
+    )
+    return handle
 
 
 class HeldLinear(Held, nn.Linear):
@@ -61,7 +135,7 @@ def set_attribute(root: nn.Module, path: str, value: Tensor, persistent: bool = 
         child = root._modules.get(name)
         if child is None:
             child = Held()
-            child.train(root.training)
+            child.training = root.training
             root.add_module(name, child)
         root = child
     if isinstance(value, nn.Parameter):
@@ -78,7 +152,7 @@ def hold_linear(root: nn.Module, path: str, like: nn.Linear) -> None:
     old = root._modules[leaf]
     assert old is not None
     new = HeldLinear(like.in_features, like.out_features)
-    new.train(old.training)
+    new.training = old.training
     for table in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         setattr(new, table, getattr(old, table))
     if "bias" not in new._buffers:

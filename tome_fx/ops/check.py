@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
 from tome_fx.errors import ShapeError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
 
 def check_input(
@@ -26,7 +30,7 @@ def check_input(
     """
     if not isinstance(x, Tensor):
         raise ShapeError(
-            f"{name} is {x!r}, but the model was captured with a tensor of shape "
+            f"{name} is {_told(x)}, but the model was captured with a tensor of shape "
             f"{('batch', *shape)}."
         )
     if batch is not None and x.shape[0] != batch:
@@ -65,7 +69,7 @@ def check_whole(x: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """Return ``x`` if its shape is ``shape``, all of which is part of the program."""
     given: object = x
     if not isinstance(given, Tensor) or tuple(given.shape) != shape:
-        found = tuple(given.shape) if isinstance(given, Tensor) else repr(given)
+        found = tuple(given.shape) if isinstance(given, Tensor) else _told(given)
         raise ShapeError(
             f"{name} is {found}, but the model was captured with {shape}, and the program is for "
             "that shape alone. Transform the model again with example_inputs of the new one."
@@ -78,8 +82,9 @@ def check_constant(value: object, captured: object, name: str) -> None:
     """Raise ``ShapeError`` if an argument that is part of the program is another one."""
     if type(value) is not type(captured) or value != captured:
         raise ShapeError(
-            f"{name} is {value!r}, but the model was captured with {captured!r}, which is part of "
-            "the program. Transform the model again with this value in its example inputs."
+            f"{name} is {_told(value)}, but the model was captured with {_told(captured)}, which "
+            "is part of the program. Transform the model again with this value in its example "
+            "inputs."
         )
 
 
@@ -98,7 +103,15 @@ def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
     if torch.compiler.is_compiling() or _is_traced(x):
         torch._assert_async(same, text)
     elif not torch._C._functorch.is_functorch_wrapped_tensor(x) and not x.is_meta and not same:
-        raise ShapeError(f"{name} is {x.tolist()}, but {text}.")
+        raise ShapeError(f"{name} is {_told(x.tolist())}, but {text}.")
+
+
+def _told(value: object) -> str:
+    """A value in a line: of an array, its kind and shape."""
+    if hasattr(value, "shape"):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    text = _SHORT.repr(value)
+    return text if len(text) < 200 else f"a {type(value).__name__}"
 
 
 def _is_traced(x: Tensor) -> bool:

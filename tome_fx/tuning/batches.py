@@ -21,14 +21,26 @@ def batches_of(images: Any, batch_size: int, model: nn.Module) -> tuple[Example,
     A tensor is cut into batches of ``batch_size``; an iterable gives its own, and is read once.
 
     Raises:
-        ConfigError: there are no images, they are of another kind, or labels came with them.
+        ConfigError: there are no images, they are of another kind or of several sizes, or labels
+            came with them.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found = tuple(_batch(one, device) for one in _pieces(images, batch_size))
     if not found:
         raise ConfigError(f"images holds no image. Give {_FORMS}.")
+    sizes = dict.fromkeys(map(_sizes, found))
+    if len(sizes) > 1:
+        several = " and ".join(", ".join(map(str, each)) for each in list(sizes)[:2])
+        raise ConfigError(
+            f"The batches of images are of several sizes behind the first axis: {several}. A "
+            "program is for one: give images of one size, and tune for another by itself."
+        )
     _refuse_labels(found[0], model)
     return found
+
+
+def _sizes(batch: Example) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(leaf.shape[1:]) for leaf in batch.leaves)
 
 
 def _pieces(images: Any, batch_size: int) -> Iterable[Any]:

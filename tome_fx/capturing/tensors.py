@@ -1,0 +1,59 @@
+"""The tensors of a model or of an exported program, by their paths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_of(
+    model: nn.Module | torch.export.ExportedProgram,
+) -> Iterator[tuple[str, Tensor, bool]]:
+    """Every parameter and buffer as ``(path, tensor, persistent)``, shared ones at each path."""
+    if not isinstance(model, nn.Module):
+        held = model.module(check_guards=False)
+        yield from tensors_of(held)
+        return
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        dot = f"{prefix}." if prefix else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield dot + name, parameter, True
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield dot + name, buffer, name not in module._non_persistent_buffers_set
+
+
+def with_tensors(
+    program: torch.export.ExportedProgram, target: nn.Module
+) -> torch.export.ExportedProgram:
+    """An exported program with the tensors that ``target`` has now, cast or loaded since."""
+    result = copy.copy(program)
+    tables = result.state_dict, result.constants
+    result._state_dict, result._constants = (
+        {path: _held(target, path, value) for path, value in table.items()} for table in tables
+    )
+    return result
+
+
+def _held(target: nn.Module, path: str, value: Any) -> Any:
+    owner: nn.Module | None = target
+    *parents, leaf = path.split(".")
+    for name in parents:
+        owner = None if owner is None else owner._modules.get(name)
+    held = None if owner is None else owner._parameters.get(leaf, owner._buffers.get(leaf))
+    return value if held is None else held
+
+
+def shape_of(tensor: Tensor) -> Tensor:
+    """The like of ``tensor`` without values, of whatever class that is."""
+    if tensor.is_meta:
+        return tensor
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, tensor.requires_grad)
+    return empty
