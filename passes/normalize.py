@@ -13,6 +13,8 @@
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = einsum("bnc->bc", x)   -> y = sum(x, [1])
     y = einsum(.., x, w, z)    -> y = einsum(.., einsum(.., x, w), z), the pairs that it takes
+    y = sub(x, mask)           -> y = add(x, neg(mask)), where a softmax follows
+    y = add(x, m, alpha=a)     -> y = add(x, mul(m, a)), where m is a truth as a number
     y = vstack([x, z])         -> y = cat([x, z]): what has no rule, by its parts, which may have
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(...), unread -> (gone)
@@ -24,7 +26,7 @@ everything with a random number stay too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -32,13 +34,16 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.casts import is_idle
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
+from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
+from tome_fx.graph.softmaxes import leads_to_softmax
 from tome_fx.rules.base import Rule
 from tome_fx.rules.table import rule_for
 
@@ -60,6 +65,7 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
     Args:
         rules: rules of the user's own, by op; their ops stay whole.
     """
+    images = made_of_inputs(graph)
     known: dict[Node, torch.Tensor] = {}
     moved: dict[Any, Node] = {}
     write_out(graph, lambda call: rule_for(call, rules) is not None)
@@ -84,6 +90,9 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             _by_sizes(node)
         elif node.target is aten.einsum.default:
             read_einsum(node)
+        elif node.target in (aten.sub.Tensor, aten.add.Tensor):
+            _add_mask(node, images)
+            _compute(node, known)
         elif node.target is aten._native_batch_norm_legit_functional.default:
             _keep_statistics(node)
         else:
@@ -124,6 +133,31 @@ def _read_copy(node: Node) -> None:
             source.meta = {**node.meta, "val": before.to(after.dtype)}
     node.target, node.args, node.kwargs = aten.expand_as.default, (source, target), {}
     _by_sizes(node)
+
+
+def _add_mask(node: Node, images: Set[Node]) -> None:
+    """What hides keys is added to logits: to the last bit the same as subtracted, or by alpha."""
+    call = bind(node)
+    logits, mask, alpha = call["self"], call["other"], call.get("alpha", 1)
+    both = isinstance(logits, Node) and isinstance(mask, Node)
+    if not both or not mask.meta["val"].is_floating_point():
+        return
+    if call.name == "aten.sub" and alpha == 1:
+        hides = leads_to_softmax(node) and (mask not in images or is_of_truth(mask))
+        op, value = aten.neg.default, -mask.meta["val"]
+    else:
+        # Only of numbers 0 and 1 is the product one that a sum in one step has too.
+        sign = -1 if call.name == "aten.sub" else 1
+        hides = alpha != 1 and leads_to_softmax(node) and is_truth_in_numbers(mask)
+        op, value = aten.mul.Tensor, mask.meta["val"] * alpha
+        alpha *= sign
+    if not hides:
+        return
+    with node.graph.inserting_before(node):
+        args = (mask,) if op is aten.neg.default else (mask, alpha)
+        added = node.graph.call_function(op, args)
+    added.meta = {**node.meta, "val": value}
+    node.target, node.args, node.kwargs = aten.add.Tensor, (logits, added), {}
 
 
 def _by_sizes(node: Node) -> None:

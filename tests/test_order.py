@@ -60,6 +60,31 @@ def added(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores(q, k) + model.hidden).softmax(-1) @ v
 
 
+def subtracted(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (scores(q, k) - 1e9 * (1 - model.seen[:, :, :N, :N].to(q.dtype))).softmax(-1) @ v
+
+
+def in_turn(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As GPT-2 had it in TensorFlow."""
+    seen = model.seen[:, :, :N, :N].to(q.dtype)
+    return (scores(q, k) * seen - 1e10 * (1 - seen)).softmax(-1) @ v
+
+
+def without_itself(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    hidden = torch.ones(N, N, dtype=torch.bool).triu()
+    return scores(q, k).masked_fill(hidden, -1e9).softmax(-1) @ v
+
+
+def afterwards(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Hidden behind the softmax, and weighed anew."""
+    shares = scores(q, k).softmax(-1) * model.seen[:, :, :N, :N].to(q.dtype)
+    return shares / shares.sum(-1, keepdim=True) @ v
+
+
+def filled_afterwards(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores(q, k).softmax(-1).masked_fill(model.hidden.isinf(), 0.0) @ v
+
+
 def fused(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=model.hidden)
 
@@ -133,7 +158,8 @@ def model_of(*mixes: Mix) -> nn.Module:
     return model.double()
 
 
-CAUSAL = (gpt, chosen, added, fused, made, like, backwards, windowed, decayed, by_hand, opened)
+CAUSAL = (gpt, chosen, added, subtracted, in_turn, without_itself, afterwards, filled_afterwards,
+          fused, made, like, backwards, windowed, decayed, by_hand, opened)  # fmt: skip
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 

@@ -82,3 +82,80 @@ def test_padding_is_held_apart_whichever_attention_hides_it(first: bool) -> None
     fast = tome_fx.transform(model, [4, 4, 0], example_inputs=(x, valid), min_ratio=0)
     for slots in fast.token_map(x, valid)[:2, 0]:
         assert not set(slots[:13].tolist()) & set(slots[13:].tolist())
+
+
+class Beside(nn.Module):
+    """Words beside the patches in one row, as ViLT has them; a word of number 0 is none."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem, self.words = nn.Linear(6, 8), nn.Embedding(10, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 24) for _ in range(3))
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        shown = torch.cat([torch.ones(x.shape[:2], dtype=torch.bool), words != 0], 1)[:, None, None]
+        x = torch.cat([self.stem(x), self.words(words)], 1)
+        for layer in self.layers:
+            q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer(x).chunk(3, -1))
+            x = x + self.attend(q, k, v, shown).transpose(1, 2).flatten(2)
+        return x[:, : -words.shape[1]].mean(1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, shown: Tensor) -> Tensor:
+        scores = q @ k.mT * 0.5
+        if self.how == "fused":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=shown)
+        if self.how == "filled":
+            return scores.masked_fill(~shown, -1e9).softmax(-1) @ v
+        return (scores + (1 - shown.to(q.dtype)) * -1e9).softmax(-1) @ v
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["fused", "filled", "added"])
+@pytest.mark.parametrize("words", [2, 7])
+def test_a_mask_of_words_beside_patches(how: str, words: int) -> None:
+    model = Beside(how).double().eval()
+    randomise(model, 0)
+    x = torch.randn(3, 4, 6, dtype=torch.float64)[:, torch.arange(24) // 6]
+    ids = torch.arange(1, 1 + 3 * words).remainder(10).clamp(min=1).view(3, words)
+    ids[0, 1:] = 0
+    fast = tome_fx.transform(model, [4, 3, 2], example_inputs=(x, ids), min_ratio=0)
+    assert distance(fast(x, ids), model(x, ids)) < 1e-12
+    other = ids.clone()
+    other[0, 1:] = 3
+    assert distance(fast(x, other), fast(x, ids)) > 1e-6
+
+
+class Even(nn.Module):
+    """A mask of keys that the model makes, with the same row for each query."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.stem = how, nn.Linear(6, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 24) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        shown = torch.arange(n) < 20
+        x = self.stem(x)
+        for layer in self.layers:
+            q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer(x).chunk(3, -1))
+            if self.how == "expanded":
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown.expand(n, n))
+            elif self.how == "framed":
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=shown.expand(1, 1, n, n))
+            else:
+                y = (q @ k.mT).masked_fill(~shown.repeat(n, 1), -1e9).softmax(-1) @ v
+            x = x + y.transpose(1, 2).flatten(2)
+        return x.mean(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["expanded", "framed", "repeated"])
+def test_a_mask_with_one_row_for_all_queries(how: str) -> None:
+    model = Even(how).double().eval()
+    randomise(model, 0)
+    x = torch.randn(3, 4, 6, dtype=torch.float64)[:, torch.arange(24) // 6]
+    fast = tome_fx.transform(model, [4, 3, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 3, 2)
+    assert distance(fast(x), model(x)) < 1e-12

@@ -18,7 +18,8 @@ from tests.profiles import examples
 
 pytestmark = TINY
 KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
-           "additive", "weights", "opened", "folded", "in bulk", "pairs", "pairs filled",
+           "additive", "subtracted", "by alpha", "in turn", "weights", "opened", "folded",
+           "in bulk", "pairs", "pairs filled",
            "pairs added", "pairs and itself", "pairs beside keys", "pairs guarded",
            "pairs repeated")  # fmt: skip
 
@@ -117,6 +118,8 @@ class Sequences(nn.Module):
         elif kernel == "biased":  # an even bias stands between the mask and the softmax
             slope = torch.linspace(0, 1, self.config.heads, dtype=x.dtype)[:, None, None]
             y = (scores.masked_fill(~valid, float("-inf")) + slope).softmax(-1) @ v
+        elif kernel in ("subtracted", "by alpha", "in turn"):
+            y = less(kernel, scores, valid.to(x.dtype)).softmax(-1) @ v
         else:
             y = (scores + hidden).softmax(-1) @ v
         return own.out_proj(y.transpose(1, 2).reshape(b, n, c))
@@ -143,6 +146,13 @@ class Sequences(nn.Module):
             return torch.where(shown[:, None] > 0, scores, -1e9).softmax(-1) @ v
         hidden = torch.zeros_like(valid, dtype=q.dtype).masked_fill(~valid, -1e9)
         return (scores.masked_fill(~pairs, -1e9) + hidden).softmax(-1) @ v
+
+
+def less(how: str, scores: Tensor, shown: Tensor) -> Tensor:
+    """Scores less a large number where nothing is shown."""
+    if how == "by alpha":
+        return torch.sub(scores, (shown == 0).to(scores.dtype), alpha=1e9)
+    return (scores * shown if how == "in turn" else scores) - 1e9 * (1 - shown)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

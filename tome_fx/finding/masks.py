@@ -20,7 +20,7 @@ from tome_fx.graph.axes import (
     holds,
     is_uniform,
 )
-from tome_fx.graph.calls import Call, bind, tensor_operands
+from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import tensor_value
@@ -35,6 +35,9 @@ _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "a
 # What comes out of these was made, not given; images come in by one of them.
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum", "aten.addmm",
              "aten.baddbmm", *CONVOLUTIONS)  # fmt: skip
+# What says the same of each place.
+_KEEPS = ("aten._to_copy", "aten.to", "aten.unsqueeze", "aten.squeeze", "aten.expand",
+          "aten.reshape", "aten.view", "aten.contiguous", "aten.clone")  # fmt: skip
 _FILLS = ("aten.full", "aten.new_full", "aten.zeros_like")
 
 
@@ -95,6 +98,16 @@ def is_of_truth(mask: Node, inputs: bool = False) -> bool:
             waiting += before
             seen.update(before)
     return False
+
+
+def is_truth_in_numbers(value: Node) -> bool:
+    """Is a value 0 and 1 where a truth is, by casts and changes of layout alone?"""
+    while getattr(tensor_value(value), "dtype", None) is not torch.bool:
+        before = value.all_input_nodes
+        if not calls(value, _KEEPS) or not before:
+            return False
+        value = before[0]
+    return True
 
 
 def _factors(call: Call) -> list[tuple[Node, bool]]:

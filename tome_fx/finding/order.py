@@ -10,10 +10,14 @@ from torch import Tensor
 
 from tome_fx.finding.masks import masks_of
 from tome_fx.finding.telling import known_value
+from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.program import Core, Miss, Program, Site
 
+# Weights of keys stay such behind these.
+_WEIGHING = ("aten.mul", "aten.masked_fill", "aten.where", "aten.div", "aten.dropout", "aten.to",
+             "aten._to_copy")  # fmt: skip
 _FOLLOWS = "a causal attention follows: a merged token has no place in its order"
 
 
@@ -26,7 +30,25 @@ def is_causal(core: Core, program: Program) -> bool:
         value = known_value(node, program)
         if value is not None and _is_triangle(value, hides):
             return True
+    if core.kind == "softmax":
+        return any(map(_is_one_sided, _factors_behind(core, program)))
     return core.kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
+
+
+def _factors_behind(core: Core, program: Program) -> Iterator[Tensor]:
+    """What no image has a part in that weights are multiplied by or filled where it is, later."""
+    waiting, seen = [core.node], {core.node}
+    while waiting:
+        node = waiting.pop()
+        for user in node.users:
+            if user in seen or not calls(user, _WEIGHING):
+                continue
+            seen.add(user)
+            waiting.append(user)
+            for other in user.all_input_nodes if not calls(user, ("aten.div",)) else ():
+                value = None if other is node else known_value(other, program)
+                if value is not None:
+                    yield value
 
 
 def _tables(core: Core, program: Program) -> Iterator[Tensor]:
@@ -80,7 +102,7 @@ def before_order(
 
 
 def _is_triangle(mask: Tensor, hides: bool) -> bool:
-    """Is one side of the diagonal hidden, and neither the diagonal nor all of the other side?
+    """Is one side of the diagonal hidden, perhaps with it, and not all of the other side?
 
     Of tokens that are no padding.
     """
@@ -92,7 +114,8 @@ def _is_triangle(mask: Tensor, hides: bool) -> bool:
     # Padding is hidden from all, itself among them.
     padding = hidden.all(-2, keepdim=True)
     told = int((~padding).sum(-1).max()) > 1
-    if not told or bool((hidden & ~padding).diagonal(dim1=-2, dim2=-1).any()):
+    own = (hidden & ~padding).diagonal(dim1=-2, dim2=-1)
+    if not told or bool(own.any() and (~hidden).diagonal(dim1=-2, dim2=-1).any()):
         return False
     side = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
     above, below = (bool(hidden[..., half].all()) for half in (side, side.mT))

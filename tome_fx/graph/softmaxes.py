@@ -46,6 +46,20 @@ def into_softmax(node: Node) -> bool:
     return False
 
 
+def leads_to_softmax(node: Node) -> bool:
+    """Does a value go into one softmax, by elementwise ops alone?"""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if calls(user, SOFTMAXES):
+            return True
+        if not isinstance(user.target, torch._ops.OpOverload):
+            return False
+        if torch.Tag.pointwise not in user.target.tags and not calls(user, _CASTS):
+            return False
+        node = user
+    return False
+
+
 def into_product(node: Node) -> bool:
     """Does a value go into one product of matrices, by scales alone?"""
     while len(node.users) == 1:

@@ -19,6 +19,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     is_uniform,
     pieces,
+    unmerged,
 )
 from tome_fx.graph.single import stretch_of
 
@@ -86,6 +87,18 @@ def is_written_out(axis: Axis, tokens: Axis) -> bool:
             for own, other in zip(axis, tokens, strict=True)
         )
     )
+
+
+def named(axis: Axis, target: Axis) -> Axis:
+    """A plain axis as the tokens and images of ``target``, unmerged; so the pieces of a row."""
+    if extent(axis) == 1 or _plain(target):
+        return axis
+    if _plain(axis):
+        return unmerged(target)
+    own, goal = _parts(axis), _parts(target)
+    if len(own) < 2 or list(map(extent, own)) != list(map(extent, goal)):
+        return axis
+    return (Concat(tuple(named(one, other) for one, other in zip(own, goal, strict=True))),)
 
 
 def repeated(have: TensorType, want: TensorType) -> bool:

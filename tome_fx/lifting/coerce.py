@@ -35,13 +35,12 @@ from tome_fx.graph.axes import (
     is_uniform,
     pieces,
     streams_of_axis,
-    unmerged,
 )
 from tome_fx.graph.ends import ends_of
 from tome_fx.graph.grids import fused, has_grid
 from tome_fx.graph.provenance import origin_of
 from tome_fx.graph.single import of_one
-from tome_fx.graph.unify import is_written_out
+from tome_fx.graph.unify import is_written_out, named
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
@@ -80,8 +79,8 @@ class Coercer:
         return self._done[key]
 
     def _coerce(self, node: Node, have: TensorType, want: TensorType, table: bool) -> Node:
+        node, have = self._thinned(node, have, want)
         if have.rank == want.rank:
-            node, have = self._thinned(node, have, want)
             have = self._named(have, want)
         if batch_axis(have) is batch_axis(want) is None:
             if have.streams == want.streams:
@@ -108,7 +107,8 @@ class Coercer:
         """As many positions as are asked for, of axes with the same value at all of them."""
         axes = list(have.axes)
         several = batch_axis(have) is not None and not has_grid(want)
-        for place, (axis, goal) in enumerate(zip(have.axes, want.axes, strict=True)):
+        own = want.axes[want.rank - have.rank :]
+        for place, (axis, goal) in enumerate(zip(have.axes, own, strict=True)):
             if is_uniform(axis) and extent(goal) == 1:
                 node, axes[place] = self.emit(aten.slice.Tensor, node, place, 0, 1), ()
             elif is_uniform(axis) and is_merged_axis(goal) and several:
@@ -133,13 +133,8 @@ class Coercer:
 
     def _named(self, have: TensorType, want: TensorType) -> TensorType:
         """``have`` with the tokens and images of ``want``, unmerged, where it has plain axes."""
-        axes = [
-            unmerged(target)
-            if extent(axis) != 1 and _is_plain(axis) and not _is_plain(target)
-            else axis
-            for axis, target in zip(have.axes, want.axes, strict=True)
-        ]
-        return TensorType(tuple(axes))
+        pairs = zip(have.axes, want.axes, strict=True)
+        return TensorType(tuple(named(axis, target) for axis, target in pairs))
 
     def _bring(
         self, node: Node, have: TensorType, at: Spot, goal: Stream, table: bool
@@ -288,10 +283,6 @@ class Coercer:
             which -= here
             cut.append(piece)
         return self.emit(aten.cat.default, cut, place)
-
-
-def _is_plain(axis: Axis) -> bool:
-    return not has_stream(axis) and not has_batch(axis)
 
 
 def _sizes(factors: list[Factor]) -> list[int]:

@@ -113,7 +113,7 @@ def is_counted(mask: Node) -> bool:
 
 def _counts(call: Call, mask: Node) -> bool:
     if call.name == "aten.scaled_dot_product_attention":
-        return call["attn_mask"] is mask
+        return call["attn_mask"] is mask and mask.meta["val"].dtype is torch.bool
     if call.name == "aten.mul":  # weights that no softmax made
         return into_product(call.node)
     found = fill_of(call)
