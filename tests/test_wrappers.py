@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tome_fx
-from tests.laws.common import TINY
+from tests.laws.common import TINY, distance
 from tests.laws.world import world
 from tests.test_errors import failure
 from tests.tiny import images, tiny
@@ -109,6 +109,22 @@ def test_a_script_module() -> None:
     with pytest.raises(tome_fx.ConfigError, match="ScriptModule") as caught:
         tome_fx.transform(script, 2)
     assert "nn.Module" in str(caught.value)
+
+
+def test_a_scripted_part() -> None:
+    """torch.export takes none; it is captured by symbolic tracing, with weights of its own."""
+    model, x = tiny(), images()
+    mlp = model.blocks[1].mlp
+    expected = tome_fx.transform(model, 2)(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.blocks[1].mlp = torch.jit.script(nn.Sequential(mlp.fc1, nn.GELU(), mlp.fc2))
+    fast = tome_fx.transform(model, 2, example_inputs=x)
+    assert fast.schedule == (2, 2)
+    assert distance(fast(x).detach(), expected.detach()) < 1e-5
+    assert torch.equal(fast.train().eval()(x), fast(x))
+    with pytest.raises(tome_fx.ConfigError, match=r"scripted part.*Cast, move or load the model"):
+        fast.double()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

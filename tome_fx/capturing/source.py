@@ -125,8 +125,9 @@ class Source:
         for path, tensor, _ in list(tensors_of(self.skeleton)):
             owner, leaf = owner_of(self.skeleton, path)
             held, name = owner_of(target, path)
-            if held._parameters.get(name, held._buffers.get(name)) is not tensor:
-                continue
+            current = held._parameters.get(name, held._buffers.get(name))
+            if current is not tensor or isinstance(owner, torch.jit.ScriptModule):
+                continue  # a script has its own table of them, which nobody may write to
             shape = shapes.setdefault(id(tensor), shape_of(tensor))
             if isinstance(shape, nn.Parameter):
                 owner._parameters[leaf] = shape
@@ -183,6 +184,11 @@ class Source:
                 raise ConfigError(
                     f"{path} has the shape {here} here and {there} in the model, and this asks for "
                     "a new capture of that. Change the model, then transform it."
+                )
+            if isinstance(owner, torch.jit.ScriptModule):
+                raise ConfigError(
+                    f"{path} is a weight of a scripted part, which cannot be given another one. "
+                    "Cast, move or load the model, then transform that."
                 )
             if isinstance(current, nn.Parameter):
                 owner._parameters[leaf] = current

@@ -35,23 +35,28 @@ def _has_weights(node: Node, program: Program) -> bool:
 def uneven_masks(
     core: Core, types: Mapping[Node, tuple[TensorType, ...]], program: Program
 ) -> Iterator[Node]:
-    """The masks of the model that hide some tokens from others, so that members see other tokens.
+    """The masks of the model that hide some tokens from some or all others.
 
-    Where each token is hidden from itself alone, all members see as many of each group.
+    So members see other tokens, or are seen by others. Where each token is hidden from itself
+    alone, all members see as many of each group; so they do of keys that are hidden from all, where
+    the members that are seen are counted.
     """
     if not any(holds(axis, core.stream) for axis in types[core.query][0].axes):
         return
-    asking = extent(axis_of(types[core.query][0], core.stream))
+    asking, asked = (extent(axis_of(types[n][0], core.stream)) for n in (core.query, core.key))
     factors = [(node, False) for node in factors_of(core)]
     for node, hides in dict.fromkeys([*masks_of(core), *factors]):
         row = types.get(node, ())
-        if not row or row[0].rank < 2:
+        if not row:
             continue
         written_out = any(map(has_batch, row[0].axes))
         if (written_out or program.one_image) and node in program.of_images:
             continue
-        sides = [extent(axis) for axis in row[0].axes[-2:] if not is_uniform(axis)]
-        if len(sides) < 2 or sides[0] != asking or sides[1] < 2:
+        sides = [extent(axis) for axis in row[0].axes[-2:] if extent(axis) > 1]
+        for_all = len(sides) < 2 or is_uniform(row[0].axes[-2])
+        if asked < 2 or sides[-1:] != [asked] or is_uniform(row[0].axes[-1]):
+            continue
+        if not for_all and sides[0] != asking:
             continue
         truth, value = node.meta["val"].dtype is torch.bool, known_value(node, program)
         given = any(own.op == "placeholder" for own in needed_for(node))
@@ -63,8 +68,10 @@ def uneven_masks(
             hidden = value == 0 if (node, False) in factors else value < HIDDEN
         else:
             hidden = value if hides else ~value
-        itself = torch.eye(*sides, dtype=torch.bool, device=value.device)
+        others = hidden
+        if not for_all and sides[0] == sides[1]:
+            others = hidden & ~torch.eye(*sides, dtype=torch.bool, device=value.device)
         counted = is_counted(node) and not written_out
-        exact = counted and sides[0] == sides[1] and not bool((hidden & ~itself).any())
+        exact = counted and (for_all or (sides[0] == sides[1] and not bool(others.any())))
         if bool(hidden.any()) and not exact:
             yield node

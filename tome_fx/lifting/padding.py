@@ -89,8 +89,9 @@ def _kinds_of_table(
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
         if node not in lifter.findings.uneven:
             continue
-        *around, asking, asked = types[node][0].axes
-        if [extent(asking), extent(asked)] != [extent(whole)] * 2:
+        *around, asking, asked = ((), *types[node][0].axes)[-max(2, types[node][0].rank) :]
+        for_all = extent(asking) == 1 or is_uniform(asking)
+        if extent(asked) != extent(whole) or not (for_all or extent(asking) == extent(whole)):
             continue  # of another row
         if not all(isinstance(f, Batch) or is_uniform((f,)) for axis in around for f in axis):
             continue  # others for each head
@@ -98,17 +99,25 @@ def _kinds_of_table(
         if value is None:
             continue
         if value.node not in told:
-            size = extent(whole)
-            table = value.node  # the same for all images and heads that it is written out for
-            for _ in around:
-                table = coercer.emit(aten.select.int, table, 0, 0)
-            table = coercer.emit(aten.reshape.default, table, [1, size, size])
-            kinds = coercer.emit(ops.kinds, coercer.emit(ops.shown, table, hides))
+            kinds = _kinds(coercer, value, for_all, hides)
             told[value.node] = kinds, coercer.emit(aten.select.int, kinds, 0, 0)
         alike, row = told[value.node]
         want = TensorType(((Batch(lifter.program.batch),), keys))
         return coercer.coerce(row, TensorType((whole,)), want) if is_merged(want) else alike
     return None
+
+
+def _kinds(coercer: Coercer, mask: Value, for_all: bool, hides: bool) -> Node:
+    """``[1, N]`` of a table that is the same for all images and heads it is written out for."""
+    table, type_ = mask.node, mask.types[0]
+    own = 1 if for_all else 2
+    for _ in range(type_.rank - own):
+        table = coercer.emit(aten.select.int, table, 0, 0)
+    sizes = [extent(axis) for axis in type_.axes[-own:]]
+    table = coercer.emit(ops.shown, coercer.emit(aten.reshape.default, table, [1, *sizes]), hides)
+    if for_all:
+        return coercer.emit(aten._to_copy.default, table, dtype=torch.int64)
+    return coercer.emit(ops.kinds, table)
 
 
 @dataclass(frozen=True)
