@@ -117,12 +117,12 @@ def test_a_scripted_part() -> None:
     mlp = model.blocks[1].mlp
     expected = tome_fx.transform(model, 2)(x)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of torch.jit, and of export about scripts
         model.blocks[1].mlp = torch.jit.script(nn.Sequential(mlp.fc1, nn.GELU(), mlp.fc2))
-    fast = tome_fx.transform(model, 2, example_inputs=x)
+        fast = tome_fx.transform(model, 2, example_inputs=x)
+        assert torch.equal(fast.train().eval()(x), fast(x))
     assert fast.schedule == (2, 2)
     assert distance(fast(x).detach(), expected.detach()) < 1e-5
-    assert torch.equal(fast.train().eval()(x), fast(x))
     with pytest.raises(tome_fx.ConfigError, match=r"scripted part.*Cast, move or load the model"):
         fast.double()
 
