@@ -21,7 +21,7 @@ KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biase
            "additive", "subtracted", "by alpha", "in turn", "weights", "opened", "folded",
            "in bulk", "pairs", "pairs filled",
            "pairs added", "pairs and itself", "pairs beside keys", "pairs guarded",
-           "pairs repeated")  # fmt: skip
+           "pairs repeated", "pairs by einsum", "pairs by product")  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -136,6 +136,11 @@ class Sequences(nn.Module):
             hidden = torch.zeros_like(pairs[:, 0], dtype=q.dtype).masked_fill(~pairs[:, 0], -1e9)
             both = scores.flatten(0, 1) + hidden.repeat_interleave(q.shape[1], 0)
             return both.unflatten(0, (q.shape[0], -1)).softmax(-1) @ v
+        if how.startswith("by"):
+            row = valid[:, 0, 0].to(q.dtype)
+            both = row[:, :, None] @ row[:, None]
+            both = torch.einsum("bi,bj->bij", row, row) if how == "by einsum" else both
+            return (scores + (1 - both)[:, None] * -1e9).softmax(-1) @ v
         if how == "filled":
             return scores.masked_fill(~pairs, -1e9).softmax(-1) @ v
         if how == "added":

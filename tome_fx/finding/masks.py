@@ -87,16 +87,28 @@ def may_hide(mask: Node) -> bool:
 
 def is_of_truth(mask: Node, inputs: bool = False) -> bool:
     """Does a value come of a truth about places, or, if ``inputs``, of an input as it was given?"""
+    return _is_of_truth(mask, inputs, {})
+
+
+def _is_of_truth(mask: Node, inputs: bool, products: dict[Node, bool]) -> bool:
     waiting, seen = [mask], {mask}
     while waiting:
         node = waiting.pop()
         given = inputs and node.op == "placeholder"
         if given or getattr(tensor_value(node), "dtype", None) is torch.bool:
             return True
-        if isinstance(node.target, torch._ops.OpOverload) and bind(node).name not in _PRODUCTS:
-            before = [source for source in read_values(node) if source not in seen]
-            waiting += before
-            seen.update(before)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        before = read_values(node)
+        if calls(node, _PRODUCTS):
+            # The product of two truths is one: which of two places are both seen.
+            if node not in products:
+                products[node] = all(_is_of_truth(n, False, products) for n in before)
+            if products[node]:
+                return True
+            continue
+        waiting += [source for source in before if source not in seen]
+        seen.update(before)
     return False
 
 
