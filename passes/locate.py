@@ -27,6 +27,7 @@ from tome_fx.finding.cores import (
     opaque_misses,
     token_atoms,
 )
+from tome_fx.finding.diagonals import told_by_diagonals
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
@@ -80,7 +81,10 @@ def locate(
     tokens = _tokens(found, plain)
     used = (core for site in sites for core in site.cores)
     uneven = frozenset(node for core in used for node in uneven_masks(core, types, program))
-    return Findings(types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven)
+    itself = told_by_diagonals(program, types) if sites else frozenset()
+    return Findings(
+        types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven, itself
+    )
 
 
 _WORDS = "words stay whole beside the tokens of an image"

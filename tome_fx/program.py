@@ -166,6 +166,7 @@ class Findings:
         rules: for more ops than the table's, or in place of those; they gave the types.
         mixing: calls on tokens of several frames or images that are branches of one stream.
         uneven: masks of the model that may hide a token from some members of a group alone.
+        itself: calls that tell each token from all others, by a table of the model.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -177,6 +178,7 @@ class Findings:
     rules: Mapping[str, Rule]
     mixing: frozenset[Node] = frozenset()
     uneven: frozenset[Node] = frozenset()
+    itself: frozenset[Node] = frozenset()
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

@@ -192,6 +192,8 @@ class Lifter:
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
         have, want = operands.have, operands.want
+        if user in self.findings.itself and any(map(is_merged, want.values())):
+            return "its table tells each token from all others"
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"
         if not all(map(is_whole, want.values())):
