@@ -97,7 +97,8 @@ class ToMeModule(GraphModule):
             args, kwargs: the model's inputs, a batch of ``B`` images.
 
         Returns:
-            ``[L, B, N]`` int64: for each of ``L`` layers, image and patch (a token of the stream;
+            ``[L, B, N]`` int64: for each of ``L`` layers, image and patch (a token of the stream, in
+            the order that attention has them, should the model scan them in another than rows;
             protected tokens are not counted) the slot, from 0, in the merged stream. Where streams
             of several lengths merge, -1 stands behind the patches of the shorter.
         """
