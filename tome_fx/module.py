@@ -97,10 +97,10 @@ class ToMeModule(GraphModule):
             args, kwargs: the model's inputs, a batch of ``B`` images.
 
         Returns:
-            ``[L, B, N]`` int64: for each of ``L`` layers, image and patch (a token of the stream, in
-            the order that attention has them, should the model scan them in another than rows;
-            protected tokens are not counted) the slot, from 0, in the merged stream. Where streams
-            of several lengths merge, -1 stands behind the patches of the shorter.
+            ``[L, B, N]`` int64: for each of ``L`` layers, image and patch the slot, from 0, in the
+            merged stream. A patch is a token of the stream, in the order that attention has them,
+            should the model scan them in another than rows; protected ones are not counted. Where
+            streams of several lengths merge, -1 stands behind the patches of the shorter.
         """
         key = (self.training, self._rewritten)
         if self._maps is None or self._maps[0] != key:
