@@ -34,6 +34,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.casts import is_idle
@@ -44,6 +45,7 @@ from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.graph.softmaxes import leads_to_softmax
+from tome_fx.graph.values import needed_for
 from tome_fx.rules.base import Rule
 from tome_fx.rules.table import rule_for
 
@@ -143,12 +145,14 @@ def _add_mask(node: Node, images: Set[Node]) -> None:
     if not both or not mask.meta["val"].is_floating_point():
         return
     if call.name == "aten.sub" and alpha == 1:
-        hides = leads_to_softmax(node) and (mask not in images or is_of_truth(mask))
+        hides = leads_to_softmax(node) and (mask not in images or _is_of_truth_alone(mask, images))
         op, value = aten.neg.default, -mask.meta["val"]
     else:
-        # Only of numbers 0 and 1 is the product one that a sum in one step has too.
+        # Only of numbers 0 and 1, in the dtype of the sum, is the product one that a sum in one
+        # step has too.
         sign = -1 if call.name == "aten.sub" else 1
-        hides = alpha != 1 and leads_to_softmax(node) and is_truth_in_numbers(mask)
+        alike = mask.meta["val"].dtype == node.meta["val"].dtype and alpha != 1
+        hides = alike and leads_to_softmax(node) and is_truth_in_numbers(mask)
         op, value = aten.mul.Tensor, mask.meta["val"] * alpha
         alpha *= sign
     if not hides:
@@ -158,6 +162,12 @@ def _add_mask(node: Node, images: Set[Node]) -> None:
         added = node.graph.call_function(op, args)
     added.meta = {**node.meta, "val": value}
     node.target, node.args, node.kwargs = aten.add.Tensor, (logits, added), {}
+
+
+def _is_of_truth_alone(mask: Node, images: Set[Node]) -> bool:
+    """Is it made of a truth, and not of logits: their largest, say?"""
+    made = (own for own in needed_for(mask) if own in images)
+    return is_of_truth(mask) and not any(calls(own, PRODUCTS) for own in made)
 
 
 def _by_sizes(node: Node) -> None:

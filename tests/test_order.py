@@ -149,6 +149,21 @@ def near(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores(q, k).sigmoid() * 0.9**far) @ v
 
 
+def halved(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What follows counts half: it is not hidden."""
+    shares = scores(q, k).softmax(-1)
+    return torch.where(model.seen[:, :, :N, :N].bool(), shares, shares * 0.5) @ v
+
+
+def evened(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores(q, k).softmax(-1).masked_fill(model.hidden.isinf(), 0.1) @ v
+
+
+def both_ways(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    shares, seen = scores(q, k).softmax(-1), model.seen[:, :, :N, :N].to(q.dtype)
+    return (shares * seen) @ v + (shares * seen.mT * 0.5) @ v
+
+
 def model_of(*mixes: Mix) -> nn.Module:
     model = Model(*mixes).eval()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
@@ -169,7 +184,7 @@ def test_a_causal_mask_is_refused_however_it_is_made(mix: Mix) -> None:
         tome_fx.transform(model_of(mix, mix), 3, example_inputs=X)
 
 
-@pytest.mark.parametrize("mix", [local, sloped, near])
+@pytest.mark.parametrize("mix", [local, sloped, near, halved, evened, both_ways])
 def test_a_mask_without_an_order_is_none(mix: Mix) -> None:
     fast = tome_fx.transform(model_of(mix, mix), 3, example_inputs=X, min_ratio=0)
     assert fast.schedule == (3, 3)

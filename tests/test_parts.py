@@ -73,6 +73,17 @@ class Lora(nn.Module):
         return self.base(x) + self.more(x)  # type: ignore[no-any-return]
 
 
+@copied
+def test_a_copy_of_a_wrapped_one_runs_its_own_program(copier: Callable[[Any], Any]) -> None:
+    fast, x = tome_fx.transform(tiny(proj_drop_rate=0.5).train(), 2), images(3)
+    before = wrapped(fast)
+    other = copier(fast).eval()
+    assert fast.forward is before
+    assert torch.equal(other(x), other(x))
+    other.r = 5
+    assert torch.equal(other(x), tome_fx.transform(tiny(proj_drop_rate=0.5), 5)(x))
+
+
 def test_a_module_in_the_place_of_a_part() -> None:
     fast = tome_fx.transform(tiny(), 2)
     attention = fast.get_submodule("blocks.0.attn")
@@ -96,8 +107,9 @@ def test_before_the_transform_it_is_computed() -> None:
 
 def test_weights_that_a_hook_would_make_anew() -> None:
     fast = tome_fx.transform(tiny(), 2)
-    with pytest.raises(tome_fx.ConfigError, match="weight would be a tensor that is no parameter"):
+    with pytest.raises(tome_fx.ConfigError, match="weight is no parameter any more, and a hook"):
         prune.l1_unstructured(fast.head, "weight", 0.5)
+    assert isinstance(fast.head.weight, nn.Parameter)
     fast = tome_fx.transform(tiny(), 2)
     deprecated = pytest.warns(FutureWarning, match="deprecated")
     with deprecated, pytest.raises(tome_fx.ConfigError, match="do it to the model, then transform"):
@@ -221,6 +233,7 @@ def test_a_copy_has_what_was_put_on_the_result(copier: Callable[[Any], Any]) -> 
     fast.register_forward_pre_hook(doubled)
     fast.register_buffer("steps", torch.tensor(3))
     fast.register_buffer("passing", torch.tensor(4), persistent=False)
+    fast.register_buffer("_own", torch.tensor(5))
     fast.adapter, fast.labels, fast.num_classes = nn.Linear(2, 2), ["cat", "dog"], 77
     other = copier(fast)
     assert torch.equal(other(x), fast(x))
@@ -233,6 +246,34 @@ def test_a_copy_has_what_was_put_on_the_result(copier: Callable[[Any], Any]) -> 
     assert (other.adapter is fast.adapter) is shared
     other.r = 5
     assert fast.r == 2
+    other.register_forward_hook(lambda module, args, out: 0 * out)
+    assert fast(x).abs().max() > 0
+
+
+class Unwilling(nn.Module):
+    """It cannot be captured in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny(proj_drop_rate=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and bool(x.sum() > 0):
+            raise RuntimeError("not while it trains")
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_a_mode_that_is_refused_changes_nothing() -> None:
+    model, x = Unwilling().eval(), images(3)
+    model.body.train()
+    fast = tome_fx.transform(model, 2, example_inputs=x)
+    with pytest.raises(tome_fx.ToMeError):
+        fast.train()
+    for _ in range(2):
+        assert not fast.training
+        assert fast.body.training
+        assert not torch.equal(seeded(fast, x, seed=1), seeded(fast, x, seed=2))
+        fast.r = 3
 
 
 @copied

@@ -87,6 +87,20 @@ def test_a_result_sharded_by_the_first_fsdp_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("own", [True, False])
+def test_a_result_in_the_first_fsdp(own: bool) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    fast, x = tome_fx.transform(tiny(), 2), images()
+    expected = fast(x).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against it
+        device = torch.device("cpu")
+        wrapped = FullyShardedDataParallel(fast, use_orig_params=own, device_id=device)
+        assert torch.equal(wrapped(x).detach(), expected)
+
+
+@pytest.mark.usefixtures("_alone")
 def test_no_whole_weights_stay_behind_a_sharded_result() -> None:
     """Sharding is for want of memory: the structure that captures are made of holds none."""
     from torch.distributed.fsdp import fully_shard

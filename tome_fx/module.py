@@ -117,16 +117,18 @@ class ToMeModule(GraphModule):
 
         All of the model is in that mode then, also what was frozen when it was transformed.
         """
-        before = self.training
+        before, kept, modes = self.training, dict(self._programs), self._source.modes
+        self._source.allow(mode)
         if self._source.settle():
             self._programs.pop(before, None)
         elif mode == before:
             return self
-        self._source.allow(mode)
         self._show(mode)
         try:
             self._rewrite()
         except Exception:
+            self._programs = kept
+            self._source.restore(modes)
             self._show(before)
             raise
         return self

@@ -179,8 +179,8 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
     if done.findings.uneven:
         yield (
             "a mask of the model hides some tokens from some others; those that it treats alike "
-            "merge first, and a group sees what its representative sees, which is not exact where "
-            "its members differ in that"
+            "merge first, unless it differs from head to head, and a group sees what its "
+            "representative sees, which is not exact where its members differ in that"
         )
     for path, reason in {leaf.path: leaf.reason for leaf in leaves_of(done.program.graph)}.items():
         yield (

@@ -56,13 +56,24 @@ class Source:
                 "Transform the nn.Module itself to switch between train() and eval()."
             )
 
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Those of the model's parts, in order; none of an exported program."""
+        whole = self.skeleton
+        return tuple(p.training for p in whole.modules()) if isinstance(whole, nn.Module) else ()
+
+    def restore(self, modes: tuple[bool, ...]) -> None:
+        """Bring the model's parts to the modes that they had."""
+        if isinstance(self.skeleton, nn.Module):
+            for part, mode in zip(self.skeleton.modules(), modes, strict=True):
+                part.training = mode
+
     def settle(self) -> bool:
         """Bring the model to its mode as a whole. Were parts in another one, frozen ones say?"""
-        if not isinstance(self.skeleton, nn.Module):
-            return False
-        before = [part.training for part in self.skeleton.modules()]
-        self.skeleton.train(self.skeleton.training)
-        return before != [part.training for part in self.skeleton.modules()]
+        before = self.modes
+        if isinstance(self.skeleton, nn.Module):
+            self.skeleton.train(self.skeleton.training)
+        return before != self.modes
 
     def tell_modes(self, target: nn.Module) -> None:
         """Let the parts of ``target`` say the modes that those of the model have in its mode."""

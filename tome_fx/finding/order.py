@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from tome_fx.finding.masks import masks_of
 from tome_fx.finding.telling import known_value
-from tome_fx.graph.calls import calls
+from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.program import Core, Miss, Program, Site
@@ -36,19 +38,31 @@ def is_causal(core: Core, program: Program) -> bool:
 
 
 def _factors_behind(core: Core, program: Program) -> Iterator[Tensor]:
-    """What no image has a part in that weights are multiplied by or filled where it is, later."""
-    waiting, seen = [core.node], {core.node}
-    while waiting:
-        node = waiting.pop()
-        for user in node.users:
-            if user in seen or not calls(user, _WEIGHING):
-                continue
-            seen.add(user)
-            waiting.append(user)
-            for other in user.all_input_nodes if not calls(user, ("aten.div",)) else ():
-                value = None if other is node else known_value(other, program)
-                if value is not None:
-                    yield value
+    """What no image has a part in that all weights are multiplied by, or made 0 where it is."""
+    node = core.node
+    while len(node.users) == 1:
+        (user,) = node.users
+        if not calls(user, _WEIGHING) or not _leaves_nothing(bind(user), node, program):
+            return
+        for other in user.all_input_nodes if not calls(user, ("aten.div",)) else ():
+            value = None if other is node else known_value(other, program)
+            if value is not None:
+                yield value
+        node = user
+
+
+def _leaves_nothing(call: Call, weights: Node, program: Program) -> bool:
+    """Is what a call gives of weights nothing but a share of them?"""
+    if call.name == "aten.masked_fill":
+        return call["self"] is weights and _is_zero(call["value"], program)
+    if call.name == "aten.where":
+        return any(_is_zero(call[name], program) for name in ("self", "other"))
+    return True
+
+
+def _is_zero(value: Any, program: Program) -> bool:
+    known = known_value(value, program) if isinstance(value, Node) else value
+    return known is not None and bool((torch.as_tensor(known) == 0).all())
 
 
 def _tables(core: Core, program: Program) -> Iterator[Tensor]:

@@ -30,15 +30,8 @@ class Held(nn.Module):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse modules in the place of its own, and weights that hooks would make anew."""
+        """Refuse modules in the place of its own."""
         refuse_module(self, name, value)
-        made = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-        if made and name not in self._buffers and not hasattr(type(self), name):
-            raise ConfigError(
-                f"{name} would be a tensor that is no parameter, which pruning and "
-                "torch.nn.utils.weight_norm make anew before each call. The parts of a transformed "
-                "module are not called: do it to the model, then transform that."
-            )
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Held:
@@ -58,7 +51,15 @@ class Held(nn.Module):
         return _unheeded(super().register_forward_hook(*args, **kwargs))
 
     def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
-        """No call will meet it."""
+        """No call will meet it, nor a weight that it would make anew."""
+        made = [name for name, value in vars(self).items() if isinstance(value, Tensor)]
+        if made:
+            del vars(self)[made[0]]  # pruning then puts the parameter back
+            raise ConfigError(
+                f"{made[0]} is no parameter any more, and a hook would make it anew before each "
+                "call, as pruning and torch.nn.utils.weight_norm do. The parts of a transformed "
+                "module are not called: do it to the model, then transform that."
+            )
         return _unheeded(super().register_forward_pre_hook(*args, **kwargs))
 
     def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:

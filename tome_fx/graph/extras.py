@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,10 @@ _HOOKS = (
     "_backward_pre_hooks", "_is_full_backward_hook", "_state_dict_hooks", "_state_dict_pre_hooks",
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
-# Of each module itself, not of who uses it; what is compiled is of the one that was.
-_OWN = ("training", "meta", "_compiled_call_impl")
+# Of each module itself, not of who uses it; what is compiled or wrapped is of the one that was.
+_OWN = ("training", "meta", "_compiled_call_impl", "forward")
+# Of captured programs: each copy makes its own.
+_MADE = ("_train_constant_", "_eval_constant_")
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,16 @@ def born(module: nn.Module) -> Born:
 def extras_of(module: nn.Module, before: Born) -> Extras:
     """What was put on it since: on itself, not on its parts."""
     attributes = {
-        name: value
+        name: copy.copy(value) if name in _HOOKS else value
         for name, value in vars(module).items()
-        if name in _HOOKS or (name not in _OWN and not _is_born(name, value, before))
+        if name in _HOOKS or not (name in _OWN or _is_born(name, value, before))
+        if getattr(value, "__self__", None) is not module
     }
-    # Those with an underscore are constants of captured programs, which each copy makes itself.
     tables = {
         table: {
             name: value
             for name, value in getattr(module, table).items()
-            if name not in before.entries and not name.startswith("_")
+            if name not in before.entries and not name.startswith(_MADE)
         }
         for table in _TABLES
     }

@@ -11,6 +11,7 @@ SOFTMAXES = ("aten.softmax", "aten._softmax")
 # A bias larger than this hides nothing.
 HIDDEN = -1e3
 _CASTS = ("aten.to", "aten._to_copy", "aten.contiguous", "aten.clone")
+_LARGEST = ("aten.amax", "aten.max")
 _FILLS = ("aten.masked_fill", "aten.where")
 _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.einsum", "aten.baddbmm")
 # What is homogeneous in positive numbers: of a mean, what the mean of equal members is.
@@ -47,17 +48,17 @@ def into_softmax(node: Node) -> bool:
 
 
 def leads_to_softmax(node: Node) -> bool:
-    """Does a value go into one softmax, by elementwise ops alone?"""
-    while len(node.users) == 1:
-        (user,) = node.users
-        if calls(user, SOFTMAXES):
+    """Does a value go into one softmax, by elementwise ops alone? Its largest may be taken off."""
+    while True:
+        users = [user for user in node.users if not calls(user, _LARGEST)]
+        op = users[0].target if len(users) == 1 else None
+        if not isinstance(op, torch._ops.OpOverload):
+            return False
+        (node,) = users
+        if calls(node, SOFTMAXES):
             return True
-        if not isinstance(user.target, torch._ops.OpOverload):
+        if torch.Tag.pointwise not in op.tags and not calls(node, _CASTS):
             return False
-        if torch.Tag.pointwise not in user.target.tags and not calls(user, _CASTS):
-            return False
-        node = user
-    return False
 
 
 def into_product(node: Node) -> bool:

@@ -24,7 +24,7 @@ def shown(mask: Tensor, hides: bool = False) -> Tensor:
     """
     if mask.dtype == torch.bool:
         return ~mask if hides else mask
-    return mask > -1e4
+    return mask >= -1e3
 
 
 def seen(pairs: Tensor) -> Tensor:
