@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from tome_fx.graph.segments import PREFIX
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
@@ -19,7 +21,7 @@ _HOOKS = (
 # Of each module itself, not of who uses it; what is compiled or wrapped is of the one that was.
 _OWN = ("training", "meta", "_compiled_call_impl", "forward")
 # Of captured programs: each copy makes its own.
-_MADE = ("_train_constant_", "_eval_constant_")
+_MADE = ("_train_constant_", "_eval_constant_", PREFIX)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tome_fx.graph.axes import (
     TensorType,
     batch_axis,
     extent,
+    is_extensive,
     is_merged,
     map_type,
 )
@@ -192,7 +193,8 @@ class Lifter:
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
         have, want = operands.have, operands.want
-        if user in self.findings.itself and any(map(is_merged, want.values())):
+        totals = any(is_extensive(axis) for type_ in have.values() for axis in type_.axes)
+        if user in self.findings.itself and any(map(is_merged, want.values())) and not totals:
             return "its table tells each token from all others"
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"
