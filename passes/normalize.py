@@ -141,26 +141,24 @@ def _add_mask(node: Node, images: Set[Node]) -> None:
     """What hides keys is added to logits: to the last bit the same as subtracted, or by alpha."""
     call = bind(node)
     logits, mask, alpha = call["self"], call["other"], call.get("alpha", 1)
-    both = isinstance(logits, Node) and isinstance(mask, Node)
-    if not both or not mask.meta["val"].is_floating_point():
+    if not isinstance(logits, Node) or not isinstance(mask, Node) or not leads_to_softmax(node):
         return
-    if call.name == "aten.sub" and alpha == 1:
-        hides = leads_to_softmax(node) and (mask not in images or _is_of_truth_alone(mask, images))
-        op, value = aten.neg.default, -mask.meta["val"]
-    else:
+    before, minus = mask.meta["val"], call.name == "aten.sub"
+    if not before.is_floating_point():
+        return
+    if alpha != 1:
         # Only of numbers 0 and 1, in the dtype of the sum, is the product one that a sum in one
         # step has too.
-        sign = -1 if call.name == "aten.sub" else 1
-        alike = mask.meta["val"].dtype == node.meta["val"].dtype and alpha != 1
-        hides = alike and leads_to_softmax(node) and is_truth_in_numbers(mask)
-        op, value = aten.mul.Tensor, mask.meta["val"] * alpha
-        alpha *= sign
-    if not hides:
+        if before.dtype != node.meta["val"].dtype or not is_truth_in_numbers(mask):
+            return
+        op, by = aten.mul.Tensor, [-alpha if minus else alpha]
+    elif minus and (mask not in images or _is_of_truth_alone(mask, images)):
+        op, by = aten.neg.default, []
+    else:
         return
     with node.graph.inserting_before(node):
-        args = (mask,) if op is aten.neg.default else (mask, alpha)
-        added = node.graph.call_function(op, args)
-    added.meta = {**node.meta, "val": value}
+        added = node.graph.call_function(op, (mask, *by))
+    added.meta = {**node.meta, "val": op(before, *by)}
     node.target, node.args, node.kwargs = aten.add.Tensor, (logits, added), {}
 
 

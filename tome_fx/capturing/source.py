@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy
-from tome_fx.capturing.tensors import shape_of, tensors_of, with_tensors
+from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import hold_linear, set_attribute, tell_kind
 from tome_fx.graph.shells import owner_of
@@ -135,9 +135,7 @@ class Source:
         shapes: dict[int, Tensor] = {}  # by identity: tied ones stay tied
         for path, tensor, _ in list(tensors_of(self.skeleton)):
             owner, leaf = owner_of(self.skeleton, path)
-            held, name = owner_of(target, path)
-            current = held._parameters.get(name, held._buffers.get(name))
-            if current is not tensor or isinstance(owner, torch.jit.ScriptModule):
+            if held_at(target, path) is not tensor or isinstance(owner, torch.jit.ScriptModule):
                 continue  # a script has its own table of them, which nobody may write to
             shape = shapes.setdefault(id(tensor), shape_of(tensor))
             if isinstance(shape, nn.Parameter):
@@ -160,8 +158,7 @@ class Source:
     def _check_whole(self, target: nn.Module) -> None:
         """Raise ConfigError where ``target`` has lost a tensor of the model."""
         for path, _, _ in tensors_of(self.skeleton):
-            held, name = owner_of(target, path)
-            if held._parameters.get(name, held._buffers.get(name)) is None:
+            if held_at(target, path) is None:
                 raise ConfigError(
                     f"{path} is no parameter of this module any more, and no copy would have what "
                     "makes it: a parametrization, say. Put that on the model, then transform it."
@@ -176,8 +173,7 @@ class Source:
         assert isinstance(self.skeleton, nn.Module)
         for path, tensor, _ in list(tensors_of(self.skeleton)):
             owner, leaf = owner_of(self.skeleton, path)
-            held, name = owner_of(target, path)
-            current = held._parameters.get(name, held._buffers.get(name))
+            current = held_at(target, path)
             if current is tensor or current is None:
                 continue
             # FSDP 1 leaves rows of its share, FSDP 2 a DTensor.

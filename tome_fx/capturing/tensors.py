@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,25 +28,27 @@ def tensors_of(
                 yield dot + name, buffer, name not in module._non_persistent_buffers_set
 
 
+def held_at(root: nn.Module, path: str) -> Tensor | None:
+    """The parameter or buffer at ``path``; None if there is none."""
+    owner: nn.Module | None = root
+    *parents, leaf = path.split(".")
+    for name in parents:
+        owner = None if owner is None else owner._modules.get(name)
+    return None if owner is None else owner._parameters.get(leaf, owner._buffers.get(leaf))
+
+
 def with_tensors(
     program: torch.export.ExportedProgram, target: nn.Module
 ) -> torch.export.ExportedProgram:
     """An exported program with the tensors that ``target`` has now, cast or loaded since."""
+
+    def now(table: Mapping[str, Any]) -> dict[str, Any]:
+        found = ((path, held_at(target, path), value) for path, value in table.items())
+        return {path: value if held is None else held for path, held, value in found}
+
     result = copy.copy(program)
-    tables = result.state_dict, result.constants
-    result._state_dict, result._constants = (
-        {path: _held(target, path, value) for path, value in table.items()} for table in tables
-    )
+    result._state_dict, result._constants = now(program.state_dict), now(program.constants)
     return result
-
-
-def _held(target: nn.Module, path: str, value: Any) -> Any:
-    owner: nn.Module | None = target
-    *parents, leaf = path.split(".")
-    for name in parents:
-        owner = None if owner is None else owner._modules.get(name)
-    held = None if owner is None else owner._parameters.get(leaf, owner._buffers.get(leaf))
-    return value if held is None else held
 
 
 def shape_of(tensor: Tensor) -> Tensor:

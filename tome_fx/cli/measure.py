@@ -115,7 +115,6 @@ def measure(loaded: Loaded, models: Sequence[Subject], settings: Settings) -> li
         stack.enter_context(torch._dynamo.config.patch(recompile_limit=64))
         for model in models:
             stack.enter_context(in_mode(model.module, settings.train))
-        for model in models:
             for mode in settings.modes:
                 key = model.name, mode
                 calls[key], compile_s[key] = _prepare(model, mode, x, settings)

@@ -68,10 +68,13 @@ def uneven_masks(
             hidden = value == 0 if (node, False) in factors else value < HIDDEN
         else:
             hidden = value if hides else ~value
-        others = hidden
-        if not for_all and sides[0] == sides[1]:
-            others = hidden & ~torch.eye(*sides, dtype=torch.bool, device=value.device)
-        counted = is_counted(node) and not written_out
-        exact = counted and (for_all or (sides[0] == sides[1] and not bool(others.any())))
+        exact = is_counted(node) and not written_out and (for_all or _is_of_itself(hidden))
         if bool(hidden.any()) and not exact:
             yield node
+
+
+def _is_of_itself(hidden: Tensor) -> bool:
+    """Is nothing hidden but each token from itself?"""
+    asking, asked = hidden.shape[-2:]
+    itself = torch.eye(asking, asked, dtype=torch.bool, device=hidden.device)
+    return asking == asked and not bool((hidden & ~itself).any())

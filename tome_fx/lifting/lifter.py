@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -193,8 +194,9 @@ class Lifter:
     def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
         have, want = operands.have, operands.want
-        totals = any(is_extensive(axis) for type_ in have.values() for axis in type_.axes)
-        if user in self.findings.itself and any(map(is_merged, want.values())) and not totals:
+        merged = user in self.findings.itself and any(map(is_merged, want.values()))
+        # Beside totals the table is one too.
+        if merged and not any(map(is_extensive, itertools.chain(*(t.axes for t in have.values())))):
             return "its table tells each token from all others"
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"

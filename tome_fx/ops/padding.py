@@ -24,7 +24,7 @@ def shown(mask: Tensor, hides: bool = False) -> Tensor:
     """
     if mask.dtype == torch.bool:
         return ~mask if hides else mask
-    return mask >= -1e3
+    return mask >= -1e3  # as HIDDEN of graph.softmaxes: what hides in one place hides in all
 
 
 def seen(pairs: Tensor) -> Tensor:
