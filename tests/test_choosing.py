@@ -12,7 +12,8 @@ import torch
 import tome_fx
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
-from tome_fx import choosing
+from tome_fx import choosing, ops
+from tome_fx.errors import ToMeWarning
 from tome_fx.passes.attend import Shapes
 
 pytestmark = TINY
@@ -73,6 +74,19 @@ def test_what_does_not_run_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None
     assert choosing.measured(SHAPES, LEGAL) == "mask"
     assert choosing.measured(SHAPES, LEGAL) == "mask"
     assert clock.timed == 3
+
+
+@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+def test_what_gives_another_result_is_not_taken(
+    wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, mask=3.0, channel=1.0, values=4.0)
+    right = ops.FORMS["channel"]
+    broken = {"channel": lambda *a, **how: right(*a, **how) + wrong}
+    monkeypatch.setattr(ops, "FORMS", {**ops.FORMS, **broken})
+    with pytest.warns(ToMeWarning, match="'channel' is not taken .*channels 16/16"):
+        assert choosing.measured(SHAPES, LEGAL) == "mask"
+    assert clock.timed == 2
 
 
 def test_the_mask_must_run(monkeypatch: pytest.MonkeyPatch) -> None:

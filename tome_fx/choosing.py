@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from tome_fx import ops
+from tome_fx.errors import ToMeWarning
 from tome_fx.measuring.kept import write_json
 from tome_fx.measuring.machine import replayed
 from tome_fx.passes.attend import Choose, Shapes
@@ -30,6 +32,8 @@ IMAGES = 64
 _USUAL = ("mask", "channel", "values", "kernel")
 # What has nothing that a compiler would fuse.
 _AS_IT_IS = ("mask", "kernel")
+# More than bfloat16 rounds, in a share of the whole result.
+_ROUNDING = 0.05
 _LOCK = threading.Lock()
 
 
@@ -76,7 +80,7 @@ def key_of(shapes: Shapes) -> str:
     tiles = [_rounded(count) for count in (shapes.queries, shapes.keys)]
     # What is timed is the device alone; where a release times something else, this says so.
     return (
-        f"{name}, device time, kernel 2, torch {torch.__version__}, {shapes.dtype}, heads "
+        f"{name}, device time, kernel 3, torch {torch.__version__}, {shapes.dtype}, heads "
         f"{shapes.heads}/{shapes.key_heads}, tokens {tiles[0]}x{tiles[1]}, channels "
         f"{shapes.width}/{shapes.value_width}"
     )
@@ -95,19 +99,42 @@ def _rounded(count: int) -> int:
 def measure(shapes: Shapes, legal: tuple[str, ...], images: int = IMAGES) -> dict[str, float]:
     """Seconds of each form, compiled as it will be, on random values of these shapes.
 
-    A form that a device cannot run counts as slower than all others; the mask must run.
+    A form that a device cannot run, or whose result is another one than the mask's, counts as
+    slower than all others; the mask must run.
     """
     values = _values(shapes, images)
     how = {"enable_gqa": True} if shapes.key_heads != shapes.heads else {}
+    expected = _result(partial(_program("mask"), *values, **how))
     seconds = {}
     for form in legal:
         with contextlib.nullcontext() if form == "mask" else contextlib.suppress(Exception):
             function = _program(form)
             if form not in _AS_IT_IS:
                 function = torch.compile(function, dynamic=False)
-            seconds[form] = _time(partial(function, *values, **how))
+            call = partial(function, *values, **how)
+            if form == "mask" or _agrees(_result(call), expected, form, shapes):
+                seconds[form] = _time(call)
     slowest = max(seconds.values())
     return {form: seconds.get(form, 2 * slowest) for form in legal}
+
+
+def _result(call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return call()
+
+
+def _agrees(found: torch.Tensor, expected: torch.Tensor, form: str, shapes: Shapes) -> bool:
+    """Up to rounding; what a kernel gets wrong is wrong by more. Warns where they differ."""
+    apart = float((found.float() - expected.float()).norm() / expected.float().norm())
+    if apart < _ROUNDING:
+        return True
+    warnings.warn(
+        f"Attention in the form {form!r} is not taken ({key_of(shapes)}): its result is "
+        f"{apart:.2g} times the mask's away from it. The compiler of its kernel is at fault.",
+        ToMeWarning,
+        stacklevel=2,
+    )
+    return False
 
 
 def _program(form: str) -> Callable[..., torch.Tensor]:
@@ -129,7 +156,7 @@ def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
         made(images, shapes.heads, shapes.queries, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.value_width),
-        torch.ones(images, shapes.keys - 1, device=shapes.device),
+        torch.rand(images, shapes.keys - 1, device=shapes.device, generator=generator) * 3 + 1,
     ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 import pytest
 
+from tests.kernels.descriptors import wrong_descriptors
 from tome_fx.kernels import attention, blocks, matching, merging
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -52,9 +54,13 @@ VALUES = (*MERGING, "query", "key", "value", "result")
 
 
 def compiled(
-    kernel: object, known: dict[str, object], dtype: str, arch: int, ones: bool, number: str
-) -> Any:
-    """A kernel for a device; ``ones``: every integer is 1, which Triton makes a constant."""
+    kernel: object, known: dict[str, object], dtype: str, arch: int, ones: bool, number: str,
+    packed: bool = False,
+) -> Any:  # fmt: skip
+    """A kernel for a device; ``ones``: every integer is 1, which Triton makes a constant.
+
+    ``packed``: channels lie side by side, and rows begin at multiples of 16.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -70,10 +76,20 @@ def compiled(
             tensor = "*fp32"  # of attention: a logarithm for each key
         elif tensor is None and name in VALUES:
             tensor = f"*{dtype}"
-        if ones and tensor is None and name not in known:
+        beside = packed and name.endswith("_c")
+        if (ones or beside) and tensor is None and name not in known:
             constants[name] = 1
         types[name] = "constexpr" if name in constants else tensor or "i32"
-    source = ASTSource(kernel, types, constants)
+    aligned = (
+        {}
+        if not packed
+        else {
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(kernel.arg_names)
+            if types[name][0] == "*" or name.endswith(("_b", "_h", "_n", "width"))
+        }
+    )
+    source = ASTSource(kernel, types, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
     return triton.compile(source, target=target, options={"enable_fp_fusion": True} | options)
 
@@ -117,3 +133,36 @@ def test_attention_fits_the_shared_memory_of_small_devices(width: int, keys: int
     kernel, known = attention.attend_kernel, blocks.attend_blocks(keys, width, width)
     for arch in (80, 90):
         assert compiled(kernel, known, "fp16", arch, False, "fp32").metadata.shared <= 99 << 10
+
+
+WIDTHS = [(20, 32), (32, 64), (64, 32), (64, 64), (64, 96), (80, 80), (128, 20), (160, 96)]
+PRODUCTS = [
+    *((attention.attend_kernel, blocks.attend_blocks(600, *widths)) for widths in WIDTHS),
+    *((matching.pairs_kernel, blocks.match_blocks(98, width)) for width in (16, 64, 80)),
+    *((matching.pairs_kernel, blocks.match_blocks(288, width)) for width in (32, 64, 128)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "known"), PRODUCTS)
+def test_products_read_what_is_theirs(kernel: object, known: dict[str, object]) -> None:
+    sass = compiled(kernel, known, "bf16", 90, False, "fp64", packed=True).asm["sass"]
+    count, wrong = wrong_descriptors(sass)
+    assert count == sass.count("HGMMA") + len(re.findall(r"HGMMA\S* R\w+, gdesc", sass)) > 0
+    assert not wrong
+
+
+def test_a_descriptor_of_something_else_is_seen() -> None:
+    good = """
+        USGXT.U32 UR6, UR4, 0xe;
+        UIADD3.X UR7, UR4, 0x40000040, URZ, UP0, !UPT;
+        UMOV UR7, 0x40000040;
+        UMOV UR5, UR7;
+        UMOV UR4, UR6;
+        UIADD3.64 UR10, UR6, 0x2, URZ;
+        HGMMA.64x64x16.F32 R24, gdesc[UR4], RZ, !UPT;
+        HGMMA.64x64x16.F32 R24, R72, gdesc[UR8].tnspB, R24;"""
+    assert wrong_descriptors(good) == (3, [])
+    other = good.replace("UMOV UR7, 0x40000040", "UMOV UR7, 0xc0000060")
+    assert len(wrong_descriptors(other)[1]) == 3
+    elsewhere = good.replace("UMOV UR4, UR6", "UIADD3 UR4, UP1, UR12, 0x40, URZ")
+    assert len(wrong_descriptors(elsewhere)[1]) == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import tome_fx
 from tests.tiny import SIZE, tiny
 from tome_fx.cli import main
 from tome_fx.measuring.machine import best
+from tome_fx.profiling import kernels as listing
 from tome_fx.profiling.kernels import kernels, plain_name
 from tome_fx.profiling.profile import Profile, profile
 from tome_fx.profiling.roofline import Roofline
@@ -133,6 +136,23 @@ def test_the_command_writes_what_it_prints(
 )
 def test_kernels_of_one_kind_have_one_name(name: str, plain: str) -> None:
     assert plain_name(name) == plain
+
+
+def test_a_kernel_counts_once_and_not_for_its_caller_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def event(key: str, place: str, micro: float) -> SimpleNamespace:
+        device = SimpleNamespace(name=place)
+        return SimpleNamespace(key=key, count=2, device_type=device, self_device_time_total=micro)
+
+    events = [
+        event("aten::addmm", "CPU", 30.0), event("nvjet_bias", "CUDA", 30.0),
+        event("triton_poi_fused_gelu_1", "CPU", 7.0), event("triton_poi_fused_gelu", "CUDA", 7.0),
+    ]  # fmt: skip
+    record = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr("torch.profiler.profile", lambda **_: nullcontext(record))
+    times: dict[str, tuple[int, float]] = {}
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    listing._add(times, lambda _: None, x)
+    assert times == {"nvjet_bias": (2, 30.0), "triton_poi_fused_gelu": (2, 7.0)}
 
 
 @pytest.mark.compiler

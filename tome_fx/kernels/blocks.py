@@ -47,9 +47,14 @@ def attend_blocks(keys: int, width: int, value_width: int) -> dict[str, int]:
 
     Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
     heads get few of them, or the shared memory of smaller devices would not hold them.
+
+    Either all blocks have 32 channels or none: Hopper's products tell by a bit of the address how
+    rows of 32 lie in shared memory and how longer ones do, and the assembler of CUDA 12.8 (ptxas,
+    with Triton 3.6) takes one for the other where both begin at one place.
     """
-    first, rest = two_blocks(width)
-    value_first, value_rest = two_blocks(value_width)
+    least = 32 if max(width, value_width) <= 32 else 64
+    first, rest = two_blocks(width, least)
+    value_first, value_rest = two_blocks(value_width, least)
     wide = max(first + rest, value_first + value_rest) > 128
     extents = {"FIRST": first, "REST": rest, "VALUE_FIRST": value_first, "VALUE_REST": value_rest}
     filled = {
@@ -62,14 +67,15 @@ def attend_blocks(keys: int, width: int, value_width: int) -> dict[str, int]:
     return tiles | extents | filled
 
 
-def two_blocks(width: int) -> tuple[int, int]:
+def two_blocks(width: int, least: int = 32) -> tuple[int, int]:
     """Extents of one block of channels or two that hold ``width``, with little over.
 
-    None of 16: Triton 3.6 reads beyond the shared memory of so narrow a block on Hopper.
+    ``least`` is the fewest that a block has. None of 16: Triton 3.6 reads beyond the shared memory
+    of so narrow a block on Hopper.
     """
-    whole = power_of_two(width, 32)
-    rest = power_of_two(width - whole // 2, 32)
-    return (whole, 0) if whole == 32 or 2 * rest >= whole else (whole // 2, rest)
+    whole = power_of_two(width, least)
+    rest = power_of_two(width - whole // 2, least)
+    return (whole, 0) if whole == least or 2 * rest >= whole else (whole // 2, rest)
 
 
 def merge_blocks(width: int, r: int) -> dict[str, int]:

@@ -60,6 +60,9 @@ def _add(times: _Times, call: Callable[[Tensor], object], x: Tensor) -> None:
         call(x)
     field = "self_device_time_total" if away else "self_cpu_time_total"
     for event in record.key_averages():
+        # On a device the call that started a kernel counts its time too.
+        if away and event.device_type.name == "CPU":
+            continue
         name, micro = plain_name(event.key), float(getattr(event, field))
         if micro > 0:
             calls, before = times.get(name, (0, 0.0))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from tome_fx.macs import macs_of
 from tome_fx.module import ToMeModule
@@ -67,6 +69,9 @@ def profile(
 ) -> tuple[Profile, ...]:
     """Run programs on ``x`` node by node, eagerly and in turn, and sum up by step and layer.
 
+    A kernel that does several steps counts as the one that it is named after: a merge with the
+    sum in front of it and the norm behind it as merging.
+
     Args:
         modules: what to profile, by the name of r.
         x: a batch ``[B, C, H, W]`` of the size that the modules were captured with.
@@ -96,12 +101,40 @@ def _program(module: ToMeModule, x: Tensor) -> _Program:
     lifted = rewritten_graph(located, module.settings)
     program = located.program
     lifted.graph.set_codegen(program.graph._codegen)
-    runnable = GraphModule(module, lifted.graph)
-    sizes = verify(runnable, program)
+    sizes = verify(GraphModule(module, lifted.graph), program)
     batch = program.batch if program.static_batch else BATCH
     macs = {node: n * x.shape[0] for node, n in macs_of(lifted.graph, sizes, batch).items()}
-    where = places(lifted.graph, lifted.origin, program.graph, located.findings)
-    return _Program(TimedRun(runnable, x.device), where, macs)
+    find = partial(places, captured=program.graph, findings=located.findings)
+    lowered = find(lifted.graph, lifted.origin)
+    same = _kept(module.graph, lifted.graph)
+    where = find(module.graph, {n: lifted.origin[o] for n, o in same.items() if o in lifted.origin})
+    return _Program(TimedRun(module, x.device), where, _shared(macs, lowered, same, where))
+
+
+def _kept(running: Graph, lowered: Graph) -> dict[Node, Node]:
+    """What is in the program as it runs and as it was lowered: kernels may do several steps."""
+    before = {node.name: node for node in lowered.nodes}
+    pairs = {node: before[node.name] for node in running.nodes if node.name in before}
+    return {new: old for new, old in pairs.items() if new.target == old.target}
+
+
+def _shared(
+    macs: Mapping[Node, int],
+    lowered: Mapping[Node, Place],
+    same: Mapping[Node, Node],
+    where: Mapping[Node, Place],
+) -> dict[Node, int]:
+    """MACs by call: those of calls that are gone go to what stands in their place now."""
+    found = {new: macs[old] for new, old in same.items() if old in macs}
+    left: Counter[Place] = Counter()
+    for node, count in macs.items():
+        left[lowered[node]] += count
+    for node, count in found.items():
+        left[where[node]] -= count
+    for node, place in where.items():
+        if node not in same and node.op == "call_function":
+            found[node] = left.pop(place, 0)
+    return found
 
 
 def _summed(r: str, program: _Program, roofline: Roofline) -> Profile:

@@ -164,4 +164,5 @@ def test_a_stream_of_one_token_and_other_dtypes_are_matched_portably() -> None:
 def test_the_op_is_what_it_says() -> None:
     checks = ("test_schema", "test_autograd_registration")
     args = (torch.randn(2, 3, 9, 4, device=DEVICE), 2, 1, 1, 0)
+    assert kernels.chosen(DEVICE)  # which registers it
     torch.library.opcheck(torch.ops.tome_fx.match.default, args, test_utils=checks)

@@ -10,6 +10,8 @@ from tests.kernels.interpreted.common import DEVICE
 from tests.packed import Packed
 from tests.tiny import images, tiny
 from tome_fx import kernels, ops
+from tome_fx.profiling.profile import profile
+from tome_fx.profiling.roofline import Roofline
 
 
 @pytest.mark.parametrize("r", [1, 3, (2, -1.0)])
@@ -47,3 +49,16 @@ def test_images_in_one_row(lengths: tuple[int, ...]) -> None:
     assert targets.count(ops.merge_norm) == 3
     torch.testing.assert_close(fast(*given), expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(fast.token_map(*given), maps, strict=True))
+
+
+def test_the_profile_is_of_the_calls_that_run() -> None:
+    fast = tome_fx.transform(tiny().to(DEVICE), 2)
+    merges = sum(map(bool, fast.schedule))
+    (found,) = profile({"2": fast}, images(3).to(DEVICE), Roofline(macs=1e9, bandwidth=1e8), 1, 0)
+    steps = {line.step: line for line in found.by_step()}
+    assert steps["matching"].nodes == merges > 0
+    assert steps["matching"].macs == 3 * fast.report.macs_matching > 0
+    assert sum(line.macs for line in found.lines) == 3 * fast.report.macs_after
+    # Of two norms a layer one is part of the merge, which makes the sizes too.
+    assert steps["norm"].nodes == merges
+    assert "unmerge" not in steps
