@@ -5,6 +5,7 @@ The model is as it was after every failure; `failure` sees to that.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -284,3 +285,11 @@ def test_a_generator_made_in_forward() -> None:
     text = failure(Around(noisy), tome_fx.CaptureError, example_inputs=images())
     assert "Generator" in text
     assert "__init__" in text
+
+
+def test_what_is_blamed_is_a_line_of_the_model_and_none_of_python() -> None:
+    def sorts(body: nn.Module, x: Tensor) -> Tensor:
+        return body(x) * statistics.median_low([x.sum(), x.amax()])
+
+    said = failure(Around(sorts), tome_fx.CaptureError, example_inputs=images())
+    assert "return body(x) * statistics.median_low(" in said

@@ -10,10 +10,13 @@ import torch
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TORCH = os.path.dirname(torch.__file__) + os.sep
 _NOT_THEIRS = (TORCH, _OURS + os.sep)
+# Of Python itself; what is installed beside it is a user's.
+_PYTHON = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+_INSTALLED = (os.sep + "site-packages" + os.sep, os.sep + "dist-packages" + os.sep)
 
 
 def blame(error: BaseException) -> str:
-    """The error's first lines, and the innermost line of code that is not torch's or ours."""
+    """The error's first lines, and the innermost line that is not of torch, of Python or ours."""
     text = str(error).strip().split("\n\n")[0] or type(error).__name__
     line = own_line(error)
     return f"{text} At {line}." if line else text
@@ -33,5 +36,6 @@ def own_line(error: BaseException) -> str:
 
 def _is_theirs(filename: str) -> bool:
     path = os.path.abspath(filename)
-    generated = filename.startswith("<")
-    return not generated and not path.startswith(_NOT_THEIRS) and os.path.exists(path)
+    if filename.startswith("<") or path.startswith(_NOT_THEIRS) or not os.path.exists(path):
+        return False
+    return not path.startswith(_PYTHON) or any(folder in path for folder in _INSTALLED)
