@@ -1,8 +1,8 @@
 """Kernels are used on a device after they were seen to agree with plain ops there.
 
 A kernel is compiled for each kind of device by whatever Triton is installed. Before the first
-transform on a device takes them, they match, merge and attend on one small batch whose scores are
-exact.
+transform on a device takes them, they match, merge and attend on a small batch, in each of the ways
+that they cut their work.
 """
 
 from __future__ import annotations
@@ -60,7 +60,19 @@ def _steps(device: torch.device) -> tuple[Tensor, ...]:
     kept = ops.take(keys[:, 0], first.keep)[:, None]
     second = ops.match_keys(kept, 4, 1)
     again = ops.merge(merged, second, size, ops.merged_size(second, size, keys), 1, 1, 1)
-    return (*first, merged, normed, size, level, *second, again, *_half_steps(device))
+    steps = (*first, merged, normed, size, level, *second, again)
+    return *steps, *_plans(device), *_half_steps(device)
+
+
+def _plans(device: torch.device) -> tuple[Tensor, ...]:
+    """Matching of more tokens than one block has, and than one program ranks, of scores 0 and 1."""
+    found: list[Tensor] = []
+    for tokens, width in ((140, 64), (300, 80)):
+        kind = torch.arange(2 * tokens, device=device).reshape(2, 1, tokens) ** 2 % 251 % 61
+        kind[:, :, 1::2] -= kind[:, :, 1::2] % 2  # so that many have no like
+        keys = torch.nn.functional.one_hot(kind, width).float()
+        found += ops.match_keys(keys, 20)
+    return tuple(found)
 
 
 def _half_steps(device: torch.device) -> tuple[Tensor, ...]:
@@ -68,6 +80,6 @@ def _half_steps(device: torch.device) -> tuple[Tensor, ...]:
     x = torch.arange(2 * 70 * 192, device=device).reshape(2, 70, 192).float().sin().half()
     plan = ops.match_keys(x[:, None, :, :3].round(), 9)
     merged = ops.merge_norm(x, plan, None, x, [192], branch=x.cos())
-    q = x.reshape(2, 70, 2, 96).transpose(1, 2)  # two blocks of channels, several of keys
     size = torch.arange(1, 71, device=device).float().expand(2, 1, 1, 70)
-    return *merged, ops.kernel_attention(4 * q, q, q.cos(), size)
+    heads = [x.reshape(2, 70, -1, width).transpose(1, 2) for width in (96, 64, 32)]
+    return *merged, *(ops.kernel_attention(4 * q, q, q.cos(), size) for q in heads)

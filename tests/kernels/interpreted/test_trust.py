@@ -63,8 +63,11 @@ def test_the_check_is_not_vacuous() -> None:
     assert bool((level > 0).any())
     assert len(dst.unique()) > 2
     assert not torch.allclose(merged, normed)
-    *plan, _, first, second, sizes, _, attended = rest
-    assert len(plan) == 3
-    assert {t.dtype for t in (first, second, attended)} == {torch.float16}
+    plans, (first, normed, sizes, _, *attended) = rest[4:10], rest[10:]
+    for _, pairs, slots in (plans[:3], plans[3:]):
+        assert pairs.shape == slots.shape == (2, 20)
+        assert bool((pairs[0] != pairs[1]).any())
+    assert len(attended) == 3
+    assert {t.dtype for t in (first, normed, *attended)} == {torch.float16}
     assert bool((sizes > 1).any())
-    assert float(attended.std()) > 0.1
+    assert all(float(result.std()) > 0.1 for result in attended)
