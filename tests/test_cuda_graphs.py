@@ -1,7 +1,8 @@
 """A rewritten program can be recorded as a CUDA graph: one device, no size that depends on values.
 
-Traced on fake CUDA tensors, which need no device. What a recording cannot hold would show here: a
-tensor made on the CPU, an op that waits for the device or whose result has a size of its own.
+Traced on fake CUDA tensors, which need no device; where there is one, programs are recorded too.
+What a recording cannot hold would show here: a tensor made on the CPU, an op that waits for the
+device or whose result has a size of its own.
 """
 
 from __future__ import annotations
@@ -81,3 +82,16 @@ def test_what_does_not_fit_is_seen() -> None:
         return body(x)[torch.tensor([0, 1])]
 
     assert unfit(on_cuda(Around(waits), SIZE))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_a_device_gives_compiled_what_it_gives_eager(mode: str) -> None:
+    model = tiny().to("cuda")  # in float32, where rounding decides on no pair
+    fast = tome_fx.transform(model, 2)
+    compiled = torch.compile(fast, mode=mode)
+    for count in (4, 4, 4, 1):
+        x = images(count).to("cuda")
+        with torch.inference_mode():
+            expected, found = fast(x), compiled(x).clone()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
