@@ -76,16 +76,38 @@ def test_what_does_not_run_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None
     assert clock.timed == 3
 
 
-@pytest.mark.parametrize("wrong", [0.1, float("nan")])
+def elsewhere(*qkv: torch.Tensor, **how: Any) -> torch.Tensor:
+    return ops.channel_attention(*qkv, **how) + 0.2
+
+
+def nowhere(*qkv: torch.Tensor, **how: Any) -> torch.Tensor:
+    return ops.channel_attention(*qkv, **how) * float("nan")
+
+
+def without_the_last_key(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, size: torch.Tensor
+) -> torch.Tensor:
+    return ops.channel_attention(q, k[:, :, :-1], v[:, :, :-1], size[..., :-1])
+
+
+def without_the_last_query(q: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    found = ops.channel_attention(q, *rest)
+    found[:, :, -1] = 0
+    return found
+
+
+@pytest.mark.parametrize("tokens", [9, 577])
+@pytest.mark.parametrize(
+    "broken", [elsewhere, nowhere, without_the_last_key, without_the_last_query]
+)
 def test_what_gives_another_result_is_not_taken(
-    wrong: float, monkeypatch: pytest.MonkeyPatch
+    broken: Any, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, mask=3.0, channel=1.0, values=4.0)
-    right = ops.FORMS["channel"]
-    broken = {"channel": lambda *a, **how: right(*a, **how) + wrong}
-    monkeypatch.setattr(ops, "FORMS", {**ops.FORMS, **broken})
+    monkeypatch.setattr(ops, "FORMS", {**ops.FORMS, "channel": broken})
+    shapes = Shapes(torch.device("cpu"), torch.bfloat16, 2, 2, tokens, tokens, 16, 16)
     with pytest.warns(ToMeWarning, match="'channel' is not taken .*channels 16/16"):
-        assert choosing.measured(SHAPES, LEGAL) == "mask"
+        assert choosing.measured(shapes, LEGAL) == "mask"
     assert clock.timed == 2
 
 

@@ -32,7 +32,7 @@ IMAGES = 64
 _USUAL = ("mask", "channel", "values", "kernel")
 # What has nothing that a compiler would fuse.
 _AS_IT_IS = ("mask", "kernel")
-# More than bfloat16 rounds, in a share of the whole result.
+# More than bfloat16 rounds, in a share of a row of the result.
 _ROUNDING = 0.05
 _LOCK = threading.Lock()
 
@@ -124,17 +124,25 @@ def _result(call: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def _agrees(found: torch.Tensor, expected: torch.Tensor, form: str, shapes: Shapes) -> bool:
-    """Up to rounding; what a kernel gets wrong is wrong by more. Warns where they differ."""
-    apart = float((found.float() - expected.float()).norm() / expected.float().norm())
+    """Is each row the mask's up to rounding? Warns where one is not."""
+    rows = [_apart(*images) for images in zip(found, expected, strict=True)]
+    apart = float(torch.stack(rows).amax())
     if apart < _ROUNDING:
         return True
     warnings.warn(
-        f"Attention in the form {form!r} is not taken ({key_of(shapes)}): its result is "
-        f"{apart:.2g} times the mask's away from it. The compiler of its kernel is at fault.",
+        f"Attention in the form {form!r} is not taken ({key_of(shapes)}): a row of its result is "
+        f"{apart:.2g} times the mask's away from it, which is more than rounding. What computes it "
+        "on this device, with this release of torch and Triton, is at fault.",
         ToMeWarning,
         stacklevel=2,
     )
     return False
+
+
+def _apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The largest distance of two rows, in lengths of the second."""
+    wanted = expected.float()
+    return ((found.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).amax()
 
 
 def _program(form: str) -> Callable[..., torch.Tensor]:
@@ -152,11 +160,14 @@ def _program(form: str) -> Callable[..., torch.Tensor]:
 def _values(shapes: Shapes, images: int) -> list[torch.Tensor]:
     generator = torch.Generator(shapes.device).manual_seed(0)
     made = partial(torch.randn, dtype=shapes.dtype, device=shapes.device, generator=generator)
+    # The last key stands for as many tokens as all others, so that a form without it is seen.
+    sizes = torch.rand(images, shapes.keys - 1, device=shapes.device, generator=generator) * 3 + 1
+    sizes[:, -1:] = 2.0 * shapes.keys
     return [
         made(images, shapes.heads, shapes.queries, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.width),
         made(images, shapes.key_heads, shapes.keys, shapes.value_width),
-        torch.rand(images, shapes.keys - 1, device=shapes.device, generator=generator) * 3 + 1,
+        sizes,
     ]
 
 

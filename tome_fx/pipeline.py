@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch.fx import Graph, GraphModule
 
+from tome_fx import ops
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.graph.segments import forget_segments, segment
@@ -148,9 +149,7 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     """Attention with sizes by fused kernels, in the form that is fastest."""
     if form == "written":
         return report
-    known = recognize(done.graph)
-    _has_kernels(done.program)  # whether they can be trusted is found out before one is taken
-    forms = attend(done.graph, chooser(form))
+    known, forms = _attend(done.graph, done.program, form)
     if known or set(forms) - {"mask"}:
         target.recompile()
         verify(target, done.program)
@@ -158,6 +157,13 @@ def _attended(target: GraphModule, report: Report, done: Done, form: str) -> Rep
     if known:
         notes.append(f"written attention that a compiler fuses, sizes included: {known}")
     return replace(report, notes=(*report.notes, *notes))
+
+
+def _attend(graph: Graph, program: Program, form: str) -> tuple[int, Mapping[str, int]]:
+    """How many written attentions are calls now, and how many calls have each form."""
+    known = recognize(graph)
+    _has_kernels(program)  # whether they can be trusted is found out before one is taken
+    return known, attend(graph, chooser(form))
 
 
 def _fused(target: GraphModule, report: Report, done: Done) -> Report:
@@ -212,10 +218,26 @@ def _has_kernels(program: Program) -> bool:
     return device is not None and has_kernels(device)
 
 
-def rewritten_graph(located: Located, settings: Settings) -> LiftedGraph:
+def rewritten_graph(
+    located: Located, settings: Settings, schedule: MergeSchedule | None = None
+) -> LiftedGraph:
     """The graph of :func:`rewrite` made anew, lowered, with what each of its nodes stands for."""
-    lifted = _lifted(located, settings, _planned(located, settings))
+    lifted = _lifted(located, settings, schedule or _planned(located, settings))
     return replace(lifted, graph=lower(lifted.graph, settings.scatter))
+
+
+def as_it_runs(graph: Graph, program: Program, settings: Settings) -> None:
+    """Give a lowered and verified graph the calls of this device, in place.
+
+    As :func:`rewrite` does, but that stretches of a row attend one by one, and without segments.
+    """
+    merges = any(node.target in (ops.match, ops.match_metric) for node in graph.nodes)
+    if settings.attention != "written":
+        _attend(graph, program, settings.attention)
+    kernels = _has_kernels(program)
+    fuse(graph, kernels)
+    if kernels and merges:
+        embed(graph)
 
 
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import tome_fx
+from tests.packed import Packed
 from tests.tiny import SIZE, tiny
 from tome_fx.cli import main
 from tome_fx.measuring.machine import best
@@ -49,6 +52,61 @@ def test_macs_are_those_of_the_report() -> None:
     assert sum(line.macs for line in found.lines) == 3 * fast.report.macs_after
     matching = sum(line.macs for line in found.lines if line.step == "matching")
     assert matching == 3 * fast.report.macs_matching > 0
+
+
+def checkpointed() -> tuple[tome_fx.ToMeModule, torch.Tensor]:
+    fast = tome_fx.transform(tiny(), 2, min_ratio=0).train()
+    fast.set_grad_checkpointing(True)
+    return fast, torch.randn(3, 3, SIZE, SIZE)
+
+
+def left_out() -> tuple[tome_fx.ToMeModule, torch.Tensor]:
+    with pytest.warns(tome_fx.ToMeWarning, match="not applied"):
+        fast = tome_fx.transform(tiny(), 2, min_ratio=9)
+    return fast, torch.randn(3, 3, SIZE, SIZE)
+
+
+def grouped() -> tuple[tome_fx.ToMeModule, torch.Tensor]:
+    config = Packed(lengths=(16, 24, 16, 24))
+    rows = config.rows().float()
+    model = InRows(config.build().float(), Lengths(config.lengths))
+    fast = tome_fx.transform(model, 2, example_inputs=rows, min_ratio=0)
+    assert "in one call" in str(fast.report)
+    return fast, rows
+
+
+class Lengths(list[int]):
+    """Lengths that code asks for as it asks a tensor."""
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
+class InRows(nn.Module):
+    """Rows of known lengths."""
+
+    def __init__(self, body: nn.Module, lengths: Lengths) -> None:
+        super().__init__()
+        self.body, self.lengths = body, lengths
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.body(x, self.lengths)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+
+@pytest.mark.cost
+@pytest.mark.parametrize("made", [checkpointed, left_out, grouped])
+def test_what_runs_in_another_shape_is_profiled_as_what_it_is(
+    made: Callable[[], tuple[tome_fx.ToMeModule, torch.Tensor]],
+) -> None:
+    fast, x = made()
+    (found,) = profile({"2": fast}, x, ROOFLINE, 1, 0)
+    images = x.shape[0] if x.dim() == 4 else 1
+    assert sum(line.macs for line in found.lines) == images * fast.report.macs_after
+    steps = {line.step: line for line in found.by_step()}
+    assert ("matching" in steps) == any(fast.schedule)
+    assert all(steps[step].macs for step in ("projections", "attention", "mlp"))
 
 
 def test_every_call_is_timed_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

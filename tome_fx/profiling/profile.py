@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from tome_fx.macs import macs_of
 from tome_fx.module import ToMeModule
 from tome_fx.passes.verify import BATCH, verify
-from tome_fx.pipeline import rewritten_graph
+from tome_fx.pipeline import as_it_runs, rewritten_graph
 from tome_fx.profiling.roofline import Roofline
 from tome_fx.profiling.steps import STEPS, Place, places
 from tome_fx.profiling.timed import TimedRun
@@ -70,11 +70,13 @@ def profile(
     """Run programs on ``x`` node by node, eagerly and in turn, and sum up by step and layer.
 
     A kernel that does several steps counts as the one that it is named after: a merge with the
-    sum in front of it and the norm behind it as merging.
+    sum in front of it and the norm behind it as merging. Stretches of a row are shown one by one,
+    also where they attend in one call, and what is checkpointed as if it were not.
 
     Args:
         modules: what to profile, by the name of r.
-        x: a batch ``[B, C, H, W]`` of the size that the modules were captured with.
+        x: a batch ``[B, C, H, W]`` of the size that the modules were captured with, or what else
+            is their only input.
         progress: called after each pass over one of them.
     """
     programs = {r: _program(module, x) for r, module in modules.items()}
@@ -98,42 +100,37 @@ class _Program:
 
 def _program(module: ToMeModule, x: Tensor) -> _Program:
     located = module.located
-    lifted = rewritten_graph(located, module.settings)
-    program = located.program
-    lifted.graph.set_codegen(program.graph._codegen)
-    sizes = verify(GraphModule(module, lifted.graph), program)
+    # Without what was planned and left out.
+    lifted = rewritten_graph(located, module.settings, module._rewritten.schedule)
+    program, graph = located.program, lifted.graph
+    graph.set_codegen(program.graph._codegen)
+    runnable = GraphModule(module, graph)
+    sizes = verify(runnable, program)
     batch = program.batch if program.static_batch else BATCH
-    macs = {node: n * x.shape[0] for node, n in macs_of(lifted.graph, sizes, batch).items()}
+    images = x.shape[0] if program.batched else 1  # patches of one image are rows as well
+    macs = {node: n * images for node, n in macs_of(graph, sizes, batch).items()}
     find = partial(places, captured=program.graph, findings=located.findings)
-    lowered = find(lifted.graph, lifted.origin)
-    same = _kept(module.graph, lifted.graph)
-    where = find(module.graph, {n: lifted.origin[o] for n, o in same.items() if o in lifted.origin})
-    return _Program(TimedRun(module, x.device), where, _shared(macs, lowered, same, where))
-
-
-def _kept(running: Graph, lowered: Graph) -> dict[Node, Node]:
-    """What is in the program as it runs and as it was lowered: kernels may do several steps."""
-    before = {node.name: node for node in lowered.nodes}
-    pairs = {node: before[node.name] for node in running.nodes if node.name in before}
-    return {new: old for new, old in pairs.items() if new.target == old.target}
+    lowered = find(graph, lifted.origin)
+    as_it_runs(graph, program, module.settings)
+    runnable.recompile()
+    where = find(graph, lifted.origin)
+    return _Program(TimedRun(runnable, x.device), where, _shared(macs, lowered, where))
 
 
 def _shared(
-    macs: Mapping[Node, int],
-    lowered: Mapping[Node, Place],
-    same: Mapping[Node, Node],
-    where: Mapping[Node, Place],
+    macs: Mapping[Node, int], lowered: Mapping[Node, Place], where: Mapping[Node, Place]
 ) -> dict[Node, int]:
     """MACs by call: those of calls that are gone go to what stands in their place now."""
-    found = {new: macs[old] for new, old in same.items() if old in macs}
-    left: Counter[Place] = Counter()
+    found = {node: count for node, count in macs.items() if node in where}
+    left = Counter[Place]()
     for node, count in macs.items():
-        left[lowered[node]] += count
-    for node, count in found.items():
-        left[where[node]] -= count
-    for node, place in where.items():
-        if node not in same and node.op == "call_function":
-            found[node] = left.pop(place, 0)
+        if node not in where:
+            left[lowered[node]] += count
+    calls = [node for node in where if node.op == "call_function"]
+    made = [node for node in calls if node not in lowered]
+    for place, count in left.items():
+        heir = next(node for node in (*made, *calls) if where[node] == place)
+        found[heir] = found.get(heir, 0) + count
     return found
 
 

@@ -52,7 +52,9 @@ OF_FUNCTION: Mapping[Any, str] = MappingProxyType(
     {function: step for step, functions in _BY_STEP.items() for function in functions}
 )
 # Of these operands only dtype and device are read.
-UNREAD: Mapping[Any, int] = MappingProxyType({ops.merged_size: 2, ops.key_bias: 0})
+UNREAD: Mapping[Any, int] = MappingProxyType(
+    {ops.merged_size: 2, ops.merge_norm: 3, ops.key_bias: 0}
+)
 _NORMS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "native_layer_norm",
           "native_batch_norm", "_native_batch_norm_legit_no_training")  # fmt: skip
 _PRODUCTS = ("matmul", "bmm", "baddbmm", "mm", "einsum")
