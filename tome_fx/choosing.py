@@ -142,7 +142,8 @@ def _agrees(found: torch.Tensor, expected: torch.Tensor, form: str, shapes: Shap
 def _apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The largest distance of two rows, in lengths of the second."""
     wanted = expected.float()
-    return ((found.float() - wanted).norm(dim=-1) / wanted.norm(dim=-1)).amax()
+    length, away = (torch.linalg.vector_norm(t, dim=-1) for t in (wanted, found.float() - wanted))
+    return (away / length).amax()
 
 
 def _program(form: str) -> Callable[..., torch.Tensor]:

@@ -48,9 +48,9 @@ def attend_blocks(keys: int, width: int, value_width: int) -> dict[str, int]:
     Measured on an H200: small blocks leave room for more of them, long rows pay for that. Wide
     heads get few of them, or the shared memory of smaller devices would not hold them.
 
-    Either all blocks have 32 channels or none: Hopper's products tell by a bit of the address how
-    rows of 32 lie in shared memory and how longer ones do, and the assembler of CUDA 12.8 (ptxas,
-    with Triton 3.6) takes one for the other where both begin at one place.
+    Either all blocks have 32 channels or none: bits beside an address tell Hopper's products how
+    rows of 32 lie in shared memory, and how longer ones do. The assembler of CUDA 12.8 (ptxas, with
+    Triton 3.6) mixes them up where both kinds begin at one place.
     """
     least = 32 if max(width, value_width) <= 32 else 64
     first, rest = two_blocks(width, least)

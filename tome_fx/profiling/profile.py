@@ -129,8 +129,10 @@ def _shared(
     calls = [node for node in where if node.op == "call_function"]
     made = [node for node in calls if node not in lowered]
     for place, count in left.items():
-        heir = next(node for node in (*made, *calls) if where[node] == place)
-        found[heir] = found.get(heir, 0) + count
+        near = [node for node in (*made, *calls) if where[node] == place]
+        if count:
+            heir = (near or made or calls)[0]
+            found[heir] = found.get(heir, 0) + count
     return found
 
 
