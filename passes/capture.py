@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.alike import picks_across
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.describing import images_of, written
@@ -214,6 +215,9 @@ def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
         with contextlib.suppress(CaptureError):
             # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
             read = from_export(structure_copy(model), example, strict=True)
+            if picks_across(read):
+                with contextlib.suppress(CaptureError):
+                    return from_export(structure_copy(model), example, shared=True, strict=True)
             if not read.static_batch:
                 return read
     if sum(map(example.has_rows, example.leaves)) > 1:

@@ -94,6 +94,9 @@ PICKS: Mapping[str, Pick] = {
     ),
     "rows of a folded axis": lambda x, kept, given: x.flatten(0, 1)[numbers(x, given)],
     "index by what is given": lambda x, kept, given: x[torch.arange(x.shape[0])[:, None], given],
+    "gather where images are counted": lambda x, kept, given: x.gather(
+        1, wide(given, x) + 0 * len(x)
+    ),
 }
 
 
@@ -108,6 +111,28 @@ def test_tokens_that_are_kept_by_number_merge(name: str, before: int) -> None:
     fast = checked(Model(PICKS[name], before), given())
     assert fast.schedule == (2,) * (before + 2)
     assert [u.reason for u in fast.report.unmerges] == ["it picks tokens by number"] * before
+
+
+@torch.no_grad()
+def test_tokens_that_are_drawn_merge() -> None:
+    """As a dropout of patches leaves them."""
+
+    def step(x: Tensor, kept: Tensor, given: Tensor) -> Tensor:
+        drawn = torch.randn(x.shape[:2]).topk(10, dim=-1).indices
+        return x[torch.arange(x.shape[0])[:, None], drawn]
+
+    model, image = Model(step).double().eval(), torch.randn(3, 3, 8, 8).double()
+    fast = tome_fx.transform(model, 2, example_inputs=(image, given()))
+    assert fast.schedule == (2, 2, 2)
+    colour = image[..., :1, :1].expand_as(image).contiguous()
+    assert distance(fast(colour, given()), model(colour, given())) < 1e-9
+    for part in (image[:1], torch.cat([image, image])):
+        places = given()[:1].expand(len(part), -1)
+        found = []
+        for program in (tome_fx.transform(model, 0, example_inputs=(image, given())), model):
+            torch.manual_seed(0)
+            found.append(program(part, places))
+        assert torch.equal(*found)
 
 
 def test_beside_a_class_token() -> None:

@@ -143,7 +143,8 @@ def _apart(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The largest distance of two rows, in lengths of the second."""
     wanted = expected.float()
     length, away = (torch.linalg.vector_norm(t, dim=-1) for t in (wanted, found.float() - wanted))
-    return (away / length).amax()
+    largest: torch.Tensor = (away / length).amax()
+    return largest
 
 
 def _program(form: str) -> Callable[..., torch.Tensor]:

@@ -11,6 +11,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.examples import Example
+from tome_fx.graph.calls import bind
+from tome_fx.graph.extents import tensor_value
+from tome_fx.program import Program
+
+aten = torch.ops.aten
 
 
 @contextmanager
@@ -33,3 +38,20 @@ def said_to_be_alike(model: nn.Module, example: Example) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def picks_across(program: Program) -> bool:
+    """Is something picked from as many images as there are, by the places of some other number?
+
+    ``tokens.gather(1, places)`` asks of both numbers only that the second is not larger, which no
+    model means.
+    """
+    picks = program.graph.find_nodes(op="call_function", target=aten.gather.default)
+    return any(_differ(node) for node in picks)
+
+
+def _differ(node: torch.fx.Node) -> bool:
+    call = bind(node)
+    values = [tensor_value(call[name]) for name in ("self", "index")]
+    first, second = (value.shape[0] if value is not None and value.dim() else 0 for value in values)
+    return call["dim"] != 0 and str(first) != str(second)
