@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch.fx import Graph, GraphModule
 
-from tome_fx import ops
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.graph.segments import forget_segments, segment
@@ -168,12 +167,18 @@ def _attend(graph: Graph, program: Program, form: str) -> tuple[int, Mapping[str
 
 def _fused(target: GraphModule, report: Report, done: Done) -> Report:
     """What kernels of this device do at once, and what suits it otherwise where tokens merge."""
-    graph, kernels = done.graph, _has_kernels(done.program)
-    target.graph = fuse(graph, kernels)
-    if not kernels or not any(report.schedule) or not embed(target.graph):
+    embedded = _fuse(done.graph, done.program, any(report.schedule))
+    target.graph = done.graph
+    if not embedded:
         return report
-    target.recompile()
     return replace(report, notes=(*report.notes, "patches are embedded by a matrix product"))
+
+
+def _fuse(graph: Graph, program: Program, merges: bool) -> bool:
+    """Let kernels do several steps at once, in place. Are patches a matrix product now?"""
+    kernels = _has_kernels(program)
+    fuse(graph, kernels)
+    return kernels and merges and bool(embed(graph))
 
 
 def _checkpointed(target: GraphModule, report: Report, done: Done) -> Report:
@@ -226,18 +231,14 @@ def rewritten_graph(
     return replace(lifted, graph=lower(lifted.graph, settings.scatter))
 
 
-def as_it_runs(graph: Graph, program: Program, settings: Settings) -> None:
+def as_it_runs(graph: Graph, program: Program, settings: Settings, merges: bool) -> None:
     """Give a lowered and verified graph the calls of this device, in place.
 
     As :func:`rewrite` does, but that stretches of a row attend one by one, and without segments.
     """
-    merges = any(node.target in (ops.match, ops.match_metric) for node in graph.nodes)
     if settings.attention != "written":
         _attend(graph, program, settings.attention)
-    kernels = _has_kernels(program)
-    fuse(graph, kernels)
-    if kernels and merges:
-        embed(graph)
+    _fuse(graph, program, merges)
 
 
 def _inputs_only(graph: Graph, captured: Graph) -> Graph:

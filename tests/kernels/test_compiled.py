@@ -80,15 +80,11 @@ def compiled(
         if (ones or beside) and tensor is None and name not in known:
             constants[name] = 1
         types[name] = "constexpr" if name in constants else tensor or "i32"
-    aligned = (
-        {}
-        if not packed
-        else {
-            (i,): [["tt.divisibility", 16]]
-            for i, name in enumerate(kernel.arg_names)
-            if types[name][0] == "*" or name.endswith(("_b", "_h", "_n", "width"))
-        }
-    )
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if packed and (types[name][0] == "*" or name.endswith(("_b", "_h", "_n", "width")))
+    }
     source = ASTSource(kernel, types, constants, aligned)
     target = GPUTarget("cuda", arch, 32)
     return triton.compile(source, target=target, options={"enable_fp_fusion": True} | options)
@@ -133,7 +129,10 @@ def test_scores_are_three_products_of_halves_summed_in_float32(left: int, width:
 )
 def test_attention_fits_the_shared_memory_of_each_device(width: int, keys: int) -> None:
     kernel, known = attention.attend_kernel, blocks.attend_blocks(keys, width, width)
-    for arch, most in ((80, 163), (86, 99), (89, 99), (90, 227)):
+    for arch in (80, 90):
+        assert compiled(kernel, known, "fp16", arch, False, "fp32").metadata.shared <= 99 << 10
+    # Where rows can be fetched ahead they are, and only large devices have more.
+    for arch, most in ((80, 99), (86, 99), (89, 99), (90, 227)):
         found = compiled(kernel, known, "fp16", arch, False, "fp32", packed=True)
         assert found.metadata.shared <= most << 10
 

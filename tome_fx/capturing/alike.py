@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.examples import Example
 from tome_fx.graph.calls import bind
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import same_size, tensor_value
 from tome_fx.program import Program
 
 aten = torch.ops.aten
@@ -54,4 +54,4 @@ def _differ(node: torch.fx.Node) -> bool:
     call = bind(node)
     values = [tensor_value(call[name]) for name in ("self", "index")]
     first, second = (value.shape[0] if value is not None and value.dim() else 0 for value in values)
-    return call["dim"] != 0 and str(first) != str(second)
+    return call["dim"] != 0 and not same_size(first, second)

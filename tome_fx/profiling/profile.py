@@ -111,7 +111,7 @@ def _program(module: ToMeModule, x: Tensor) -> _Program:
     macs = {node: n * images for node, n in macs_of(graph, sizes, batch).items()}
     find = partial(places, captured=program.graph, findings=located.findings)
     lowered = find(graph, lifted.origin)
-    as_it_runs(graph, program, module.settings)
+    as_it_runs(graph, program, module.settings, any(module.schedule))
     runnable.recompile()
     where = find(graph, lifted.origin)
     return _Program(TimedRun(runnable, x.device), where, _shared(macs, lowered, where))
