@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from tome_fx.cli import bench as bench_command
 from tome_fx.cli import main
 from tome_fx.cli.failure import CliError
 from tome_fx.cli.suites import cases, figures, plots
 from tome_fx.cli.suites import run as suites
 from tome_fx.cli.suites.cases import EAGER, INFERENCE, TRAINING, Case
+from tome_fx.cli.suites.steps import summed
+from tome_fx.profiling.steps import ADDED, STEPS
 
 TINY = "test_vit"
 
@@ -34,6 +37,7 @@ SMALL = {
     "memory": [tiny(batch_size=8, img_size=160, r="20", grad=grad)
                for grad in (INFERENCE, TRAINING)],
     "depth": [tiny(depth=1), tiny(depth=2)],
+    "profile": [tiny(), tiny(batch_size=3)],
 }  # fmt: skip
 
 
@@ -56,7 +60,9 @@ def test_every_suite_writes_its_rows_and_a_plot(tmp_path: Path) -> None:
     assert bench("--suite", "--out", tmp_path / "all") == 0
     for name, wanted in SMALL.items():
         found = rows(tmp_path / "all" / f"{name}-cpu.csv")
-        assert [tuple(row[key] for key in cases.KEYS) for row in found] == [c.key for c in wanted]
+        keys = [tuple(row[key] for key in cases.KEYS) for row in found]
+        assert list(dict.fromkeys(keys)) == [case.key for case in wanted]
+        assert len(keys) == len(wanted) or name == "profile", "one row a case"
         for row in found:
             assert row["suite"] == name
             assert row["torch"] == torch.__version__
@@ -98,7 +104,7 @@ def test_a_stopped_suite_goes_on_where_it_stopped(
 ) -> None:
     real, asked = figures.figures, []
 
-    def stopping(kind: str, case: Case, setup: figures.Setup) -> dict[str, Any]:
+    def stopping(kind: str, case: Case, setup: figures.Setup) -> list[dict[str, Any]]:
         asked.append(case.r)
         if asked == ["2", "4"]:
             raise KeyboardInterrupt
@@ -180,6 +186,38 @@ def test_transform_is_timed_in_parts(tmp_path: Path) -> None:
     assert int(short["nodes_after"]) < int(long["nodes_after"])
     parts = sum(float(long[name]) for name in ("capture_s", "locate_s", "rewrite_s"))
     assert 0.3 * float(long["transform_s"]) < parts < 3 * float(long["transform_s"])
+
+
+def test_steps_are_those_of_the_profile_and_sum_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--suite", "profile", "--out", tmp_path, "--no-plots") == 0
+    shown = capsys.readouterr().out
+    found = rows(tmp_path / "profile-cpu.csv")
+    places = [(row["batch_size"], row["program"], row["layer"], row["step"]) for row in found]
+    assert len(set(places)) == len(places)
+    steps = {program: {row["step"] for row in found if row["program"] == program}
+             for program in ("original", "merged")}  # fmt: skip
+    assert {"projections", "attention", "mlp"} <= steps["original"] < steps["merged"]
+    assert {"matching", "merging"} <= steps["merged"] - steps["original"]
+    assert {row["layer"] for row in found} == {"stem", "0", "1", "head"}
+    for line in summed(found):
+        own = [row for row in found if row["batch_size"] == line["batch_size"]]
+        whole = sum(float(row["ms"]) for row in own if row["program"] == "merged")
+        assert float(line["merged_ms"]) == pytest.approx(whole, rel=1e-3)
+        shares = [float(line[step].rstrip("%")) for step in STEPS]
+        assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+        added = sum(float(line[step].rstrip("%")) for step in ADDED)
+        assert float(line["added"].rstrip("%")) == pytest.approx(added, abs=0.3)
+        assert line["added"] in shown
+    assert bench("--suite", "profile", "--out", tmp_path, "--no-plots") == 0
+    assert rows(tmp_path / "profile-cpu.csv") == found, "rows that are there stay as they are"
+
+
+def test_the_help_names_all_suites() -> None:
+    assert cases.CPU.keys() == SMALL.keys() == cases.ACCELERATOR.keys()
+    (option,) = get_args(bench_command.Names)[1:]
+    assert option.help.rstrip(".").rpartition(" ")[2].split(",") == list(SMALL)
 
 
 def test_results_go_to_the_clone_or_to_outputs(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tome_fx.cli.failure import CliError
 from tome_fx.cli.measure import Settings, by_r, measure, passes, subjects
 from tome_fx.cli.models import DTYPES, ModelSpec
 from tome_fx.cli.suites import run as suites
+from tome_fx.cli.suites.cases import CPU
 from tome_fx.cli.suites.figures import Setup
 
 Rs = Annotated[
@@ -37,7 +38,7 @@ SUITE = "Suites"
 Names = Annotated[
     str | None,
     typer.Option("--suite", metavar="[NAMES]", rich_help_panel=SUITE,
-                 help="Run suites; all, or some of targets,r,batch,tokens,memory,depth."),
+                 help=f"Run suites; all, or some of {','.join(CPU)}."),
 ]  # fmt: skip
 Out = Annotated[
     Path | None,

@@ -19,7 +19,7 @@ COMPILED = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a suite: a model, what is asked of it, and how long it is timed.
+    """What a suite measures at once: a model, what is asked of it, and how long it is timed.
 
     ``mode`` is that of torch.compile, or ``eager``; ``grad`` is inference or training.
     """
@@ -51,7 +51,7 @@ KEYS = ("model", "r", "batch_size", "img_size", "depth", "mode", "grad")
 
 @dataclass(frozen=True)
 class Suite:
-    """Cases that one file and one plot show. ``kind`` is speed, memory or transform."""
+    """Cases that one file and one plot show. ``kind`` is a key of `run.COLUMNS`."""
 
     name: str
     kind: str
@@ -71,6 +71,7 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
                 "training": ("speed", "Share of the FLOP limit in training"),
                 "memory": ("memory", "Peak memory"),
                 "depth": ("transform", "Time of transform() against the depth"),
+                "profile": ("steps", "Steps of a pass, eager, the original as 100 %"),
             }.items()
         }
     )
@@ -78,7 +79,7 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
 
 DEPTH = [Case(TI, "4", 2, depth=depth, mode=EAGER, rounds=3) for depth in (12, 24, 48)]
 
-# Two cores: meant to take about half an hour in all, compiling included.
+# Two cores: meant to take about three quarters of an hour in all, compiling included.
 CPU = _suites(
     {
         "targets": [
@@ -105,6 +106,10 @@ CPU = _suites(
             Case(TI, "13", 16, grad=TRAINING),
         ],
         "depth": DEPTH,
+        "profile": [Case(model, r, batch, mode=EAGER, rounds=rounds)
+                    for model, r, each in ((S, "13", (20, 9, 5, 3)), (B, "16", (15, 7, 3, 2)),
+                                           (L, "8", (9, 5, 2)))
+                    for batch, rounds in zip((1, 8, 64, 256), each, strict=False)],
     }
 )  # fmt: skip
 
@@ -126,6 +131,9 @@ ACCELERATOR = _suites(
                    for grad, mode in ((INFERENCE, "default"), (TRAINING, EAGER))
                    for model, r, side in ((B, "16", 224), (L, "8", 224), (L384, "23", 384))],
         "depth": DEPTH,
+        "profile": [Case(model, r, batch, mode=EAGER, rounds=20)
+                    for model, r in ((S, "13"), (B, "16"), (L, "8"))
+                    for batch in (1, 8, 64, 256)],
     }
 )  # fmt: skip
 

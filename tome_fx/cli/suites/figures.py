@@ -1,4 +1,4 @@
-"""The figures of one case: speed, peak memory, or the time that a transform takes."""
+"""The figures of one case: speed, peak memory, the time that a transform takes, or steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.options import parse_r
 from tome_fx.cli.steps import in_mode, step_of
 from tome_fx.cli.suites.cases import EAGER, INFERENCE, Case
+from tome_fx.cli.suites.steps import rows_of
 from tome_fx.locating import LOCK
 from tome_fx.passes.capture import capture
 from tome_fx.passes.locate import locate
@@ -37,8 +38,11 @@ class Setup:
     warmup: int
 
 
-def figures(kind: str, case: Case, setup: Setup) -> dict[str, Any]:
-    """Return the figures of a case by their columns; the same columns for each case of a kind."""
+def figures(kind: str, case: Case, setup: Setup) -> list[dict[str, Any]]:
+    """Return the rows of a case, figures by their columns: one, or one for each step of a layer.
+
+    All rows of a kind have the same columns.
+    """
     kwargs = [] if case.depth is None else [f"depth={case.depth}"]
     spec = ModelSpec(
         case.model,
@@ -49,13 +53,15 @@ def figures(kind: str, case: Case, setup: Setup) -> dict[str, Any]:
     )
     loaded = merging.load_quietly(spec)
     if kind == "transform":
-        return _transform(loaded, case, setup)
+        return [_transform(loaded, case, setup)]
     torch._dynamo.reset()  # programs of the case before would fill the caches of this one
     if case.grad != INFERENCE:
         loaded.model.requires_grad_(True)
     fast = merging.transform(loaded, parse_r(case.r), merging.MergeOptions())
+    if kind == "steps":
+        return rows_of(loaded, fast, case, setup.rounds or case.rounds, setup.warmup)
     made = _speed if kind == "speed" else _memory
-    return _sizes(fast.report) | made(loaded, fast, case, setup)
+    return [_sizes(fast.report) | made(loaded, fast, case, setup)]
 
 
 def _sizes(report: tome_fx.Report) -> dict[str, Any]:

@@ -9,9 +9,14 @@ from typing import Any
 
 from tome_fx.cli.failure import CliError
 from tome_fx.cli.suites.cases import Suite
-from tome_fx.cli.suites.rows import Record
+from tome_fx.cli.suites.rows import Record, by_case
+from tome_fx.cli.suites.steps import MERGED, ORIGINAL, milliseconds
+from tome_fx.profiling.steps import ADDED, STEPS
 
 BLUE, ORANGE, GREY = "#3465a4", "#c4570b", "#777777"
+# For what both programs have, and for what merging adds.
+_CALM = ("#1f3d66", "#3465a4", "#7fa3d1", "#b9cde6", "#8f8f8f", "#cfcfcf")
+_WARM = ("#8c3a00", "#c4570b", "#e8974f", "#f3c193", "#fbe3cd")
 # Texts stay texts, and names inside the file do not depend on the run.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -132,6 +137,25 @@ def _transform(axes: Any, rows: Sequence[Record]) -> None:
     axes.legend(frameon=False)
 
 
+def _steps(axes: Any, rows: Sequence[Record]) -> None:
+    """Two columns a case, original and merged, of steps in STEPS' order, what is added on top."""
+    cases = list(by_case(rows).values())
+    order = [step for step in STEPS if step not in ADDED] + list(ADDED)
+    times = [[milliseconds(case, program) for program in (ORIGINAL, MERGED)] for case in cases]
+    colours = [*_CALM[: len(order) - len(ADDED)], *_WARM[: len(ADDED)]]
+    places = [index + side for index in range(len(cases)) for side in (-0.2, 0.2)]
+    below = [0.0] * len(places)
+    for step, colour in zip(order, colours, strict=True):
+        heights = [ms[step] / sum(both[0].values()) for both in times for ms in both]
+        if any(heights):
+            axes.bar(places, heights, bottom=below, width=0.36, color=colour, label=step)
+        below = [one + height for one, height in zip(below, heights, strict=True)]
+    axes.set_xticks(range(len(cases)), [_label(case[0]) for case in cases], fontsize=4)
+    axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5),
+                reverse=True)  # fmt: skip
+
+
 _DRAWING: dict[str, Callable[[Any, Sequence[Record]], None]] = {
     "targets": _shares,
     "r": _throughput,
@@ -140,4 +164,5 @@ _DRAWING: dict[str, Callable[[Any, Sequence[Record]], None]] = {
     "training": _shares,
     "memory": _peaks,
     "depth": _transform,
+    "profile": _steps,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def _text(value: Any) -> str:
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
-def load(path: Path, columns: Sequence[str], around: Mapping[str, Any]) -> dict[Key, Record]:
-    """Return the rows that are there, by their keys; empty where there is no file.
+def load(path: Path, columns: Sequence[str], around: Mapping[str, Any]) -> dict[Key, list[Record]]:
+    """Return the rows that are there, by the key of their case; empty where there is no file.
 
     Raises CliError where the file is something else, or of another machine or version.
     """
@@ -50,7 +50,15 @@ def load(path: Path, columns: Sequence[str], around: Mapping[str, Any]) -> dict[
                 raise CliError(
                     f"{path}: measured with {name} {row[name]}, not {around[name]} ({FRESH})"
                 )
-    return {tuple(row[name] for name in KEYS): row for row in rows}
+    return by_case(rows)
+
+
+def by_case(rows: Iterable[Record]) -> dict[Key, list[Record]]:
+    """Return rows by the key of their case, in their order."""
+    found: dict[Key, list[Record]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in KEYS), []).append(row)
+    return found
 
 
 def save(path: Path, rows: Sequence[Record]) -> None:

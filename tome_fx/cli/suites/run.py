@@ -16,6 +16,8 @@ from tome_fx.cli.suites import plots
 from tome_fx.cli.suites.cases import KEYS, Case, Suite, chosen
 from tome_fx.cli.suites.figures import Setup, figures
 from tome_fx.cli.suites.rows import Key, Record, as_text, load, save
+from tome_fx.cli.suites.steps import summed
+from tome_fx.profiling.steps import ADDED
 
 CLONE = Path("docs", "benchmarks")
 OUTPUTS = Path("outputs")
@@ -31,6 +33,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "memory": (*_SIZES, "original_peak_mib", "transformed_peak_mib", "memory_ratio"),
     "transform": ("nodes_before", "nodes_after", "transform_s", "capture_s", "locate_s",
                   "rewrite_s", "rounds"),
+    "steps": ("program", "layer", "step", "nodes", "ms", "macs", "moved", "bound_ms", "rounds",
+              "warmup", "peak_gmacs_per_s", "peak_gb_per_s"),
 }  # fmt: skip
 
 
@@ -93,16 +97,20 @@ def _measured(
             continue
         _say(f"{suite.name} {index}/{len(wanted)}: {case}")
         keys = {name: getattr(case, name) for name in KEYS}
-        found = {"suite": suite.name, **keys, **figures(suite.kind, case, setup), **around}
-        there[case.key] = as_text({name: found[name] for name in columns})
+        there[case.key] = [
+            as_text({name: found[name] for name in columns})
+            for one in figures(suite.kind, case, setup)
+            for found in [{"suite": suite.name, **keys, **one, **around}]
+        ]
         save(path, _in_order(suite.cases, there))
     return _in_order(suite.cases, there)
 
 
-def _in_order(cases: Sequence[Case], there: Mapping[Key, Record]) -> list[Record]:
+def _in_order(cases: Sequence[Case], there: Mapping[Key, Sequence[Record]]) -> list[Record]:
     """Rows in the order of the cases; those of cases that are no more come last."""
     keys = [case.key for case in cases]
-    return [there[key] for key in (*keys, *(k for k in there if k not in keys)) if key in there]
+    ordered = (*keys, *(key for key in there if key not in keys))
+    return [row for key in ordered for row in there.get(key, ())]
 
 
 def _say(text: str) -> None:
@@ -117,11 +125,15 @@ _SHOWN = {
                "transformed_peak_mib", "memory_ratio"),
     "transform": ("model", "depth", "nodes_before", "nodes_after", "transform_s", "capture_s",
                   "locate_s", "rewrite_s"),
+    "steps": ("model", "r", "batch_size", "original_ms", "merged_ms", "projections", "attention",
+              "mlp", *ADDED, "added"),
 }  # fmt: skip
 
 
 def _show(suite: Suite, rows: Sequence[Record]) -> None:
     names = _SHOWN[suite.kind]
+    if suite.kind == "steps":
+        rows = summed(rows)
     lines = [names, *([_short(row[name]) for name in names] for row in rows)]
     print(f"{suite.title} ({suite.name})")
     tables.print_lines(lines, console.out(), left=1)
