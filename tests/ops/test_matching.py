@@ -145,6 +145,15 @@ def test_a_row_of_zeros_or_nan_is_similar_to_nothing(bad: float) -> None:
     assert (ops.similarity(metric) == 0).all()
 
 
+@pytest.mark.compiler
+def test_compiled_bad_rows_are_told_from_others_too() -> None:
+    metric = torch.randn(3, 9, 4)
+    metric[0, 3, 1], metric[1, 4] = float("inf"), float("nan")
+    scores = torch.compile(ops.similarity)(metric)
+    torch.testing.assert_close(scores, ops.similarity(metric), rtol=0, atol=1e-6)
+    assert (scores == -2).sum() == scores.shape[1], "the column of token 3, one of B"
+
+
 def test_one_bad_number_is_not_nearer_than_any_vector() -> None:
     metric = torch.randn(1, 6, 4)
     metric[0, 0, 1] = float("inf")

@@ -53,7 +53,8 @@ def _parts(metric: Tensor, parity: int) -> tuple[Tensor, Tensor]:
 
 def _scores(rows: Tensor, others: Tensor) -> Tensor:
     scores = product(rows, others.transpose(1, 2))
-    return torch.where(scores.isnan(), torch.full_like(scores, -2.0), scores)
+    # Only a NaN is unequal to itself. A compiler for CPUs has `isnan` one by one, this in vectors.
+    return torch.where(torch.eq(scores, scores), scores, -2.0)
 
 
 def match(scores: Tensor, r: int, parity: int = 0, onehot: bool = False) -> MergePlan:
