@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,17 @@ def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Mapped(nn.Module):
     """Blocks, a pool and a head that are written for one image, or for all."""
 
-    def __init__(self, attention: bool, head: bool) -> None:
+    def __init__(self, attention: bool, head: bool, region: bool = False) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, C, 2, 2), nn.Linear(C, 5)
         self.qkv = nn.ModuleList(nn.Linear(C, 3 * C) for _ in range(2))
         self.mlp = nn.ModuleList(nn.Linear(C, C) for _ in range(2))
-        self.attention, self.mapped = attention, head
+        self.attention, self.mapped, self.region = attention, head, region
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image).flatten(2).mT
+        with torch.autocast("cuda", enabled=False) if self.region else nullcontext():
+            x = x * x.mean((1, 2), keepdim=True).cos()
         attend = torch.vmap(written) if self.attention else written
         for qkv, mlp in zip(self.qkv, self.mlp, strict=True):
             q, k, v = qkv(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -40,9 +44,12 @@ class Mapped(nn.Module):
         return self.head(x.mean(1))  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("region", [False, True])
 @pytest.mark.parametrize(("attention", "head"), [(True, False), (False, True), (True, True)])
-def test_what_is_mapped_over_images_is_about_all_of_them(attention: bool, head: bool) -> None:
-    model = Mapped(attention, head).eval()
+def test_what_is_mapped_over_images_is_about_all_of_them(
+    attention: bool, head: bool, region: bool
+) -> None:
+    model = Mapped(attention, head, region).eval()
     randomise(model)
     model.double()
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
