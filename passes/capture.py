@@ -35,6 +35,7 @@ from tome_fx.capturing.faithful import check_faithful, treats_one_apart
 from tome_fx.capturing.fixed import as_constants, fixed_inputs, has_numbers
 from tome_fx.capturing.known import ranges_known
 from tome_fx.capturing.leaves import as_leaves, culprit
+from tome_fx.capturing.original import Original
 from tome_fx.capturing.results import register_results
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
@@ -53,7 +54,8 @@ def capture(
     example: Example | None,
     door: Door = "auto",
     shared: bool = False,
-    original: nn.Module | None = None,
+    original: Original | None = None,
+    check: bool = True,
 ) -> Program:
     """Capture ``model`` in the mode that it is in.
 
@@ -62,8 +64,8 @@ def capture(
         example: inputs; not used for an exported program.
         door: ``auto`` tries export, symbolic tracing, and export around what cannot be captured.
         shared: export with one batch for all inputs, which fails where they have several.
-        original: a copy of the model, which is run to see that the program computes what it does;
-            None takes any program.
+        original: the model, which is run on the example before it is traced.
+        check: also see that the program computes what the original does.
 
     Raises:
         CaptureError: neither way works; the text quotes the model's own line.
@@ -77,22 +79,26 @@ def capture(
     assert example is not None, "a module is captured with example inputs"
     given = example
 
-    def check(program: Program) -> None:
-        if original is not None:
-            check_faithful(program, original, given)
+    asked = original if check else None
+
+    def compare(program: Program) -> None:
+        if asked is not None:
+            check_faithful(program, asked, given)
 
     def captured(example: Example) -> Program:
+        if original is not None:
+            original.fill_caches(example)
         if not isinstance(model, GraphModule) and not shared:
-            return _module(model, example, door, check)
+            return _module(model, example, door, compare)
         if shared:
             program = from_export(model, example, shared=True)
         else:
             program = from_graph_module(model, model, example, "graph_module")
-        check(program)
+        compare(program)
         return program
 
     program = captured(example)
-    if original is not None and treats_one_apart(program, original, example):
+    if asked is not None and treats_one_apart(program, asked, example):
         program = _for_several_or_one(program, captured, example)
     return _with_given(program, example)
 

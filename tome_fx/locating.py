@@ -14,7 +14,7 @@ from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noti
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
 from tome_fx.capturing.known import WRITE_IN
-from tome_fx.capturing.skeleton import structure_copy, uncompiled
+from tome_fx.capturing.original import Original
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
@@ -55,8 +55,7 @@ def locate_program(
         checkpoints_noticed() as checkpoints,
     ):
         door = cast(Door, settings.capture)
-        asks = settings.check and isinstance(model, nn.Module)
-        original = uncompiled(structure_copy(cast(nn.Module, model))) if asks else None
+        original = Original(model) if isinstance(model, nn.Module) else None
         reading = _Reading(model, door, original, settings)
         program, found = reading.read(example)
     asked = bool(checkpoints) or asks_for_checkpoints(model)
@@ -69,7 +68,7 @@ class _Reading:
 
     model: nn.Module | torch.export.ExportedProgram
     door: Door
-    original: nn.Module | None
+    original: Original | None
     settings: Settings
 
     def read(self, example: Example | None) -> tuple[Program, Findings]:
@@ -94,7 +93,9 @@ class _Reading:
         return self._for_one_image(example, program) or (program, found)
 
     def _captured(self, example: Example | None, shared: bool = False) -> tuple[Program, Findings]:
-        program = capture(self.model, example, self.door, shared=shared, original=self.original)
+        program = capture(
+            self.model, example, self.door, shared, self.original, self.settings.check
+        )
         return program, _findings(program, self.settings)
 
     def _for_one_image(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.errors import InputError
 
+# Images that are run: a batch of one may be a special case.
+FEW = 2
 _ASK = (
     "Pass one example, for instance "
     "tome_fx.transform(model, example_inputs=(torch.randn(2, 3, 224, 224),))."
@@ -45,6 +48,11 @@ class Example:
     def has_rows(self, value: Any) -> bool:
         """Is it a tensor with a row for each image?"""
         return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.batch
+
+    @cached_property
+    def few(self) -> Example:
+        """Its first images, the same object each time."""
+        return self.first(FEW) if self.batch > FEW else self
 
     def first(self, count: int) -> Example:
         """The first ``count`` of its images."""

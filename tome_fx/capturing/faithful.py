@@ -12,31 +12,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.original import Original, is_real
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.capturing.rounding import excess, is_inexact, precision_of, relative
-from tome_fx.capturing.running import first_unlike, run_model, run_program
+from tome_fx.capturing.running import first_unlike, run_program
 from tome_fx.errors import CaptureError, ToMeWarning
 from tome_fx.graph.calls import bind
 from tome_fx.program import Program
 
-# Images that are run: a batch of one may be a special case.
-FEW = 2
+REMEMBERED = (
+    "The model returns values of a trace: its code keeps what it made in a call (a dict, "
+    "functools.lru_cache), and was traced before it was run with a batch of this size. Empty what "
+    "it keeps, run the model once, and transform it then."
+)
 
 
-def check_faithful(program: Program, original: nn.Module, example: Example) -> None:
+def check_faithful(program: Program, original: Original, example: Example) -> None:
     """Run the model and its program on the example, and compare what they return.
 
     Nothing is said of programs that draw random numbers, and of models on the meta device.
 
     Args:
-        original: a copy of the model that was never traced.
+        original: the model, which was never traced.
 
     Raises:
         CaptureError: they differ by more than rounding may, see :mod:`tome_fx.capturing.rounding`;
@@ -48,7 +51,7 @@ def check_faithful(program: Program, original: nn.Module, example: Example) -> N
     ran = False
     for some in _samples(program, example):
         try:
-            expected = run_model(original, some)
+            expected = original.run(some)
             ran = True
             result = run_program(program, some)
         except Exception as error:  # the first images alone may be none of its inputs
@@ -66,7 +69,7 @@ def check_faithful(program: Program, original: nn.Module, example: Example) -> N
     )
 
 
-def treats_one_apart(program: Program, original: nn.Module, example: Example) -> bool:
+def treats_one_apart(program: Program, original: Original, example: Example) -> bool:
     """Does the model's code go another way for one image than for several?
 
     No graph tells so: tracing takes for granted that there are several. A model that takes no
@@ -76,7 +79,7 @@ def treats_one_apart(program: Program, original: nn.Module, example: Example) ->
         return False
     one = example.first(1)
     try:
-        expected = run_model(original, one)
+        expected = original.run(one)
     except Exception:
         return False
     try:
@@ -86,7 +89,7 @@ def treats_one_apart(program: Program, original: nn.Module, example: Example) ->
 
 
 def _compare(
-    program: Program, original: nn.Module, example: Example, expected: Any, result: Any
+    program: Program, original: Original, example: Example, expected: Any, result: Any
 ) -> None:
     precision = precision_of(program.graph)
     what = _difference(expected, result, precision)
@@ -94,7 +97,7 @@ def _compare(
         return
     module = ""
     with contextlib.suppress(Exception):  # a model may refuse a second call
-        module = first_unlike(program, original, example, precision)
+        module = first_unlike(program, original.module, example, precision)
     where = f", first in {module}" if module else ""
     raise CaptureError(
         f"The model computes something else while it is captured than when it is run: {what}"
@@ -116,8 +119,9 @@ def _difference(expected: Any, result: Any, precision: float) -> str:
     wanted = [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
     got = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     refuse_unknown([leaf for _, leaf in leaves])
-    if any(isinstance(leaf, FakeTensor) for _, leaf in leaves):
-        return ""  # out of a cache that another trace filled
+    if not all(is_real(leaf) for _, leaf in leaves):
+        warnings.warn(REMEMBERED, ToMeWarning, stacklevel=2)
+        return ""
     if len(wanted) != len(got):
         return f"it returns {len(got)} tensors in place of {len(wanted)}"
     rounded = any(map(is_inexact, got))
@@ -136,10 +140,9 @@ def _kind(value: Tensor) -> str:
     return f"{list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
-def _can_tell(program: Program, original: nn.Module, example: Example) -> bool:
-    held = [*original.parameters(), *original.buffers(), *program.constants.values()]
-    values = [value for value in (*held, *example.leaves) if isinstance(value, Tensor)]
-    real = not any(value.is_meta or isinstance(value, FakeTensor) for value in values)
+def _can_tell(program: Program, original: Original, example: Example) -> bool:
+    values = (*program.constants.values(), *example.leaves)
+    real = original.is_real and all(map(is_real, values))
     return real and not any(map(_draws, program.graph.nodes))
 
 
@@ -160,6 +163,6 @@ def _samples(program: Program, example: Example) -> Iterator[Example]:
     if program.static_batch:
         yield example.sized(program.batch)
         return
-    if example.batch > FEW:
-        yield example.first(FEW)
-    yield example
+    yield example.few
+    if example.few is not example:
+        yield example

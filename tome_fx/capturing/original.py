@@ -1,0 +1,57 @@
+"""The model as it is: run for real, beside what traces it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tome_fx.capturing.examples import Example
+from tome_fx.capturing.running import run_model
+from tome_fx.capturing.skeleton import structure_copy, uncompiled
+
+# Images that are run though the first of them would do: more would take long.
+SMALL = 8
+
+
+class Original:
+    """A copy of a model that shares its tensors and is never traced.
+
+    Attributes:
+        module: the copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = uncompiled(structure_copy(model))
+        self._last: tuple[Example, Any] | None = None
+
+    @property
+    def is_real(self) -> bool:
+        """Do all its tensors hold values?"""
+        return all(map(is_real, (*self.module.parameters(), *self.module.buffers())))
+
+    def run(self, example: Example) -> Any:
+        """What the model returns; an example that was the last one too is not run again."""
+        if self._last is None or self._last[0] is not example:
+            self._last = example, run_model(self.module, example)
+        return self._last[1]
+
+    def fill_caches(self, example: Example) -> None:
+        """Let the model's code remember real values, if it remembers what it made before.
+
+        A table that a first call makes and keeps outside of the model (``functools.lru_cache``, a
+        dict) would be one of a trace, and the model return such values ever after. What is kept
+        for a number of images is filled up to SMALL of them.
+        """
+        if not self.is_real or not all(map(is_real, example.leaves)):
+            return
+        for some in (example, example.few) if example.batch <= SMALL else (example.few,):
+            with contextlib.suppress(Exception):  # what is wrong with it is said where it matters
+                self.run(some)
+
+
+def is_real(value: Any) -> bool:
+    """Is it no tensor without values: on the meta device, or of a trace?"""
+    return not isinstance(value, Tensor) or not (value.is_meta or isinstance(value, FakeTensor))
