@@ -150,7 +150,8 @@ def _steps(axes: Any, rows: Sequence[Record]) -> None:
         if any(heights):
             axes.bar(places, heights, bottom=below, width=0.36, color=colour, label=step)
         below = [one + height for one, height in zip(below, heights, strict=True)]
-    axes.set_xticks(range(len(cases)), [_label(case[0]) for case in cases], fontsize=4)
+    labels = [_label(case[0]).replace(", ", "\n") for case in cases]
+    axes.set_xticks(range(len(cases)), labels, fontsize=5)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5),
                 reverse=True)  # fmt: skip
