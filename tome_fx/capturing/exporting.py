@@ -28,7 +28,12 @@ from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.inplace import make_detached, make_plain
 from tome_fx.graph.leaves import call_leaves
-from tome_fx.graph.regions import has_regions, inline_regions, is_mapped
+from tome_fx.graph.regions import (
+    has_regions,
+    inline_gradient_regions,
+    inline_regions,
+    is_mapped,
+)
 from tome_fx.graph.values import only_computes
 from tome_fx.program import Program
 
@@ -133,6 +138,9 @@ def _is_open(graph: Graph) -> bool:
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
     kept = _edited(exported, _keep)
+    signature = exported.graph_signature
+    held = {*signature.inputs_to_buffers, *signature.inputs_to_lifted_tensor_constants}
+    inline_gradient_regions(kept.graph_module, held)
     try:
         try:
             module = kept.run_decompositions({}).module()
@@ -157,8 +165,10 @@ def _edited(
     program, module = copy.copy(exported), exported.graph_module
     graph = copy.deepcopy(module.graph)
     edit(graph)
-    program._graph_module = GraphModule(module, graph)
-    program._graph_module.meta = module.meta
+    edited = program._graph_module = GraphModule(module, graph)
+    for name, part in edited.named_children():
+        edited.add_module(name, copy.deepcopy(part))
+    edited.meta = module.meta
     return program
 
 

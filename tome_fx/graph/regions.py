@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from tome_fx.errors import CaptureError
 
 _ENTER = torch.amp.autocast_mode._enter_autocast
 _EXIT = torch.amp.autocast_mode._exit_autocast
-_NAMES = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+_GRADIENTS = "wrap_with_set_grad_enabled"
+_NAMES = (_GRADIENTS, "wrap_with_autocast")
 
 
 def is_mapped(graph: Graph) -> bool:
@@ -39,6 +41,35 @@ def inline_regions(module: GraphModule) -> None:
         waiting = waiting or [node for node in module.graph.nodes if _name(node) in _NAMES]
     module.graph.eliminate_dead_code()
     module.graph.lint()
+
+
+def inline_gradient_regions(module: GraphModule, held: Set[str]) -> None:
+    """Put the nodes of regions without gradients in their place, in all parts of a program.
+
+    What comes into such a region is detached, so that nothing flows back out of a buffer that is
+    written to inside of it either; what it reads by the names ``held`` has no gradient anyhow.
+    """
+    for part in list(module.modules()):
+        if not isinstance(part, GraphModule):
+            continue
+        while waiting := [node for node in part.graph.nodes if _name(node) == _GRADIENTS]:
+            for node in waiting:
+                if not node.args[0]:
+                    _detach_operands(part.graph, node, held)
+                inner = node.args[1]
+                _inline(part, node)
+                assert isinstance(inner, Node)
+                if not inner.users:  # all else stays: what opens a part under vmap has no users
+                    part.graph.erase_node(inner)
+        part.recompile()
+
+
+def _detach_operands(graph: Graph, region: Node, held: Set[str]) -> None:
+    for operand in dict.fromkeys(region.args[2:]):
+        if isinstance(operand, Node) and operand.name not in held and _may_require_grad(operand):
+            with graph.inserting_before(region):
+                free = _detached(graph, operand)
+            region.replace_input_with(operand, free)
 
 
 def flatten_gradient_regions(graph: Graph) -> None:
@@ -76,7 +107,7 @@ def _may_require_grad(node: Node) -> bool:
 
 
 def _inline(module: GraphModule, node: Node) -> None:
-    gradients = _name(node) == _NAMES[0]
+    gradients = _name(node) == _GRADIENTS
     state, (target, *operands) = (
         (node.args[:1], node.args[1:]) if gradients else (node.args[:4], node.args[4:])
     )
