@@ -105,6 +105,32 @@ def test_gradients_are_the_model_s(name: str, train: bool) -> None:
     copy.deepcopy(model)
 
 
+def followed(body: nn.Module, x: Tensor) -> Tensor:
+    """A frozen teacher that follows its student in training."""
+    patches = body.patch_embed(x)
+    with torch.no_grad():
+        if body.training:
+            body.teacher.weight.mul_(0.9).add_(body.student.weight, alpha=0.1)
+        target = body.teacher(patches)
+    return after_stem(body, body.student(patches) - target)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_transform_leaves_weights_that_forward_writes_to(check: bool) -> None:
+    body = tiny()
+    width = body.pos_embed.shape[-1]  # type: ignore[union-attr, index]
+    body.student, body.teacher = nn.Linear(width, width), nn.Linear(width, width)
+    body.teacher.requires_grad_(False)
+    model, x = Around(followed, body).train(), images()
+    twin = copy.deepcopy(model)
+    fast = tome_fx.transform(model, 0, example_inputs=x, check=check)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(fast(x), twin(x))
+    for ours, theirs in zip(fast.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_program_that_was_exported_stays_as_it_is() -> None:
     model, x = model_of("averaged").train(), images()
     exported = torch.export.export(model, (x,))

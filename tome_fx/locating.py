@@ -15,7 +15,7 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.original import Original
-from tome_fx.capturing.ungraded import inference_recorded
+from tome_fx.capturing.ungraded import data_recorded, inference_recorded
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
@@ -54,6 +54,7 @@ def locate_program(
         torch.inference_mode(False),
         torch.random.fork_rng(devices=[]),
         inference_recorded(),
+        data_recorded(),
         checkpoints_noticed() as checkpoints,
     ):
         door = cast(Door, settings.capture)

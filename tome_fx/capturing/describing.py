@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
@@ -26,6 +28,8 @@ def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     """Read the batch axis off the inputs of a captured graph."""
     _refuse_read_values(graph)
     _refuse_open_shapes(graph)
+    if how != "dynamo":  # the backend's weights are traced themselves
+        _refuse_traced(graph, constants)
     extents = Extents()
     images = [node for node in graph.nodes if node.op == "placeholder"]
     first = images_of(graph)
@@ -91,6 +95,22 @@ def _refuse_open_shapes(graph: Graph) -> None:
                 module_path(node),
                 "Use torch.where(condition, a, b) or masked_fill in place of an index of places.",
                 reads_values=True,
+            )
+
+
+def _refuse_traced(graph: Graph, constants: Mapping[str, Any]) -> None:
+    """Raise CaptureError where a constant has no values: tracing lost what it is made of."""
+    weights = [value for value in constants.values() if isinstance(value, nn.Parameter)]
+    if any(isinstance(weight, FakeTensor) for weight in weights):
+        return  # the whole model is one of shapes
+    for node in graph.find_nodes(op="get_attr"):
+        if isinstance(constants.get(str(node.target)), FakeTensor):
+            line = source_line(next(iter(node.users), node))
+            where = f", at {line}" if line else ""
+            raise CaptureError(
+                f"Tracing took a value of its own for a constant{where}.",
+                next_step="Write `x.detach()` for `x.data`, and make in `__init__` what a first "
+                "call keeps, or run the model once before it is transformed.",
             )
 
 

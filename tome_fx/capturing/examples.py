@@ -103,13 +103,20 @@ def run_apart(model: nn.Module, example: Example, gradients: bool = False) -> An
     """The model's result for the example; the run leaves it and the random state as they were.
 
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
-    Buffers and inputs that the run changes are copies.
+    Buffers and inputs that the run changes are copies, and so are weights in training: a teacher
+    that follows its student is made of them.
     """
     state: dict[str, Tensor] = dict(model.named_parameters())
+    if model.training:
+        state = {name: _copied(value) for name, value in state.items()}
     state |= {name: value.clone() for name, value in model.named_buffers()}
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (example.args, dict(example.kwargs)))
     with torch.set_grad_enabled(gradients), draws_undone(state.values()):
         return torch.func.functional_call(model, state, args, kwargs)
+
+
+def _copied(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().clone(), weight.requires_grad)
 
 
 def draws_undone(tensors: Iterable[Any]) -> AbstractContextManager[None]:

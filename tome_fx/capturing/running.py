@@ -16,6 +16,7 @@ from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import no_fast_path
 from tome_fx.capturing.examples import Example, draws_undone, run_apart
 from tome_fx.capturing.rounding import allowed, excess, norm_of
+from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.provenance import module_paths
 from tome_fx.program import Program
@@ -101,8 +102,14 @@ class _Run(Interpreter):
     def __init__(self, program: Program, keep: bool = False) -> None:
         super().__init__(nn.Module(), garbage_collect_values=not keep, graph=program.graph)
         self.extra_traceback = False
-        # Some ops write to buffers though their schema does not say so (running statistics).
-        self._held = {name: _own(value) for name, value in program.constants.items()}
+        # Some ops write to buffers though their schema does not say so (running statistics). Of
+        # weights, which are large, only those are copied that the program says it writes to.
+        held = program.graph.find_nodes(op="get_attr")
+        written = {str(node.target) for node in held if any(map(writes, node.users))}
+        self._held = {
+            name: _own(value.data if name in written else value)
+            for name, value in program.constants.items()
+        }
 
     def result(self, example: Example) -> Any:
         given = {node: _own(value) for node, value in inputs_of(self.graph, example)}

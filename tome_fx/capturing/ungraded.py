@@ -1,4 +1,4 @@
-"""``torch.inference_mode`` in a model's code, while it is captured."""
+"""What stops gradients in a model's code and is not recorded: ``inference_mode``, ``x.data``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,31 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+
+@contextlib.contextmanager
+def data_recorded() -> Iterator[None]:
+    """Within, ``x.data`` of a traced value is ``x.detach()``: tracing takes it for a constant.
+
+    That of weights, and of what is not traced, stays what it is.
+    """
+    whole = torch._C.TensorBase.data
+    thread = threading.get_ident()
+
+    def read(self: Tensor) -> Tensor:
+        traced = isinstance(self, (FakeTensor, FunctionalTensor))
+        if traced and not isinstance(self, nn.Parameter) and threading.get_ident() == thread:
+            return self.detach()
+        return whole.__get__(self)  # type: ignore[attr-defined, no-any-return]
+
+    def write(self: Tensor, value: Tensor) -> None:
+        whole.__set__(self, value)  # type: ignore[attr-defined]
+
+    with patch.object(torch.Tensor, "data", property(read, write)):
+        yield
 
 
 @contextlib.contextmanager
