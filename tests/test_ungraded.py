@@ -164,3 +164,19 @@ def test_other_threads_keep_their_inference_mode() -> None:
     tome_fx.transform(Around(forward, tiny()), 2, example_inputs=images())
     assert seen == [True, False]
     assert not any(during)
+
+
+def shared_data(body: nn.Module, x: Tensor) -> Tensor:
+    patches = body.patch_embed(x)
+    return after_stem(body, patches - patches.data.mean(1, keepdim=True))
+
+
+def test_data_of_a_traced_value_has_its_values_and_no_gradient() -> None:
+    model, x = Around(shared_data, tiny()).eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.equal(fast(x), model(x))
+    theirs, ours = gradients(model, x), gradients(fast, x)
+    for name, gradient in theirs.items():
+        if gradient is not None:
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6)
+    assert "data" not in vars(torch.Tensor), "only while a model is captured"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -13,19 +15,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from tome_fx.capturing.blame import TORCH
+
 
 @contextlib.contextmanager
 def data_recorded() -> Iterator[None]:
     """Within, ``x.data`` of a traced value is ``x.detach()``: tracing takes it for a constant.
 
-    That of weights, and of what is not traced, stays what it is.
+    That of weights, of what is not traced, and for torch itself stays what it is.
     """
     whole = torch._C.TensorBase.data
     thread = threading.get_ident()
 
     def read(self: Tensor) -> Tensor:
         traced = isinstance(self, (FakeTensor, FunctionalTensor))
-        if traced and not isinstance(self, nn.Parameter) and threading.get_ident() == thread:
+        plain = isinstance(self, nn.Parameter) or threading.get_ident() != thread
+        if traced and not plain and not _is_torch(sys._getframe(1)):
             return self.detach()
         return whole.__get__(self)  # type: ignore[attr-defined, no-any-return]
 
@@ -41,17 +46,17 @@ def inference_recorded() -> Iterator[None]:
     """Within, ``torch.inference_mode`` is ``no_grad``: export records that, and not the other.
 
     What is computed is the same, and that nothing flows back through it. Other threads may be
-    serving meanwhile: their inference mode stays what it is.
+    serving meanwhile: their inference mode stays what it is, and so does that of torch itself.
     """
     thread = threading.get_ident()
     before, after = torch.inference_mode.__enter__, torch.inference_mode.__exit__
-    entered: dict[int, contextlib.AbstractContextManager[None]] = {}
+    entered: dict[int, torch.no_grad | torch.enable_grad] = {}
 
     def enter(self: Any) -> None:
-        if threading.get_ident() != thread:
+        if threading.get_ident() != thread or _is_torch(sys._getframe(1)):
             before(self)
             return
-        entered[id(self)] = torch.no_grad() if self.mode else contextlib.nullcontext()
+        entered[id(self)] = torch.no_grad() if self.mode else torch.enable_grad()
         entered[id(self)].__enter__()
 
     def leave(self: Any, *raised: Any) -> None:
@@ -66,3 +71,9 @@ def inference_recorded() -> Iterator[None]:
         patch.object(torch.inference_mode, "__exit__", leave),
     ):
         yield
+
+
+def _is_torch(frame: FrameType) -> bool:
+    """Is it code of torch, other than what wraps a decorated function of somebody else?"""
+    name = frame.f_code.co_filename
+    return name.startswith(TORCH) and not name.endswith("_contextlib.py")
