@@ -145,10 +145,12 @@ def test_borders_beyond_the_row() -> None:
 def test_sizes_come_along() -> None:
     config = Packed(lengths=(16, 24, 16, 24, 24))
     model, x, row = config.build(), config.duplicates(), torch.tensor([16, 24, 16, 24, 24])
-    fast = tome_fx.transform(model, 3, example_inputs=(x, row), min_ratio=0)
+    # Rounding picks among duplicates and differs by machine. Of two there are enough in each layer,
+    # whichever were taken before; of three the first stretch can run out of them in the last.
+    fast = tome_fx.transform(model, 2, example_inputs=(x, row), min_ratio=0)
     attention = torch.ops.aten.scaled_dot_product_attention.default
     assert len(fast.graph.find_nodes(op="call_function", target=attention)) == 2 * 3
     assert any("15 in 6" in note for note in fast.report.notes)
     assert distance(fast(x, row), model(x, row)) < 1e-9
-    plain = tome_fx.transform(model, 3, example_inputs=(x, row), min_ratio=0, prop_attn=False)
+    plain = tome_fx.transform(model, 2, example_inputs=(x, row), min_ratio=0, prop_attn=False)
     assert distance(plain(x, row), model(x, row)) > 1e-6

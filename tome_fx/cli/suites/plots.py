@@ -142,10 +142,9 @@ def _steps(axes: Any, rows: Sequence[Record]) -> None:
     cases = list(by_case(rows).values())
     order = [step for step in STEPS if step not in ADDED] + list(ADDED)
     times = [[milliseconds(case, program) for program in (ORIGINAL, MERGED)] for case in cases]
-    colours = [*_CALM[: len(order) - len(ADDED)], *_WARM[: len(ADDED)]]
     places = [index + side for index in range(len(cases)) for side in (-0.2, 0.2)]
     below = [0.0] * len(places)
-    for step, colour in zip(order, colours, strict=True):
+    for step, colour in zip(order, (*_CALM, *_WARM), strict=True):
         heights = [ms[step] / sum(both[0].values()) for both in times for ms in both]
         if any(heights):
             axes.bar(places, heights, bottom=below, width=0.36, color=colour, label=step)
