@@ -26,6 +26,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tome_fx.capturing.alike import picks_across
+from tome_fx.capturing.backwards import OWN_GRADIENT, Backwards
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.describing import images_of, written
@@ -88,6 +89,8 @@ def capture(
     def captured(example: Example) -> Program:
         if original is not None:
             original.fill_caches(example)
+        if asked is not None and model.training and asked.backwards.functions:
+            return _with_backwards(model, example, asked.backwards, compare)
         if not isinstance(model, GraphModule) and not shared:
             return _module(model, example, door, compare)
         if shared:
@@ -249,6 +252,26 @@ def _decided(program: Program, names: Set[str]) -> Program:
             "call may do something else than the one before."
         )
     return replace(program, decided=tuple(sorted(names)))
+
+
+def _with_backwards(
+    model: nn.Module, example: Example, backwards: Backwards, check: Check
+) -> Program:
+    """The program of training with the modules as calls that have a backward of their own.
+
+    Raises:
+        CaptureError: one of them cannot be, or is the model itself.
+    """
+    reasons = backwards.reasons()
+    path, reason = next(iter(reasons.items()))
+    try:
+        if not path:
+            raise CaptureError("It is called by the model itself.")
+        with as_leaves(model, reasons, example):
+            return _exported(model, example, check)
+    except CaptureError as error:
+        text = f"{reason} It is kept in training by calls of its module alone: {error.found}"
+        raise CaptureError(text, path, OWN_GRADIENT) from error
 
 
 def _around_leaves(

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_hooks
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
@@ -62,7 +63,15 @@ def locate_program(
         reading = _Reading(model, door, original, settings)
         program, found = reading.read(example)
     asked = bool(checkpoints) or asks_for_checkpoints(model)
-    return _checked(replace(program, checkpointed=asked), found)
+    program = replace(program, checkpointed=asked)
+    if original is not None:
+        calls = {leaf.path for leaf in leaves_of(program.graph)}
+        lost = original.backwards.lost(calls)
+        warn_of_hooks(lost)
+        program = replace(program, backwards=lost.functions)
+        if original.backwards.functions.keys() & calls:
+            return _checked(program, found, OWN_GRADIENT)
+    return _checked(program, found)
 
 
 @dataclass(frozen=True)
@@ -196,14 +205,14 @@ def _lost_images(program: Program, found: Findings) -> bool:
     return any(cones.depends(node, image) for node in lost for image in images)
 
 
-def _checked(program: Program, findings: Findings) -> Located:
+def _checked(program: Program, findings: Findings, next_step: str = WRITE_IN) -> Located:
     misses = findings.misses
     leaves = leaves_of(program.graph)
     if leaves and not findings.sites:
         raise CaptureError(
             leaves[0].reason,
             leaves[0].path,
-            f"No attention is found around it. {WRITE_IN}",
+            f"No attention is found around it. {next_step}",
         )
     if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
         raise NoAttentionFoundError(_nothing_found(program, findings))

@@ -35,6 +35,7 @@ class Program:
         several: it is for two images or more; for one the model's own code goes another way.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
+        backwards: by module, functions with a gradient of their own that the program does not have.
         decided: buffers whose values decided which of its code was captured.
         fixed: inputs of whole numbers that decided shapes, with the values that it is for.
         given: tensors that the example held for other inputs than the images, by their names.
@@ -50,6 +51,7 @@ class Program:
     several: bool = False
     guarded: bool = False
     checkpointed: bool = False
+    backwards: Mapping[str, str] = field(default_factory=dict)
     decided: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)

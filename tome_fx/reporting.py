@@ -156,6 +156,16 @@ def _asked(step: Step, settings: Settings) -> str:
     return f"r={step.asked}" if own else f"{step.asked} tokens asked for,"
 
 
+def _gradients(backwards: Mapping[str, str]) -> str:
+    """Of functions with a gradient of their own, by module, that the program has not."""
+    (path, name), *more = backwards.items()
+    where = f"{path or 'the model itself'}{f' and {len(more)} more modules' if more else ''}"
+    return (
+        f"gradients through {name}, in {where}, are those of what its forward computes, not its "
+        "own; train() keeps its own where it can, and refuses otherwise"
+    )
+
+
 def _notes(done: Done, settings: Settings) -> Iterable[str]:
     for index, step in enumerate(done.schedule.steps):
         if step.asked > step.before // 2:
@@ -163,6 +173,11 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
                 f"layer {index}: {_asked(step, settings)} clamped to {step.before // 2}, "
                 f"half of the {step.before} tokens that may merge there"
             )
+    yield from _mask_notes(done)
+    yield from _program_notes(done.program)
+
+
+def _mask_notes(done: Done) -> Iterable[str]:
     padding = padding_masks(done.findings, done.program)
     cores = [core for site in done.findings.sites for core in site.cores]
     if any(_mask_varies(core, done.findings, padding) for core in cores):
@@ -182,24 +197,29 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             "merge first, unless it differs from head to head, and a group sees what its "
             "representative sees, which is not exact where its members differ in that"
         )
-    for path, reason in {leaf.path: leaf.reason for leaf in leaves_of(done.program.graph)}.items():
+
+
+def _program_notes(program: Program) -> Iterable[str]:
+    for path, reason in {leaf.path: leaf.reason for leaf in leaves_of(program.graph)}.items():
         yield (
             f"{path} stays a call, and all tokens that it makes are patches unless protect= says "
             f"otherwise: {reason}"
         )
-    if done.program.decided:
+    if program.backwards:
+        yield _gradients(program.backwards)
+    if program.decided:
         yield (
-            f"the model's code branches on the values of {', '.join(done.program.decided)}: the "
+            f"the model's code branches on the values of {', '.join(program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
-    if done.program.several:
+    if program.several:
         yield (
             "the model's own code goes another way for one image than for several: this program is "
             "for several; transform again with one image as example for the other"
         )
-    for name, values in done.program.fixed.items():
+    for name, values in program.fixed.items():
         yield f"the program is for {name} = {values}, which the model's code reads shapes from"
-    if not done.program.batched:
+    if not program.batched:
         yield "the program is for one image: the first axis of its inputs is none of images"
-    elif done.program.static_batch:
-        yield f"the model's own code fixes the batch at {done.program.batch}"
+    elif program.static_batch:
+        yield f"the model's own code fixes the batch at {program.batch}"

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from tome_fx.capturing.backwards import Backwards
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.running import run_model
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
@@ -21,10 +22,12 @@ class Original:
 
     Attributes:
         module: the copy.
+        backwards: what it had for its gradients alone, in the runs so far.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = uncompiled(structure_copy(model))
+        self.backwards = Backwards()
         self._last: tuple[Example, Any] | None = None
 
     @property
@@ -35,7 +38,8 @@ class Original:
     def run(self, example: Example) -> Any:
         """What the model returns; an example that was the last one too is not run again."""
         if self._last is None or self._last[0] is not example:
-            self._last = example, run_model(self.module, example)
+            with self.backwards.noted(self.module):
+                self._last = example, run_model(self.module, example)
         return self._last[1]
 
     def fill_caches(self, example: Example) -> None:

@@ -20,6 +20,9 @@ from tome_fx.graph.extents import whole_size
 from tome_fx.graph.regions import flatten_gradient_regions
 from tome_fx.program import Program
 
+# What Dynamo makes of them, for tensors that ask for gradients.
+_BACKWARDS = ("autograd_function_apply", "register_hook")
+
 
 def program_of(module: GraphModule, inputs: Given) -> Program:
     """The graph of Dynamo as a program: data are its inputs, weights are read as attributes.
@@ -34,6 +37,7 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
             "It holds gradient checkpointing, which the backend does not look into. Switch it off, "
             "or use tome_fx.transform."
         )
+    _check_backwards(module, inputs)
     check_masks(module, inputs)
     mode = _mode()
     places = [*sorted(inputs.weights), *inputs.data]
@@ -66,6 +70,18 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
     }
     constants = {**known, **read_by(traced)}
     return replace(describe(graph, constants, "dynamo"), guarded=True)
+
+
+def _check_backwards(module: GraphModule, inputs: Given) -> None:
+    """Refuse a backward of the model's own, which no tracing keeps, where one may be asked for."""
+    names = [str(getattr(n.target, "__name__", n.target)) for n in module.graph.nodes]
+    own = any(part in name for name in names for part in _BACKWARDS)
+    values = (value for value in inputs.values if isinstance(value, Tensor))
+    if own and torch.is_grad_enabled() and any(value.requires_grad for value in values):
+        raise CaptureError(
+            "It holds a torch.autograd.Function or a hook on a value, and the backend would lose "
+            "the gradients that it makes. Call it under torch.no_grad() where none are asked for."
+        )
 
 
 def _mode() -> FakeTensorMode:

@@ -1,0 +1,185 @@
+"""Backwards of a model's own, which no program holds: ``torch.autograd.Function``, and hooks.
+
+class Round(torch.autograd.Function):       a program has what forward computes, and the
+    def forward(ctx, x): return x.round()   gradient of that: none, where the model's own
+    def backward(ctx, g): return g          passes it straight through
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.utils import _pytree as pytree
+
+from tome_fx.capturing.blame import TORCH
+from tome_fx.capturing.rounding import excess, is_inexact
+from tome_fx.errors import ToMeWarning
+
+OWN_GRADIENT = (
+    "Write it with what is captured, as x + (x.round() - x).detach() for a gradient that is passed "
+    "straight through, or as a module of its own; check=False takes the gradient of what its "
+    "forward computes."
+)
+
+
+@dataclass
+class Backwards:
+    """What a run of a model was seen to have for its gradients alone.
+
+    Attributes:
+        functions: by the path of the module that calls it, an autograd function whose gradient is
+            not that of what it computes.
+        hooks: paths of the modules that put hooks on values.
+    """
+
+    functions: dict[str, str] = field(default_factory=dict)
+    hooks: set[str] = field(default_factory=set)
+    _alike: set[tuple[str, type]] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def noted(self, model: nn.Module) -> Iterator[None]:
+        """Within, this thread's run of ``model`` is watched."""
+        paths = {id(vars(module)): path for path, module in model.named_modules()}
+        apply: Any = vars(Function)["apply"]
+        hook: Any = torch.Tensor.register_hook
+        thread = threading.get_ident()
+
+        def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+            call = apply.__get__(None, cls)
+            if threading.get_ident() == thread and not cls.__module__.startswith("torch."):
+                self._see(cls, call, _caller(sys._getframe(1), paths), args)
+            return call(*args, **kwargs)
+
+        def hooked(value: Tensor, function: Callable[..., Any]) -> Any:
+            frame = sys._getframe(1)
+            theirs = not frame.f_code.co_filename.startswith(TORCH)
+            if threading.get_ident() == thread and theirs and not isinstance(value, nn.Parameter):
+                self.hooks.add(_caller(frame, paths))
+            return hook(value, function)
+
+        with (
+            patch.object(Function, "apply", classmethod(applied)),
+            patch.object(torch.Tensor, "register_hook", hooked),
+        ):
+            yield
+
+    def reasons(self) -> dict[str, str]:
+        """Why the outermost modules with such functions must stay calls in training, by path."""
+        return {
+            path: f"The gradient of {name} is not that of what its forward computes."
+            for path, name in self.functions.items()
+            if not _under(path, self.functions.keys() - {path})
+        }
+
+    def lost(self, kept: Collection[str]) -> Backwards:
+        """What a program does not have in which the modules at the paths of ``kept`` are calls."""
+        functions = {p: name for p, name in self.functions.items() if not _under(p, kept)}
+        return Backwards(functions, {path for path in self.hooks if not _under(path, kept)})
+
+    def _see(self, cls: type[Function], call: Callable[..., Any], path: str, args: Any) -> None:
+        if path in self.functions or (path, cls) in self._alike:
+            return
+        if _has_other_gradient(cls, call, args):
+            self.functions[path] = cls.__qualname__
+        else:
+            self._alike.add((path, cls))
+
+
+def _under(path: str, others: Collection[str]) -> bool:
+    return any(not other or f"{path}.".startswith(f"{other}.") for other in others)
+
+
+def _caller(frame: FrameType | None, paths: dict[int, str]) -> str:
+    """The path of the innermost module whose code made a call."""
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(vars(owner)) in paths:
+            return paths[id(vars(owner))]
+        frame = frame.f_back
+    return ""
+
+
+def _has_other_gradient(cls: type[Function], call: Callable[..., Any], args: Any) -> bool:
+    """Does the gradient of a call differ from that of what its forward computes?
+
+    Both are asked at these arguments, for one cotangent. A forward that has none of its own (it
+    runs a kernel, writes in place) differs from any.
+    """
+    try:
+        own = _gradients(call, args)
+    except Exception:  # it has no backward to carry over
+        return False
+    try:
+        plain = _gradients(functools.partial(_forward, cls), args)
+    except Exception:
+        return any(gradient is not None for gradient in own)
+    return any(map(_differ, own, plain))
+
+
+def _differ(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        given = one if other is None else other
+        return given is not None and bool(given.count_nonzero())
+    return one.shape != other.shape or excess(one, other, torch.finfo(one.dtype).eps) > 1.0
+
+
+def _gradients(function: Callable[..., Any], args: Any) -> list[Tensor | None]:
+    """Gradients of what ``function`` makes of copies of ``args``, which draw the same numbers."""
+    leaves, spec = pytree.tree_flatten(args)
+    copies = [
+        value.detach().clone().requires_grad_(is_inexact(value))
+        if isinstance(value, Tensor)
+        else value
+        for value in leaves
+    ]
+    asked = [value for value in copies if isinstance(value, Tensor) and value.requires_grad]
+    # Copies of copies: a function may write to what it gets.
+    given = [value.clone() if isinstance(value, Tensor) else value for value in copies]
+    devices = {value.device for value in asked if value.device.type == "cuda"}
+    with torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
+        made = function(*pytree.tree_unflatten(given, spec))
+    made = [v for v in pytree.tree_leaves(made) if isinstance(v, Tensor) and v.requires_grad]
+    if not made or not asked:
+        return [None] * len(asked)
+    return list(torch.autograd.grad(made, asked, list(map(_cotangent, made)), allow_unused=True))
+
+
+def _cotangent(value: Tensor) -> Tensor:
+    """Numbers that are unlike one another, and drawn from no generator."""
+    places = torch.arange(1, value.numel() + 1, dtype=torch.float64, device=value.device)
+    return places.sin().reshape(value.shape).to(value.dtype)
+
+
+def _forward(cls: type[Function], *args: Any) -> Any:
+    """What the forward of an autograd function computes, as autograd sees it by itself."""
+    if cls.setup_context is not Function.setup_context:
+        return cls.forward(*args)
+    context = FunctionCtx()
+    needs = (isinstance(value, Tensor) and value.requires_grad for value in args)
+    context.needs_input_grad = tuple(needs)  # type: ignore[attr-defined]
+    return cls.forward(context, *args)
+
+
+def warn_of_hooks(lost: Backwards) -> None:
+    """Name the modules whose hooks on values are in no program."""
+    if lost.hooks:
+        names = ", ".join(sorted(path or "the model itself" for path in lost.hooks)[:5])
+        warnings.warn(
+            f"Hooks on values (Tensor.register_hook) in {names} are not carried over: the "
+            "gradients that they see or change are seen and changed by none in the result.",
+            ToMeWarning,
+            stacklevel=2,
+        )
