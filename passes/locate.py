@@ -34,6 +34,7 @@ from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import Read, protected_positions, reads_by_index
 from tome_fx.finding.sites import find_sites
 from tome_fx.finding.telling import uneven_masks
+from tome_fx.finding.weighed import weighed_for_sums
 from tome_fx.graph.axes import Atom, Axis, extent
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.extents import tensor_value
@@ -81,12 +82,17 @@ def locate(
     tokens = _tokens(found, plain)
     used = (core for site in sites for core in site.cores)
     uneven = frozenset(node for core in used for node in uneven_masks(core, types, program))
-    itself = told_by_diagonals(program, types) if sites else frozenset()
+    itself: dict[Node, str] = {}
+    if sites:
+        itself |= dict.fromkeys(weighed_for_sums(program, types, streams), _WEIGHED)
+        itself |= dict.fromkeys(told_by_diagonals(program, types), _ITSELF)
     return Findings(
         types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven, itself
     )
 
 
+_ITSELF = "its table tells each token from all others"
+_WEIGHED = "its table weighs each token for a sum"
 _WORDS = "words stay whole beside the tokens of an image"
 _Found = list[tuple[Anchor, ...]]
 _AllTypes = Mapping[Node, Types]

@@ -168,7 +168,7 @@ class Findings:
         rules: for more ops than the table's, or in place of those; they gave the types.
         mixing: calls on tokens of several frames or images that are branches of one stream.
         uneven: masks of the model that may hide a token from some members of a group alone.
-        itself: calls that tell each token from all others, by a table of the model.
+        itself: calls that tell tokens of a group apart by a table of the model, with the reason.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -180,7 +180,7 @@ class Findings:
     rules: Mapping[str, Rule]
     mixing: frozenset[Node] = frozenset()
     uneven: frozenset[Node] = frozenset()
-    itself: frozenset[Node] = frozenset()
+    itself: Mapping[Node, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

@@ -19,14 +19,14 @@ from tome_fx.rules.hiding import is_counted
 
 def known_value(node: Node, program: Program) -> Tensor | None:
     """What a value is, if the model makes it without images or the example has it."""
-    if node in program.of_images and _has_weights(node, program):
+    if node in program.of_images and has_weights(node, program):
         return None  # logits, or a bias that is made of features
     with contextlib.suppress(RuntimeError):  # the example may be one of another program
         return value_of(node, program.constants, program.given)
     return None
 
 
-def _has_weights(node: Node, program: Program) -> bool:
+def has_weights(node: Node, program: Program) -> bool:
     """Have parameters a part in a value?"""
     read = [own for own in needed_for(node) if own.op == "get_attr"]
     return any(isinstance(program.constants.get(str(n.target)), nn.Parameter) for n in read)

@@ -15,7 +15,7 @@ _LARGEST = ("aten.amax", "aten.max")
 _FILLS = ("aten.masked_fill", "aten.where")
 _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.einsum", "aten.baddbmm")
 # What is homogeneous in positive numbers: of a mean, what the mean of equal members is.
-_SCALES = ("aten.mul", "aten.div", "aten.neg", "aten.relu", "aten.dropout", *_CASTS)
+SCALES = ("aten.mul", "aten.div", "aten.neg", "aten.relu", "aten.dropout", *_CASTS)
 # Where a walk for masks ends: behind it are tokens.
 _TOKENS = (*_PRODUCTS, "aten.linear", "aten.addmm", "aten.conv1d", "aten.conv2d", "aten.conv3d")
 
@@ -67,7 +67,7 @@ def into_product(node: Node) -> bool:
         (user,) = node.users
         if calls(user, _PRODUCTS):
             return True
-        if not calls(user, _SCALES):
+        if not calls(user, SCALES):
             return False
         node = user
     return False

@@ -197,7 +197,7 @@ class Lifter:
         merged = user in self.findings.itself and any(map(is_merged, want.values()))
         # Beside totals the table is one too.
         if merged and not any(map(is_extensive, itertools.chain(*(t.axes for t in have.values())))):
-            return "its table tells each token from all others"
+            return self.findings.itself[user]
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"
         if not all(map(is_whole, want.values())):
