@@ -32,6 +32,19 @@ def centred(body: nn.Module, x: Tensor) -> Tensor:
     return after_stem(body, patches - mean)
 
 
+def nested(body: nn.Module, x: Tensor) -> Tensor:
+    """Of what a region without gradients holds, one that has them again keeps its own."""
+    patches = body.patch_embed(x)
+    with torch.no_grad():
+        mean = patches.mean(1, keepdim=True)
+        with torch.enable_grad():
+            scale = body.norm(patches * mean)
+            with torch.no_grad():
+                scale = scale - patches.amax(1, keepdim=True)
+        shift = scale.mean(1, keepdim=True)
+    return after_stem(body, scale + shift)
+
+
 def counted(body: nn.Module, x: Tensor) -> Tensor:
     """A size and whole numbers leave the region, beside what may have gradients."""
     patches = body.patch_embed(x)
@@ -59,7 +72,7 @@ def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
     return body.forward_head(body.norm(body.blocks(x)))
 
 
-REGIONS = {f.__name__: f for f in (frozen_stem, centred, counted, narrow, wide_positions)}
+REGIONS = {f.__name__: f for f in (frozen_stem, centred, nested, counted, narrow, wide_positions)}
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:

@@ -234,4 +234,7 @@ def _nothing_found(program: Program, findings: Findings) -> str:
     for reason, (first, *more) in list(found.items())[:3]:
         text += f" {first}{f' and {len(more)} more' if more else ''}: {reason}."
     text += f" The program holds {seen}."
-    return text + " Token merging needs attention; tome_fx.explain shows what was looked at."
+    return (
+        f"{text} Token merging needs attention of tokens to each other, fused or by a softmax of "
+        "products, and a residual add behind it."
+    )

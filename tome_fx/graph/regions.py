@@ -113,12 +113,13 @@ def _inline(module: GraphModule, node: Node) -> None:
     )
     assert isinstance(target, Node)
     inner: Any = module.get_submodule(str(target.target))
+    graph = _detached_inside(inner.graph) if gradients and not state[0] else inner.graph
     copies: dict[Node, Any] = {}
     inputs = iter(operands)
     results: Any = ()
     with module.graph.inserting_before(node):
         switch = None if gradients else module.graph.call_function(_ENTER, state)
-        for own in inner.graph.nodes:
+        for own in graph.nodes:
             if own.op == "placeholder":
                 copies[own] = next(inputs)
             elif own.op == "output":
@@ -131,16 +132,30 @@ def _inline(module: GraphModule, node: Node) -> None:
                 copies[own] = module.graph.node_copy(own, lambda n: copies[n])
         if switch is not None:
             module.graph.call_function(_EXIT, (switch,))
-        elif not state[0]:
-            results = map_arg(
-                results, lambda n: _detached(module.graph, n) if _may_require_grad(n) else n
-            )
     row = results if isinstance(results, (list, tuple)) else (results,)
     for user in list(node.users):
         index: Any = user.args[1]
         user.replace_all_uses_with(row[index])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
+
+
+def _detached_inside(captured: Graph) -> Graph:
+    """A subprogram without gradients, with what it computes detached where that leaves it.
+
+    It leaves for the caller, or for a part of its own that has gradients: what that makes keeps
+    them, and so does what comes in and is handed on.
+    """
+    graph = Graph()
+    graph.output(graph.graph_copy(captured, {}))
+    parts = [n for n in graph.nodes if _name(n) == _GRADIENTS and n.args[0]]
+    made = {user for part in parts for user in part.users}
+    for reader in [*parts, *graph.find_nodes(op="output")]:
+        for node in reader.all_input_nodes:
+            if node.op == "call_function" and node not in made and _may_require_grad(node):
+                with graph.inserting_after(node):
+                    reader.replace_input_with(node, _detached(graph, node))
+    return graph
 
 
 def _detached(graph: Graph, node: Node) -> Node:
