@@ -119,6 +119,17 @@ def test_tokens_that_are_read_by_index_are_protected() -> None:
     assert "protect" in given.protected[1].reason
 
 
+def test_registers_that_join_at_a_later_layer_are_named_with_it() -> None:
+    def later(body: nn.Module, x: Tensor) -> Tensor:
+        tokens = body.blocks[0](body._pos_embed(body.patch_embed(x)))
+        tokens = body.blocks[1](torch.cat([tokens, tokens.new_ones(len(x), 4, 32)], 1))
+        return body.forward_head(body.norm(tokens[:, :-4]))
+
+    report = tome_fx.explain(Around(later), 1, example_inputs=images())
+    assert [(p.count, p.where) for p in report.protected] == [(1, "front"), (4, "back")]
+    assert report.protected[1].reason.endswith("at layer 1")
+
+
 # --- unmerges ------------------------------------------------------------------------------------
 
 

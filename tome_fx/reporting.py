@@ -25,7 +25,7 @@ from tome_fx.macs import macs_of
 from tome_fx.options import Settings
 from tome_fx.passes.lift import LiftedGraph
 from tome_fx.passes.verify import BATCH
-from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Step
+from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Site, Step
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -99,12 +99,29 @@ def _first_streamed(done: Done, order: Mapping[Node, int]) -> int:
 
 
 def _protected(findings: Findings) -> Iterable[Protected]:
-    if not findings.sites:
-        return
-    site = findings.sites[0]
+    """Tokens at the ends of the first site's, and those that join them at a later layer."""
+    first = [site.stream for site in findings.sites[:1]]
+    stream = next((s for s in findings.streams if s.id in first), None)
+    seen = {"front": 0, "back": 0}
+    for layer, site in enumerate(findings.sites):
+        if stream is None or site.stream != stream.id:
+            continue
+        ends = zip(_beside(site, findings), (stream.front, stream.back), seen, strict=True)
+        for count, own, where in ends:
+            joined = count - own
+            if joined > seen[where]:
+                since = f" at layer {layer}" if layer else ""
+                reason = f"joined to the tokens by a concatenation{since}"
+                yield Protected(joined - seen[where], where, reason)
+            seen[where] = max(seen[where], joined)
+            if own and not layer:
+                yield Protected(own, where, "; ".join(stream.reasons))
+
+
+def _beside(site: Site, findings: Findings) -> tuple[int, int]:
+    """How many tokens stand before and behind the stream of a site."""
     axis = next(a for a in findings.types[site.node][0].axes if has_stream(a))
     factor = token_factor(axis)
-    stream = next(s for s in findings.streams if s.id == site.stream)
     front, back, passed = 0, 0, False
     for part in pieces(factor) if factor is not None else ():
         if has_stream(part):
@@ -113,12 +130,7 @@ def _protected(findings: Findings) -> Iterable[Protected]:
             back += extent(part)
         else:
             front += extent(part)
-    read = "; ".join(stream.reasons)
-    for count, own, where in ((front, stream.front, "front"), (back, stream.back, "back")):
-        if count - own:
-            yield Protected(count - own, where, "joined to the tokens by a concatenation")
-        if own:
-            yield Protected(own, where, read)
+    return front, back
 
 
 def _unmerge(item: Coerced) -> Unmerge:
