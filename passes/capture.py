@@ -89,12 +89,13 @@ def capture(
     def captured(example: Example) -> Program:
         if original is not None:
             original.fill_caches(example)
+        source = model if original is None else original.to_trace(model)
         if asked is not None and model.training and asked.backwards.functions:
-            return _with_backwards(model, example, asked.backwards, compare)
+            return _with_backwards(source, example, asked.backwards, compare)
         if not isinstance(model, GraphModule) and not shared:
-            return _module(model, example, door, compare)
+            return _module(source, example, door, compare)
         if shared:
-            program = from_export(model, example, shared=True)
+            program = from_export(source, example, shared=True)
         else:
             program = from_graph_module(model, model, example, "graph_module")
         compare(program)

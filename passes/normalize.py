@@ -37,13 +37,13 @@ from torch.fx.node import map_arg
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.casts import is_idle
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
 from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
+from tome_fx.graph.idle import is_idle
 from tome_fx.graph.softmaxes import leads_to_softmax
 from tome_fx.graph.values import needed_for
 from tome_fx.rules.base import Rule

@@ -45,6 +45,15 @@ def nested(body: nn.Module, x: Tensor) -> Tensor:
     return after_stem(body, scale + shift)
 
 
+def handed_on(body: nn.Module, x: Tensor) -> Tensor:
+    """Casts and dropout that do nothing are the value itself, which keeps its gradient outside."""
+    patches = body.patch_embed(x).contiguous()
+    with torch.no_grad():
+        same = body.head_drop(patches.float().contiguous().to(x.device)).type_as(x)
+        mean = same.mean(1, keepdim=True) + body.head.weight.float().mean()
+    return after_stem(body, patches - mean)
+
+
 def counted(body: nn.Module, x: Tensor) -> Tensor:
     """A size and whole numbers leave the region, beside what may have gradients."""
     patches = body.patch_embed(x)
@@ -72,7 +81,10 @@ def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
     return body.forward_head(body.norm(body.blocks(x)))
 
 
-REGIONS = {f.__name__: f for f in (frozen_stem, centred, nested, counted, narrow, wide_positions)}
+REGIONS = {
+    f.__name__: f
+    for f in (frozen_stem, centred, nested, handed_on, counted, narrow, wide_positions)
+}
 
 
 def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:

@@ -229,7 +229,7 @@ def test_results_go_to_the_clone_or_to_outputs(tmp_path: Path) -> None:
     assert suites.default_folder() == Path("docs/benchmarks")
 
 
-def test_the_real_suites_name_models_that_exist() -> None:
+def test_the_real_suites_name_models_that_exist(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     for known in (cases.ACCELERATOR, cases._suites(SMALL)):
         for suite in known.values():
@@ -238,6 +238,9 @@ def test_the_real_suites_name_models_that_exist() -> None:
             assert all(timm.is_model(case.model) for case in suite.cases)
     with pytest.raises(CliError, match="closest: memory"):
         cases.chosen("memori", "cuda")
+    setup = figures.Setup("cpu", "amp", torch.bfloat16, 1, 0)
+    with pytest.raises(CliError, match="--amp: the suite profile"):
+        suites.run("all", setup, tmp_path, False, None, False)
 
 
 @pytest.mark.compiler

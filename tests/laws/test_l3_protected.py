@@ -27,7 +27,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(16)
+@examples(12)
 @given(subjects(max_depth=4), st.integers(1, 30))
 def test_only_patches_merge(config: Subject, r: int) -> None:
     """All patches are alike and r is as large as can be: only a prefix that merges can be wrong."""

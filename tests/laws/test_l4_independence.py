@@ -30,7 +30,7 @@ def decided(config: Subject, schedule: list[int]) -> bool:
     return oracle.trace(config.build(), images, schedule).margin > 1e-9
 
 
-@examples(18)
+@examples(12)
 @given(subjects_with_schedule(), st.permutations(range(4)), st.integers(0, 3))
 def test_batch_mates_do_not_matter(
     drawn: tuple[Subject, list[int]], order: list[int], spoiled: int

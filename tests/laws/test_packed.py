@@ -20,7 +20,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(20)
+@examples(12)
 @given(towers(), st.integers(1, 2), st.sampled_from(["mean", "never"]))
 def test_one_image(config: Packed, r: int, remerge: str) -> None:
     model, x = config.build(), config.rows()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,12 @@ from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
 
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+
+LOST = "Tracing took a value of its own for a constant"
+KEPT = (
+    "Write `x.detach()` for `x.data`, and make in `__init__` what a first call keeps or assigns, "
+    "or run the model once before it is transformed."
+)
 
 
 def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
@@ -98,20 +104,40 @@ def _refuse_open_shapes(graph: Graph) -> None:
             )
 
 
-def _refuse_traced(graph: Graph, constants: Mapping[str, Any]) -> None:
-    """Raise CaptureError where a constant has no values: tracing lost what it is made of."""
+def _refuse_traced(graph: Graph, constants: dict[str, Any]) -> None:
+    """Raise CaptureError where a constant has no values: tracing lost what it is made of.
+
+    One that has no part in what the program does (a figure for a log) goes, and what is made of it.
+    """
     weights = [value for value in constants.values() if isinstance(value, nn.Parameter)]
     if any(isinstance(weight, FakeTensor) for weight in weights):
         return  # the whole model is one of shapes
+    live = _live(graph)
+    lost: set[Node] = set()
     for node in graph.find_nodes(op="get_attr"):
-        if isinstance(constants.get(str(node.target)), FakeTensor):
-            line = source_line(next(iter(node.users), node))
+        if not isinstance(constants.get(str(node.target)), FakeTensor):
+            continue
+        lost.add(node)
+        if node in live:
+            line = source_line(next((user for user in node.users if user in live), node))
             where = f", at {line}" if line else ""
-            raise CaptureError(
-                f"Tracing took a value of its own for a constant{where}.",
-                next_step="Write `x.detach()` for `x.data`, and make in `__init__` what a first "
-                "call keeps, or run the model once before it is transformed.",
-            )
+            raise CaptureError(f"{LOST}{where}.", next_step=KEPT)
+    for node in graph.nodes:
+        if not lost.isdisjoint(node.all_input_nodes):
+            lost.add(node)
+    for node in reversed(graph.nodes):
+        if node in lost:
+            graph.erase_node(node)
+            constants.pop(str(node.target), None)
+
+
+def _live(graph: Graph) -> set[Node]:
+    """The nodes that have a part in what a program returns or writes; a log has none."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or writes(node):
+            live.update((node, *node.all_input_nodes))
+    return live
 
 
 def read_by(module: GraphModule) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tome_fx.capturing.undone import WritesUndone
 from tome_fx.errors import InputError
 
 # Images that are run: a batch of one may be a special case.
@@ -104,14 +105,15 @@ def run_apart(model: nn.Module, example: Example, gradients: bool = False) -> An
 
     Runs for real: under fake tensors a model that caches what it computes would keep fakes.
     Buffers and inputs that the run changes are copies, and so are weights in training: a teacher
-    that follows its student is made of them.
+    that follows its student is made of them. In evaluation, where few write, writes are undone.
     """
     state: dict[str, Tensor] = dict(model.named_parameters())
+    undone: AbstractContextManager[Any] = WritesUndone([] if model.training else state.values())
     if model.training:
         state = {name: _copied(value) for name, value in state.items()}
     state |= {name: value.clone() for name, value in model.named_buffers()}
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (example.args, dict(example.kwargs)))
-    with torch.set_grad_enabled(gradients), draws_undone(state.values()):
+    with torch.set_grad_enabled(gradients), draws_undone(state.values()), undone:
         return torch.func.functional_call(model, state, args, kwargs)
 
 

@@ -19,7 +19,14 @@ from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.branches import branches_on_batch
 from tome_fx.capturing.calling import accept_defaults, spelled_out
-from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
+from tome_fx.capturing.describing import (
+    KEPT,
+    LOST,
+    describe,
+    mutates,
+    no_fast_path,
+    read_by,
+)
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.known import WRITE_IN, compute, constants_known
 from tome_fx.errors import CaptureError
@@ -84,6 +91,9 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
         text = f"torch.export cannot capture it: {blame(error)}"
         if _reads_values(error):
             raise CaptureError(text, next_step=WRITE_IN, reads_values=True) from error
+        if "fake tensor in the exported program constant" in str(error):
+            text = f"{LOST} ({blame(error).rpartition(' At ')[2] or 'forward'})."
+            raise CaptureError(text, next_step=KEPT) from error
         raise CaptureError(text) from error
     return from_exported_program(exported)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.backwards import Backwards
 from tome_fx.capturing.examples import Example
@@ -39,7 +40,9 @@ class Original:
         """What the model returns; an example that was the last one too is not run again."""
         if self._last is None or self._last[0] is not example:
             with self.backwards.noted(self.module):
-                self._last = example, run_model(self.module, example)
+                result = run_model(self.module, example)
+            # Without what its gradients would need, which is more than all else.
+            self._last = example, pytree.tree_map_only(Tensor, Tensor.detach, result)
         return self._last[1]
 
     def fill_caches(self, example: Example) -> None:
@@ -51,9 +54,20 @@ class Original:
         """
         if not self.is_real or not all(map(is_real, example.leaves)):
             return
-        for some in (example, example.few) if example.batch <= SMALL else (example.few,):
+        given = [] if example.single is None else [example.single]
+        given += [example, example.few] if example.batch <= SMALL else [example.few]
+        for some in given:  # what is compared first comes last: it is not run again
             with contextlib.suppress(Exception):  # what is wrong with it is said where it matters
                 self.run(some)
+
+    def to_trace(self, model: nn.Module) -> nn.Module:
+        """``model``, or one like it that has the buffers which a first call registers.
+
+        A trace would write such a buffer to an input.
+        """
+        own = {name for name, _ in model.named_buffers()}
+        made = {name for name, _ in self.module.named_buffers()} - own
+        return structure_copy(self.module) if made else model
 
 
 def is_real(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
@@ -29,8 +29,7 @@ def data_recorded() -> Iterator[None]:
 
     def read(self: Tensor) -> Tensor:
         traced = isinstance(self, (FakeTensor, FunctionalTensor))
-        plain = isinstance(self, nn.Parameter) or threading.get_ident() != thread
-        if traced and not plain and not _is_torch(sys._getframe(1)):
+        if traced and threading.get_ident() == thread and not _is_torch(sys._getframe(1)):
             return self.detach()
         return whole.__get__(self)  # type: ignore[attr-defined, no-any-return]
 

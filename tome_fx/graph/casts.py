@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.graph.calls import bind, writes
+from tome_fx.graph.calls import writes
+from tome_fx.graph.idle import is_idle
 from tome_fx.graph.inplace import is_fresh
 
 aten = torch.ops.aten
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 
 def copy_casts(graph: Graph) -> None:
     """Casts to the dtype that a value has, as copies, where no write tells one from the value."""
-    held = _held(graph)
+    held = held_in(graph)
     goals = (n for node in graph.nodes if writes(node) for n in node.all_input_nodes)
     written = set[Node]().union(*map(held.__getitem__, goals))
     for node in list(graph.nodes):
@@ -34,7 +35,7 @@ def copy_casts(graph: Graph) -> None:
             node.kwargs = {"dtype": node.meta["val"].dtype}
 
 
-def _held(graph: Graph) -> Mapping[Node, frozenset[Node]]:
+def held_in(graph: Graph) -> Mapping[Node, frozenset[Node]]:
     """The values that share memory with each, of those that it is made of, and it itself."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     held: dict[Node, frozenset[Node]] = {}
@@ -54,11 +55,3 @@ def _is_read_beside(node: Node, source: Node, held: Mapping[Node, frozenset[Node
     order = {other: place for place, other in enumerate(held)}
     beside = [other for other in held if held[other] & held[source] and node not in held[other]]
     return any(order[user] > order[node] for other in beside for user in other.users)
-
-
-def is_idle(node: Node) -> bool:
-    """Does a call of ``to`` hand on its operand itself, as captured?"""
-    call, after = bind(node), node.meta["val"]
-    before = call["self"].meta["val"]
-    same = (before.dtype, before.device, before.layout) == (after.dtype, after.device, after.layout)
-    return same and not call["copy"] and call["memory_format"] is None

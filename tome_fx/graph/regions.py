@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import warnings
+from collections.abc import Mapping, Set
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from tome_fx.errors import CaptureError
+from tome_fx.errors import CaptureError, ToMeWarning
+from tome_fx.graph.calls import writes
+from tome_fx.graph.casts import held_in
+from tome_fx.graph.idle import handed_on
+from tome_fx.graph.provenance import source_line
 
 _ENTER = torch.amp.autocast_mode._enter_autocast
 _EXIT = torch.amp.autocast_mode._exit_autocast
 _GRADIENTS = "wrap_with_set_grad_enabled"
+_NONE: Mapping[Node, Node] = MappingProxyType({})
 _NAMES = (_GRADIENTS, "wrap_with_autocast")
 
 
@@ -54,22 +61,48 @@ def inline_gradient_regions(module: GraphModule, held: Set[str]) -> None:
             continue
         while waiting := [node for node in part.graph.nodes if _name(node) == _GRADIENTS]:
             for node in waiting:
-                if not node.args[0]:
-                    _detach_operands(part.graph, node, held)
+                off = not node.args[0]
+                given = _detach_operands(part.graph, node, held) if off else {}
                 inner = node.args[1]
-                _inline(part, node)
                 assert isinstance(inner, Node)
+                if off:
+                    _warn_of_writes(node, part.get_submodule(str(inner.target)), given)
+                _inline(part, node, given)
                 if not inner.users:  # all else stays: what opens a part under vmap has no users
                     part.graph.erase_node(inner)
         part.recompile()
 
 
-def _detach_operands(graph: Graph, region: Node, held: Set[str]) -> None:
+def _detach_operands(graph: Graph, region: Node, held: Set[str]) -> dict[Node, Node]:
+    """The operands by what a region gets in their place."""
+    given: dict[Node, Node] = {}
     for operand in dict.fromkeys(region.args[2:]):
         if isinstance(operand, Node) and operand.name not in held and _may_require_grad(operand):
             with graph.inserting_before(region):
                 free = _detached(graph, operand)
             region.replace_input_with(operand, free)
+            given[free] = operand
+    return given
+
+
+def _warn_of_writes(region: Node, inner: Any, given: Mapping[Node, Node]) -> None:
+    """Say so where a region writes to a value with gradients: the model's own flow on."""
+    held = held_in(inner.graph)
+    places = inner.graph.find_nodes(op="placeholder")
+    for place, operand in zip(places, region.args[2:], strict=True):
+        lines = [
+            source_line(node)
+            for node in inner.graph.nodes
+            if writes(node) and any(place in held[n] for n in node.all_input_nodes[:1])
+        ]
+        if lines and isinstance(operand, Node) and given.get(operand, place).op == "call_function":
+            warnings.warn(
+                f"The model writes to a value without recording it for gradients ({lines[0]}): its "
+                "own flow through that value as if nothing had been written, and in the result "
+                "none flow back through it. Train it with a new value in place of the write.",
+                ToMeWarning,
+                stacklevel=2,
+            )
 
 
 def flatten_gradient_regions(graph: Graph) -> None:
@@ -92,7 +125,11 @@ def flatten_gradient_regions(graph: Graph) -> None:
             inside.add(node)
     for node in inside:
         outside = [user for user in node.users if user not in inside]
-        if outside and _may_require_grad(node):
+        source = handed_on(node)
+        if source not in inside:
+            for user in outside:
+                user.replace_input_with(node, source)
+        elif outside and _may_require_grad(node):
             with graph.inserting_after(node):
                 free = _detached(graph, node)
             for user in outside:
@@ -106,7 +143,8 @@ def _may_require_grad(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _inline(module: GraphModule, node: Node) -> None:
+def _inline(module: GraphModule, node: Node, given: Mapping[Node, Node] = _NONE) -> None:
+    """Put a region in its place; what it hands on of ``given`` leaves it as what that was."""
     gradients = _name(node) == _GRADIENTS
     state, (target, *operands) = (
         (node.args[:1], node.args[1:]) if gradients else (node.args[:4], node.args[4:])
@@ -123,7 +161,7 @@ def _inline(module: GraphModule, node: Node) -> None:
             if own.op == "placeholder":
                 copies[own] = next(inputs)
             elif own.op == "output":
-                results = map_arg(own.args[0], lambda n: copies[n])
+                results = map_arg(own.args[0], lambda n: given.get(copies[n], copies[n]))
             elif own.op == "get_attr":
                 path = f"{target.target}_{own.target}".replace(".", "_")
                 module.add_module(path, inner.get_submodule(str(own.target)))
@@ -152,7 +190,10 @@ def _detached_inside(captured: Graph) -> Graph:
     made = {user for part in parts for user in part.users}
     for reader in [*parts, *graph.find_nodes(op="output")]:
         for node in reader.all_input_nodes:
-            if node.op == "call_function" and node not in made and _may_require_grad(node):
+            source = handed_on(node)
+            if source.op == "placeholder" or source in made:
+                reader.replace_input_with(node, source)
+            elif node.op == "call_function" and _may_require_grad(node):
                 with graph.inserting_after(node):
                     reader.replace_input_with(node, _detached(graph, node))
     return graph

@@ -63,6 +63,8 @@ def run(
         raise CliError(f"--suite {names}: no case of {model}")
     if setup.precision not in (*DTYPES, "amp"):
         raise CliError(f"--precision {setup.precision}: not one of {', '.join(DTYPES)}, amp")
+    if setup.amp is not None and any(suite.kind == "steps" for suite in suites):
+        raise CliError("--amp: the suite profile times the steps of a program in one precision")
     if drawn:
         plots.check_installed()
     folder = out or default_folder()
