@@ -76,6 +76,17 @@ def wide_positions(body: nn.Module, x: Tensor) -> Tensor:
     return after_stem(body, turned)
 
 
+def teacher(body: nn.Module, x: Tensor) -> Tensor:
+    """Without gradients inside of autocast, and autocast off inside of that."""
+    with torch.autocast("cpu", torch.bfloat16):
+        patches = body.patch_embed(x)
+        with torch.no_grad():
+            target = body.norm(body.patch_embed(x)).mean(1, keepdim=True)
+            with torch.autocast("cpu", enabled=False):
+                target = target + patches.bfloat16().float().mean(1, keepdim=True)
+        return after_stem(body, patches.float() - target)
+
+
 def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
     x = body.norm_pre(body._pos_embed(patches))
     return body.forward_head(body.norm(body.blocks(x)))
@@ -83,7 +94,7 @@ def after_stem(body: nn.Module, patches: Tensor) -> Tensor:
 
 REGIONS = {
     f.__name__: f
-    for f in (frozen_stem, centred, nested, handed_on, counted, narrow, wide_positions)
+    for f in (frozen_stem, centred, nested, handed_on, counted, narrow, wide_positions, teacher)
 }
 
 

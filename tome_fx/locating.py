@@ -16,7 +16,7 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.original import Original
-from tome_fx.capturing.ungraded import data_recorded, inference_recorded
+from tome_fx.capturing.ungraded import data_recorded, inference_recorded, regions_recorded
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
@@ -56,6 +56,7 @@ def locate_program(
         torch.random.fork_rng(devices=[]),
         inference_recorded(),
         data_recorded(),
+        regions_recorded(),
         checkpoints_noticed() as checkpoints,
     ):
         door = cast(Door, settings.capture)

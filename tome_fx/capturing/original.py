@@ -29,6 +29,7 @@ class Original:
     def __init__(self, model: nn.Module) -> None:
         self.module = uncompiled(structure_copy(model))
         self.backwards = Backwards()
+        self._buffers = _names(self.module)
         self._last: tuple[Example, Any] | None = None
 
     @property
@@ -65,11 +66,14 @@ class Original:
 
         A trace would write such a buffer to an input.
         """
-        own = {name for name, _ in model.named_buffers()}
-        made = {name for name, _ in self.module.named_buffers()} - own
+        made = _names(self.module) - self._buffers
         return structure_copy(self.module) if made else model
 
 
 def is_real(value: Any) -> bool:
     """Is it no tensor without values: on the meta device, or of a trace?"""
     return not isinstance(value, Tensor) or not (value.is_meta or isinstance(value, FakeTensor))
+
+
+def _names(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_buffers()}

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._export.passes import replace_set_grad_with_hop_pass
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
@@ -69,6 +70,24 @@ def inference_recorded() -> Iterator[None]:
         patch.object(torch.inference_mode, "__enter__", enter),
         patch.object(torch.inference_mode, "__exit__", leave),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def regions_recorded() -> Iterator[None]:
+    """Within, export keeps ``no_grad`` apart inside of autocast too.
+
+    It splits a program where gradients are switched, opens autocast anew in each part, and then
+    asks whether the first op of a part is the switch.
+    """
+    splitting: Any = replace_set_grad_with_hop_pass
+    first = splitting.nodes_first
+
+    def first_but_autocast(nodes: Any, wanted: Any = None) -> Any:
+        enter = torch.amp.autocast_mode._enter_autocast
+        return first([node for node in nodes if node.target is not enter], wanted)
+
+    with patch.object(splitting, "nodes_first", first_but_autocast):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Set
 from types import MappingProxyType
@@ -151,7 +152,7 @@ def _inline(module: GraphModule, node: Node, given: Mapping[Node, Node] = _NONE)
     )
     assert isinstance(target, Node)
     inner: Any = module.get_submodule(str(target.target))
-    graph = _detached_inside(inner.graph) if gradients and not state[0] else inner.graph
+    graph = _detached_inside(inner) if gradients and not state[0] else inner.graph
     copies: dict[Node, Any] = {}
     inputs = iter(operands)
     results: Any = ()
@@ -178,25 +179,44 @@ def _inline(module: GraphModule, node: Node, given: Mapping[Node, Node] = _NONE)
     module.graph.erase_node(node)
 
 
-def _detached_inside(captured: Graph) -> Graph:
+def _detached_inside(inner: GraphModule) -> Graph:
     """A subprogram without gradients, with what it computes detached where that leaves it.
 
     It leaves for the caller, or for a part of its own that has gradients: what that makes keeps
     them, and so does what comes in and is handed on.
     """
     graph = Graph()
-    graph.output(graph.graph_copy(captured, {}))
+    graph.output(graph.graph_copy(inner.graph, {}))
     parts = [n for n in graph.nodes if _name(n) == _GRADIENTS and n.args[0]]
     made = {user for part in parts for user in part.users}
     for reader in [*parts, *graph.find_nodes(op="output")]:
         for node in reader.all_input_nodes:
-            source = handed_on(node)
+            source = _handed_on(node, inner)
             if source.op == "placeholder" or source in made:
                 reader.replace_input_with(node, source)
             elif node.op == "call_function" and _may_require_grad(node):
                 with graph.inserting_after(node):
                     reader.replace_input_with(node, _detached(graph, node))
     return graph
+
+
+def _handed_on(node: Node, module: GraphModule) -> Node:
+    """What a value is, before calls and regions of ``module`` that hand it on."""
+    while True:
+        node = handed_on(node)
+        region = node.args[0] if node.target is operator.getitem else None
+        if not isinstance(region, Node) or _name(region) not in _NAMES:
+            return node
+        part, *operands = region.args[1 if _name(region) == _GRADIENTS else 4 :]
+        assert isinstance(part, Node)
+        inner: Any = module.get_submodule(str(part.target))
+        results: Any = inner.graph.find_nodes(op="output")[0].args[0]
+        index: Any = node.args[1]
+        source = _handed_on(results[index], inner)
+        places = inner.graph.find_nodes(op="placeholder")
+        if source not in places:
+            return node
+        node = operands[places.index(source)]
 
 
 def _detached(graph: Graph, node: Node) -> Node:
