@@ -22,6 +22,7 @@ from torch.fx import Graph, Node
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.graph.axes import Atom, Axis, Concat, TensorType, extent, has_batch, holds
 from tome_fx.graph.calls import packet_name
+from tome_fx.graph.cones import read_values
 from tome_fx.program import Core, Findings, Program
 
 Types = Mapping[Node, tuple[TensorType, ...]]
@@ -91,7 +92,7 @@ class _Walk:
             node = node.all_input_nodes[0]
         if _op(node).startswith(_PLACES) or _op(node) in _MIXING:
             return None
-        for operand in node.all_input_nodes:
+        for operand in read_values(node):  # `x.type_as(images)` is none of the images
             known = self._type(operand, self.findings.types)
             if stream is not None and any(holds(axis, stream) for axis in known.axes):
                 continue

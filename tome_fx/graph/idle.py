@@ -7,6 +7,7 @@ Whoever traces takes the value for the last call that returned it, so what comes
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
 
 from tome_fx.graph.calls import bind, calls
@@ -41,6 +42,6 @@ def is_idle(node: Node) -> bool:
 
 def _is_dense(node: Node) -> bool:
     call = bind(node)
-    format_ = call["memory_format"]
-    before = call["self"].meta["val"]
-    return bool(before.is_contiguous(**({} if format_ is None else {"memory_format": format_})))
+    given = call["memory_format"]  # where the call names none, the schema's own number
+    order = given if isinstance(given, torch.memory_format) else torch.contiguous_format
+    return bool(call["self"].meta["val"].is_contiguous(memory_format=order))
