@@ -58,7 +58,10 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # what a function under vmap gets shows no memory
+        return 0
 
 
 def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
