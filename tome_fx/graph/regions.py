@@ -147,10 +147,7 @@ def _may_require_grad(node: Node) -> bool:
 def _inline(module: GraphModule, node: Node, given: Mapping[Node, Node] = _NONE) -> None:
     """Put a region in its place; what it hands on of ``given`` leaves it as what that was."""
     gradients = _name(node) == _GRADIENTS
-    state, (target, *operands) = (
-        (node.args[:1], node.args[1:]) if gradients else (node.args[:4], node.args[4:])
-    )
-    assert isinstance(target, Node)
+    state, target, operands = _taken_apart(node)
     inner: Any = module.get_submodule(str(target.target))
     graph = _detached_inside(inner) if gradients and not state[0] else inner.graph
     copies: dict[Node, Any] = {}
@@ -177,6 +174,14 @@ def _inline(module: GraphModule, node: Node, given: Mapping[Node, Node] = _NONE)
         user.replace_all_uses_with(row[index])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
+
+
+def _taken_apart(region: Node) -> tuple[tuple[Any, ...], Node, list[Any]]:
+    """The mode of a region, what reads its subprogram, and what that gets."""
+    modes = 1 if _name(region) == _GRADIENTS else 4
+    target, *operands = region.args[modes:]
+    assert isinstance(target, Node)
+    return region.args[:modes], target, operands
 
 
 def _detached_inside(inner: GraphModule) -> Graph:
@@ -207,8 +212,7 @@ def _handed_on(node: Node, module: GraphModule) -> Node:
         region = node.args[0] if node.target is operator.getitem else None
         if not isinstance(region, Node) or _name(region) not in _NAMES:
             return node
-        part, *operands = region.args[1 if _name(region) == _GRADIENTS else 4 :]
-        assert isinstance(part, Node)
+        _, part, operands = _taken_apart(region)
         inner: Any = module.get_submodule(str(part.target))
         results: Any = inner.graph.find_nodes(op="output")[0].args[0]
         index: Any = node.args[1]
