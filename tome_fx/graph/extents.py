@@ -25,14 +25,19 @@ class Extents:
         """``every_symbol``: a size for all symbols, in place of a prime for each."""
         self._every = every_symbol
         self._primes: dict[Any, int] = {}
+        self._known: dict[
+            Any, int
+        ] = {}  # by expression: a graph has thousands of sizes, a few kinds
 
     def of(self, size: int | torch.SymInt) -> int:
         """The stand-in for a size: itself, or its expression with primes for the symbols."""
         if isinstance(size, int):
             return size
         expression = size.node.expr
-        values = {symbol: self._prime(symbol) for symbol in expression.free_symbols}
-        return int(expression.subs(values))
+        if expression not in self._known:
+            values = {symbol: self._prime(symbol) for symbol in expression.free_symbols}
+            self._known[expression] = int(expression.subs(values))
+        return self._known[expression]
 
     def shape(self, value: torch.Tensor) -> tuple[int, ...]:
         return tuple(self.of(size) for size in value.shape)

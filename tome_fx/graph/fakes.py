@@ -1,4 +1,4 @@
-"""A graph run on fake tensors of given sizes: shapes and dtypes without values."""
+"""A graph run on tensors of given sizes without values: shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Interpreter, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.leaves import Leaf
@@ -33,6 +34,10 @@ class FakeRun(Interpreter):
         with self.mode, torch.no_grad():
             return self.run(*map(self._fake, inputs), enable_io_processing=False)
 
+    def told(self, value: Any) -> Any:
+        """What a node made, as fake tensors."""
+        return value
+
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
@@ -48,3 +53,63 @@ class FakeRun(Interpreter):
         """Run one node; a parameter is fake where its value is known."""
         held = n.meta.get("val") if n.op == "get_attr" else None
         return super().run_node(n) if held is None else self._fake(held)
+
+
+class MetaRun(FakeRun):
+    """The same on the meta device, in a quarter of the time, where all tensors are on one device.
+
+    Fake tensors keep the device beside the shape, in Python, op by op. With one device for all
+    there is nothing to keep: :meth:`told` puts it back. Strides may differ where a device has its
+    own order (convolutions, fused attention).
+
+    Args:
+        device: the one of all tensors, as :func:`only_device` finds it.
+    """
+
+    def __init__(self, module: torch.nn.Module, sizes: Extents, device: torch.device) -> None:
+        super().__init__(module, sizes)
+        self.device = device
+
+    def run_like(self, captured: Graph) -> Any:
+        """Run on the inputs of ``captured``; any error may be the meta device's own."""
+        inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
+        with torch.no_grad():
+            return self.run(*map(self._fake, inputs), enable_io_processing=False)
+
+    def told(self, value: Any) -> Any:
+        """What a node made, as :class:`FakeRun` has it: fake tensors on the device."""
+        wrap = self.mode.fake_tensor_converter.from_meta_and_device
+        return tree_map_only(Tensor, lambda made: wrap(self.mode, made, self.device), value)
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device="meta")
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What is made anew is made there too."""
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": "meta"}
+        return super().call_function(target, args, kwargs)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A constant that nothing is known of."""
+        return tree_map_only(
+            Tensor, lambda held: held.to("meta"), super().get_attr(target, args, kwargs)
+        )
+
+
+def only_device(*graphs: Graph) -> torch.device | None:
+    """The one device of all values that are known.
+
+    None where there are several, and where autocast chooses dtypes by it.
+    """
+    nodes = [node for graph in graphs for node in graph.nodes]
+    if any("autocast" in str(node.target) for node in nodes):
+        return None
+    values = tree_leaves([node.meta.get("val") for node in nodes])
+    devices = {value.device for value in values if isinstance(value, Tensor)}
+    device = devices.pop() if len(devices) == 1 else None
+    if device is None or device.type == "meta":
+        return device
+    return None if torch.is_autocast_enabled(device.type) else device
