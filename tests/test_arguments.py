@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
@@ -250,3 +251,35 @@ def test_none_by_place(capture: str) -> None:
     assert torch.equal(fast(*given), model(*given))
     with pytest.raises(tome_fx.ShapeError, match="captured with a tensor of shape"):
         fast(None, *given[1:])
+
+
+class Judged(nn.Module):
+    """It gives a loss too where it is told the classes, as transformers' models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(
+        self, x: Tensor, labels: Tensor | None = None, scale: float = 1.0
+    ) -> tuple[Tensor, ...]:
+        logits = scale * self.body(x)
+        if labels is None:
+            return (logits,)
+        return torch.nn.functional.cross_entropy(logits, labels), logits
+
+
+def test_what_the_example_had_and_a_call_has_not_is_named() -> None:
+    model, x = Judged().eval(), images(3)
+    given = {"labels": torch.arange(3), "scale": 2.0}
+    fast = tome_fx.transform(model, 0, example_inputs=x, example_kwargs=given)
+    assert same(fast(x, **given), model(x, **given))
+    for call in ({"scale": 2.0}, {"scale": 2.0, "labels": None}):
+        with pytest.raises(tome_fx.ShapeError, match=r"labels is None, but .*again without"):
+            fast(x, **call)
+    with pytest.raises(tome_fx.ShapeError, match=r"scale is 1\.0, but the model was captured w"):
+        fast(x, labels=given["labels"])
+    with pytest.raises(TypeError, match="required positional argument: 'x'"):
+        fast(**given)
+    again = copy.deepcopy(fast)
+    assert same(again(x, **given), model(x, **given))

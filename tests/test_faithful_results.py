@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import tome_fx
 from tests.laws.common import TINY
 from tests.laws.world import world
-from tests.tiny import tiny
+from tests.tiny import images, tiny
 from tests.tracing_models import C, Model, Scaled, made, traced
 from tome_fx.capturing.examples import inferred_examples
 
@@ -160,3 +162,32 @@ def test_inferred_images_have_values_whatever_the_default_device() -> None:
         image = next(inferred_examples(model)).args[0]
     assert image.device.type == "cpu"
     assert float(image.std()) > 0.1
+
+
+class Output(OrderedDict):  # type: ignore[type-arg]
+    """An output class that tells torch what is in it, and not the way to it."""
+
+
+pytree.register_pytree_node(
+    Output,
+    lambda out: (list(out.values()), list(out)),
+    lambda values, keys: Output(zip(keys, values, strict=True)),
+)
+
+
+class Wayless(nn.Module):
+    def __init__(self, off: float = 0.0) -> None:
+        super().__init__()
+        self.body, self.off = tiny(), off
+
+    def forward(self, x: Tensor) -> Output:
+        logits = self.body(x)
+        return Output(first=x.mean(), logits=logits + (self.off if traced(x) else 0.0))
+
+
+def test_a_class_of_results_without_ways() -> None:
+    x = images(3)
+    result = tome_fx.transform(Wayless().eval(), 2, example_inputs=x)(x)
+    assert type(result) is Output
+    with pytest.raises(tome_fx.CaptureError, match="result, tensor 1 differs by"):
+        tome_fx.transform(Wayless(off=1.0).eval(), 2, example_inputs=x)

@@ -161,3 +161,26 @@ def test_views_of_parameters_go_to_other_modules() -> None:
     assert torch.equal(fast(x, sizes), source(x, sizes))
     fast.r = 3
     assert fast.schedule == (3, 3, 3)
+
+
+class Moved(nn.Module):
+    """It moves a part of its own to where its input is, which no capture allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(C, C), nn.Sequential(nn.Linear(C, C))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        self.inner.to(x.device)
+        self.outer.to(x.device)
+        return (self.outer(self.inner(x)),)
+
+
+@torch.no_grad()
+def test_a_module_that_moves_its_parts_stays_a_call() -> None:
+    model, x = Between(Moved()).double().eval(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    fast = tome_fx.transform(model, 3, example_inputs=x, capture="export")
+    assert fast.schedule == (3, 3)
+    assert any("step stays a call" in note for note in fast.report.notes)
+    none = tome_fx.transform(model, 0, example_inputs=x, capture="export")
+    assert distance(none(x), model(x)) < 1e-12

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.tiny import Around, images, seeded, tiny
+from tests.tiny import Around, images, same, seeded, tiny
 
 pytestmark = TINY
 
@@ -265,6 +266,19 @@ def test_hooks_that_vanish_are_named(register: str) -> None:
         tome_fx.transform(model, 2)
     assert "VisionTransformer" in str(caught[0].message)
     assert caught[0].filename == __file__
+
+
+def test_a_librarys_own_hooks_are_not_named() -> None:
+    """transformers hooks its layers at the first call that asks for hidden states."""
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64,
+    )  # fmt: skip
+    model, x = ViTModel(config).eval(), images(2, 32)
+    told = model(x, output_hidden_states=True).hidden_states
+    given = {"pixel_values": x, "output_hidden_states": True}
+    fast = tome_fx.transform(model, 0, example_kwargs=given)
+    assert same(fast(**given).hidden_states, told)
 
 
 def test_hooks_on_the_result_work() -> None:

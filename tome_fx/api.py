@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.blame import is_own_code
 from tome_fx.capturing.examples import (
     Example,
     given_example,
@@ -234,11 +235,15 @@ def _warn_about_hooks(model: nn.Module) -> None:
     hooked = [
         name or type(model).__name__
         for name, module in model.named_modules()
-        if module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        for hook in (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *module._backward_hooks.values(),
+            *module._backward_pre_hooks.values(),
+        )
+        if not is_own_code(hook, module)
     ]
+    hooked = list(dict.fromkeys(hooked))
     if hooked:
         warnings.warn(
             f"Hooks on {', '.join(hooked[:5])} are not carried over: what they compute at capture "

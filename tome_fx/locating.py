@@ -49,10 +49,12 @@ def locate_program(
         CaptureError: the model cannot be turned into a graph.
         NoAttentionFoundError: it holds no attention over tokens.
     """
-    # What is made in inference mode cannot be traced for training later.
+    # What is made in inference mode cannot be traced for training later; weights that were made in
+    # it have no gradients, and tracing would save them for some.
     with (
         LOCK,
         torch.inference_mode(False),
+        torch.set_grad_enabled(torch.is_grad_enabled() and not _of_inference(model)),
         torch.random.fork_rng(devices=[]),
         inference_recorded(),
         data_recorded(),
@@ -73,6 +75,13 @@ def locate_program(
         if original.backwards.functions.keys() & calls:
             return _checked(program, found, OWN_GRADIENT)
     return _checked(program, found)
+
+
+def _of_inference(model: nn.Module | torch.export.ExportedProgram) -> bool:
+    """Was a tensor of the model made under ``torch.inference_mode``?"""
+    if not isinstance(model, nn.Module):
+        return False
+    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
 @dataclass(frozen=True)

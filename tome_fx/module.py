@@ -16,9 +16,9 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
 from tome_fx.errors import ToMeWarning
-from tome_fx.graph.attributes import refuse_module, switch
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
+from tome_fx.graph.places import refuse_module, switch
 from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
 from tome_fx.pipeline import Rewritten, maps_graph, rewrite
@@ -143,6 +143,11 @@ class ToMeModule(GraphModule):
         """Refuse modules in the place of those that hold weights."""
         refuse_module(self, name, value)
         super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As ``__setattr__``."""
+        refuse_module(self, name, module)
+        super().add_module(name, module)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As in timm: recompute blocks in backward instead of keeping what they made."""

@@ -114,7 +114,7 @@ def state() -> dict[str, Tensor]:
     return timm.create_model(TINY).state_dict()
 
 
-@pytest.mark.parametrize("wrap", ["", "state_dict", "model", "module."])
+@pytest.mark.parametrize("wrap", ["", "state_dict", "model", "module.", "state_dict_ema"])
 def test_checkpoints_are_unwrapped(tmp_path: Path, wrap: str) -> None:
     wanted = state()
     content: Any = wanted
@@ -122,11 +122,14 @@ def test_checkpoints_are_unwrapped(tmp_path: Path, wrap: str) -> None:
         content = {wrap + key: value for key, value in wanted.items()}
     elif wrap:
         content = {wrap: wanted, "epoch": 3}
+    if wrap == "state_dict_ema":
+        content["state_dict"] = {key: value + 1 for key, value in wanted.items()}
     path = tmp_path / "a.pth"
     torch.save(content, path)
     found = load_tiny(checkpoint=path)
     assert all(torch.equal(wanted[key], value) for key, value in found.model.state_dict().items())
-    assert found.weights == f"checkpoint {path}"
+    inside = "" if wrap in ("", "module.") else f", {wrap}"
+    assert found.weights == f"checkpoint {path}{inside}"
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

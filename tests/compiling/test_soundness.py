@@ -133,3 +133,24 @@ def test_each_model_is_told_of() -> None:
 def test_bad_options_of_the_inner_backend(options: dict[str, Any], text: str) -> None:
     with pytest.raises(tome_fx.ConfigError, match=text):
         tome_fx.backend(**options)
+
+
+def data(host: Host, x: Tensor) -> Tensor:
+    body: Any = host.body
+    x = x + body.pos_embed.data + x.data
+    return body.forward_head(body.norm(body.blocks(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_data_of_a_value_is_the_value_without_its_gradient(training: bool) -> None:
+    model, x = Host(data), images(3)
+    chosen = backend()
+    merged, wanted = torch.compile(model, backend=chosen), expected(model)
+    with torch.set_grad_enabled(training):
+        out, ours = merged(x), wanted(x)
+    torch.testing.assert_close(out, ours, rtol=1e-5, atol=1e-5)
+    assert chosen.reports[0].schedule == (R, R)
+    if training:
+        kept = model.body.patch_embed.proj.weight
+        first, second = (torch.autograd.grad(y.sum(), kept)[0] for y in (out, ours))
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
+from typing import Any
 
 import torch
+from torch import nn
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -32,6 +35,14 @@ def own_line(error: BaseException) -> str:
             return f"{os.path.basename(last.filename)}:{last.lineno}: {(last.line or '').strip()}"
         seen = seen.__cause__ or seen.__context__
     return ""
+
+
+def is_own_code(function: Any, module: nn.Module) -> bool:
+    """Is ``function`` of the installed library that ``module`` is of, which knows of it?"""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    home = getattr(function, "__module__", None) or ""
+    same = home.partition(".")[0] == type(module).__module__.partition(".")[0]
+    return same and code is not None and any(folder in code.co_filename for folder in _INSTALLED)
 
 
 def _is_theirs(filename: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -28,17 +30,28 @@ def _left_at_default(value: object, captured: object, name: str) -> None:
 class Calling(_PyTreeCodeGen):
     """A captured call, and parameters of the model that were left at their defaults there.
 
-    A caller may name those; another value than the captured one is refused.
+    A caller may name those; another value than the captured one is refused. One that was given
+    there and is left out has the model's default, which is refused by its name then.
     """
 
-    def __init__(self, info: _PyTreeInfo, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self, info: _PyTreeInfo, defaults: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> None:
         names = [*info.orig_args, *(f"{name}={value!r}" for name, value in defaults.items())]
         super().__init__(info._replace(orig_args=names))
         self.defaults = MappingProxyType(dict(defaults))
+        # None may come before one that must be given.
+        last = itertools.takewhile(lambda name: name in given, reversed(info.orig_args))
+        self.given = MappingProxyType({name: given[name] for name in last})
 
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         """The text of ``forward`` up to its body."""
         text: str = super().gen_fn_def(*args, **kwargs)
+        for name, value in self.given.items():  # from the last: no brackets come before it
+            named = re.compile(rf"(def forward\([^)]*\b{re.escape(name)})(?=[,)])")
+            found = named.search(text)
+            if found is not None:
+                text = f"{text[: found.end()]}={value!r}{text[found.end() :]}"
         checks = (
             f"\n    _left_at_default({name}, {value!r}, {name!r})"
             for name, value in self.defaults.items()
@@ -108,10 +121,11 @@ def accept_defaults(graph: Graph, model: nn.Module, given: set[str]) -> None:
     codegen = graph._codegen
     if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
         return
-    defaults = {
+    plain = {
         name: parameter.default
         for name, parameter in inspect.signature(model.forward).parameters.items()
-        if isinstance(parameter.default, _PLAIN) and name not in given
+        if isinstance(parameter.default, _PLAIN)
     }
-    if defaults:
-        graph.set_codegen(Calling(codegen.pytree_info, defaults))
+    left = {name: default for name, default in plain.items() if name not in given}
+    if plain:
+        graph.set_codegen(Calling(codegen.pytree_info, left, plain))

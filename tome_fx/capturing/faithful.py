@@ -115,8 +115,8 @@ def _difference(expected: Any, result: Any, precision: float) -> str:
     Raises:
         CaptureError: the model returns what no program can.
     """
-    leaves, _ = pytree.tree_flatten_with_path(expected)
-    wanted = [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+    leaves = _named(expected)
+    wanted = [(name, leaf) for name, leaf in leaves if isinstance(leaf, Tensor)]
     got = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     refuse_unknown([leaf for _, leaf in leaves])
     if not all(is_real(leaf) for _, leaf in leaves):
@@ -125,8 +125,7 @@ def _difference(expected: Any, result: Any, precision: float) -> str:
     if len(wanted) != len(got):
         return f"it returns {len(got)} tensors in place of {len(wanted)}"
     rounded = any(map(is_inexact, got))
-    for (path, one), other in zip(wanted, got, strict=True):
-        name = f"result{path}"
+    for (name, one), other in zip(wanted, got, strict=True):
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             return f"{name} is {_kind(other)} in place of {_kind(one)}"
         if rounded and not is_inexact(one):
@@ -134,6 +133,15 @@ def _difference(expected: Any, result: Any, precision: float) -> str:
         if excess(one, other, precision) > 1.0:
             return f"{name} differs by {relative(one, other):.2g} times its norm"
     return ""
+
+
+def _named(result: Any) -> list[tuple[str, Any]]:
+    """What a model returns, with the way to each; by number where a class tells no way into it."""
+    try:
+        leaves, _ = pytree.tree_flatten_with_path(result)
+    except ValueError:
+        return [(f"result, tensor {k}", leaf) for k, leaf in enumerate(pytree.tree_leaves(result))]
+    return [(f"result{pytree.keystr(path)}", leaf) for path, leaf in leaves]
 
 
 def _kind(value: Tensor) -> str:

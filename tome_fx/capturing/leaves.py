@@ -22,6 +22,8 @@ from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
 
 _PLAIN = (type(None), bool, int, float, str)
+# How torch casts and moves a module, and it calls itself for each child.
+_MOVES = ("_apply", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "to_empty")
 
 
 def culprit(error: BaseException, model: nn.Module) -> str:
@@ -34,6 +36,11 @@ def culprit(error: BaseException, model: nn.Module) -> str:
             return seen.module
         for frame, _ in reversed(list(traceback.walk_tb(seen.__traceback__))):
             owner = frame.f_locals.get("self")
+            if (
+                frame.f_code.co_name in _MOVES
+                and frame.f_code.co_filename == nn.modules.module.__file__
+            ):
+                continue  # what is cast is not what asks for it
             path: str = paths.get(id(vars(owner)), "") if isinstance(owner, nn.Module) else ""
             if path:
                 return path

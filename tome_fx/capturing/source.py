@@ -18,7 +18,8 @@ from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
-from tome_fx.graph.attributes import hold_linear, set_attribute, tell_kind
+from tome_fx.graph.attributes import set_attribute, tell_kind
+from tome_fx.graph.places import hold
 from tome_fx.graph.shells import owner_of
 from tome_fx.locating import LOCK, Located
 
@@ -95,9 +96,8 @@ class Source:
             set_attribute(target, path, tensor, persistent)
         if isinstance(self.skeleton, nn.Module):
             for path, module in self.skeleton.named_modules(remove_duplicate=False):
-                # Not what derives from it, say weights that are computed from others.
-                if type(module) is nn.Linear and path:
-                    hold_linear(target, path, module)
+                if path:
+                    hold(target, path, module)
             for name, value in vars(self.skeleton).items():
                 if _is_plain(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)

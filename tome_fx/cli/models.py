@@ -68,8 +68,8 @@ def load(spec: ModelSpec) -> Loaded:
     check_name(spec.name)
     model, source = _create(spec)
     if spec.checkpoint is not None:
-        weights.load_checkpoint(model, spec.checkpoint)
-        source = f"checkpoint {spec.checkpoint}"
+        inside = weights.load_checkpoint(model, spec.checkpoint)
+        source = f"checkpoint {spec.checkpoint}" + (f", {inside}" if inside else "")
     dtype = DTYPES.get(spec.precision, torch.float32)
     model.eval().requires_grad_(False)
     return Loaded(

@@ -94,13 +94,14 @@ def reachable(url: str, patience: float = PATIENCE) -> bool:
     return bool(answers and answers[0])
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Load weights into the model, strictly.
+def load_checkpoint(model: nn.Module, path: Path) -> str:
+    """Load weights into the model, strictly; returns under which names the file holds them.
 
     A .safetensors file, or one of torch.save that holds tensors and plain containers only: code
-    in it is never run. Raises CliError where the file is neither, or does not fit.
+    in it is never run. Of a model and its moving average it is the average, as
+    timm.models.load_checkpoint has it. Raises CliError where the file is neither, or does not fit.
     """
-    state = _state_dict(_read(path))
+    state, inside = _state_dict(_read(path))
     if not state:
         raise CliError(f"--checkpoint {path}: holds no weights")
     own = model.state_dict()
@@ -114,6 +115,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         theirs, ours = tuple(state[key].shape), tuple(own[key].shape)
         raise CliError(f"--checkpoint {path}: {key} is {theirs}, the model's is {ours}")
     model.load_state_dict(state)
+    return inside
 
 
 def _read(path: Path) -> Any:
@@ -134,17 +136,20 @@ def _read(path: Path) -> Any:
         raise CliError(f"--checkpoint {path}: {text[:200]}") from error
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
+def _state_dict(content: Any) -> tuple[dict[str, Tensor], str]:
+    """Tensors by name, and the keys that led to them."""
+    keys = []
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+            keys.append(key)
     if not isinstance(content, Mapping):
-        return {}
+        return {}, ""
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return state, ".".join(keys)
 
 
 def _listed(what: str, keys: list[str]) -> str:

@@ -127,11 +127,16 @@ _WRITTEN: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 class Writer(Interpreter):
-    """Runs a graph with the ops of the fast path written out."""
+    """Runs a graph with the ops of the fast path written out, and ``x.data`` as ``x.detach()``.
+
+    Of a tensor without values that attribute is no op, but a constant without values.
+    """
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call what an op computes in its place, or the function itself."""
-        return super().call_function(_WRITTEN.get(_name(target), target), args, kwargs)
+        name = _name(target)
+        instead = Tensor.detach if name == "_get_data_attr" else _WRITTEN.get(name, target)
+        return super().call_function(instead, args, kwargs)
 
 
 def check_masks(module: GraphModule, inputs: Given) -> None:

@@ -31,7 +31,8 @@ def check_input(
     if not isinstance(x, Tensor):
         raise ShapeError(
             f"{name} is {_told(x)}, but the model was captured with a tensor of shape "
-            f"{('batch', *shape)}."
+            f"{('batch', *shape)}. For calls without it, transform the model again without it in "
+            "its example inputs."
         )
     if batch is not None and x.shape[0] != batch:
         raise ShapeError(
@@ -56,6 +57,12 @@ def check_input(
 
 def check_rows(x: Tensor, like: Tensor, name: str, other: str) -> Tensor:
     """Return ``x`` if it has as many rows as ``like``; else raise ``ShapeError``."""
+    given: object = x
+    if not isinstance(given, Tensor):
+        raise ShapeError(
+            f"{name} is {_told(given)}, but the model was captured with a tensor. Transform it "
+            "again without that in its example inputs, for calls without it."
+        )
     if x.shape[0] != like.shape[0]:
         raise ShapeError(
             f"{name} has {x.shape[0]} rows and {other} has {like.shape[0]}, but the model was "

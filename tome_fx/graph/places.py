@@ -1,0 +1,241 @@
+"""Places for the weights of a model in a result, as whoever looks for them expects to find them.
+
+Optimizers leave norms out of weight decay, tools freeze batch norms, initialise or quantise
+linears, and take blocks by number: all by walking through the modules and asking what each one is.
+So a part is what it was in the model, as far as torch itself has a class for it. Finding none of a
+class, they would do nothing without a word.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from tome_fx.errors import ConfigError, ToMeWarning
+from tome_fx.graph.shells import owner_of
+
+# What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
+_KINDS = (
+    nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Embedding, _NormBase, _ConvNd,
+)  # fmt: skip
+_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_NUMBERS = (bool, int, float, str, tuple, type(None))
+_CODED = (
+    "{} cannot replace a weight of a transformed module. "
+    "Quantise the model first, then transform it."
+)
+
+
+class Held(nn.Module):
+    """A place in a module tree for tensors that a program reads; it is never called itself.
+
+    What has an effect on a module that is called, and none here, is refused or warned of.
+    """
+
+    _base: type[nn.Module] = nn.Module
+    _told: Mapping[str, Any] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # FSDP gathers weights when the module that it is told of is called. It makes a subclass.
+        if any(base.__name__ == "FSDPModule" for base in cls.__bases__):
+            raise ConfigError(
+                "The parts of a transformed module are not called, so they cannot be sharded one "
+                "by one: no call would gather their weights. Shard it as a whole, "
+                "fully_shard(result)."
+            )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what the program would not look at: it has modules and numbers of its own."""
+        refuse_module(self, name, value)
+        if name == "qconfig":
+            raise ConfigError(_CODED.format("torch.ao.quantization"))
+        told = self._told.get(name, value)
+        if told is not value and not (isinstance(value, _NUMBERS) and value == told):
+            raise ConfigError(
+                f"{name}={value!r} would change nothing: a transformed module computes with "
+                f"{name}={told!r}, as the model did. Change the model, then transform "
+                "that."
+            )
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Refuse modules in the place of its own."""
+        refuse_module(self, name, module)
+        super().add_module(name, module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class is made when it is asked for."""
+        if type(self) is not _class_of(self._base):
+            return tuple(object.__reduce_ex__(self, 2))  # a parametrization says what it thinks
+        return _blank, (self._base,), self.__dict__.copy()
+
+    def train(self, mode: bool = True) -> Held:
+        """Only the result as a whole has modes."""
+        if mode != self.training:
+            warnings.warn(
+                f"{'train' if mode else 'eval'}() of a part of a transformed module changes "
+                "nothing: its parts are not called. Call it on the whole; to freeze a part, set "
+                "the modes of the model and transform it then.",
+                ToMeWarning,
+                stacklevel=2 if mode else 3,  # eval() calls train()
+            )
+        return self
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_forward_hook(*args, **kwargs))
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it, nor a weight that it would make anew."""
+        made = [name for name, value in vars(self).items() if isinstance(value, Tensor)]
+        if made:
+            del vars(self)[made[0]]  # pruning then puts the parameter back
+            raise ConfigError(
+                f"{made[0]} is no parameter any more, and a hook would make it anew before each "
+                "call, as pruning and torch.nn.utils.weight_norm do. The parts of a transformed "
+                "module are not called: do it to the model, then transform that."
+            )
+        return _unheeded(super().register_forward_pre_hook(*args, **kwargs))
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_full_backward_hook(*args, **kwargs))
+
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        """No call will meet it."""
+        return _unheeded(super().register_full_backward_pre_hook(*args, **kwargs))
+
+
+def refuse_module(module: nn.Module, name: str, value: Any) -> None:
+    """Raise ConfigError where a module would take the place of one that holds weights."""
+    held = module._modules.get(name)
+    if isinstance(value, nn.Module) and isinstance(held, Held) and value is not held:
+        raise ConfigError(
+            f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
+            f"transformed module computes what the model did, with the weights that {name} holds. "
+            "Change the model, then transform that."
+        )
+
+
+def switch(module: nn.Module, mode: bool) -> None:
+    """``module.train(mode)`` of the parts of a whole, which may be told so."""
+    for child in module.children():
+        if isinstance(child, Held):
+            child.training = mode
+            switch(child, mode)
+        else:
+            child.train(mode)
+
+
+def _unheeded(handle: Any) -> Any:
+    warnings.warn(
+        "A hook on a part of a transformed module never runs: its parts hold weights and are not "
+        "called. Put it on the whole, or look at the model.",
+        ToMeWarning,
+        stacklevel=3,
+    )
+    return handle
+
+
+def _is_coded(value: Any) -> bool:
+    """Is it a tensor made of other tensors, and not one that is spread over processes?"""
+    return isinstance(value, Tensor) and (
+        hasattr(value, "__tensor_flatten__") and not hasattr(value, "full_tensor")
+    )
+
+
+class _Linear:
+    """What is more to a linear: tools of quantisation put other tensors in its weight's place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what only ``nn.Linear`` would multiply by: the program has its own products."""
+        old = self.__dict__.get("_parameters", {}).get(name)
+        if old is not None and _is_coded(value) and type(value) is not type(old):
+            raise ConfigError(_CODED.format(type(value).__name__))
+        super().__setattr__(name, value)
+
+
+class _Statistics:
+    """What is more to a batch norm: ``update_bn`` begins anew, then wants another momentum."""
+
+    def reset_running_stats(self) -> None:
+        """Refuse it before the statistics are gone."""
+        raise ConfigError(
+            "The statistics of a part of a transformed module cannot begin anew, as "
+            "torch.optim.swa_utils.update_bn has it: they are taken with the momentum that the "
+            "model had. Do it to the model, then transform that."
+        )
+
+
+class _Container:
+    """What is more to what holds others: they are all that it holds here."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse it: what has no weights is not there."""
+        raise ConfigError("The parts of a transformed module are not called; the whole is.")
+
+
+def hold(root: nn.Module, path: str, like: nn.Module) -> None:
+    """Let the place at ``path`` be of the class of ``like``, if it is one that is looked for.
+
+    Once everything has its place; what has no tensor below it has none.
+    """
+    base = _base_of(like)
+    owner, leaf = owner_of(root, path)
+    old = owner._modules.get(leaf)
+    if base is None or not isinstance(old, Held):
+        return
+    if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
+        return  # it would count them otherwise
+    new = _blank(base)
+    vars(new).update({**_plain(like), **vars(old)})
+    if "bias" in like._parameters and "bias" not in new._buffers:
+        new._parameters.setdefault("bias", None)  # as a linear without one has it
+    vars(new)["_told"] = _plain(like)
+    owner._modules[leaf] = new
+
+
+def _base_of(module: nn.Module) -> type[nn.Module] | None:
+    """The nearest class of torch's own that is asked for.
+
+    Of a linear not where it is derived: its weights may be computed from others.
+    """
+    if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        return None
+    theirs = [c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules.")]
+    nearest = next(iter(theirs), nn.Module)
+    return nearest if issubclass(nearest, (*_KINDS, *_CONTAINERS)) else None
+
+
+def _class_of(base: type[nn.Module]) -> type[Held]:
+    if base not in _CLASSES:
+        kinds = ((_Linear, nn.Linear), (_Statistics, _NormBase), (_Container, _CONTAINERS))
+        more = [own for own, kind in kinds if issubclass(base, kind)]
+        body = {"__doc__": f"The place of the weights of a {base.__name__}.", "_base": base}
+        _CLASSES[base] = type(f"Held{base.__name__}", (*more, Held, base), body)
+    return _CLASSES[base]
+
+
+_CLASSES: dict[type[nn.Module], type[Held]] = {nn.Module: Held}
+
+
+def _blank(base: type[nn.Module]) -> Held:
+    """A place with nothing in it."""
+    new: Held = _class_of(base).__new__(_class_of(base))
+    nn.Module.__init__(new)
+    return new
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The numbers that a module was made with."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, _NUMBERS) and not name.startswith("_") and name != "training"
+    }
