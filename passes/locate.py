@@ -93,7 +93,7 @@ def locate(
 
 _ITSELF = "its table tells each token from all others"
 _WEIGHED = "its table weighs each token for a sum"
-_WORDS = "words stay whole beside the tokens of an image"
+_WORDS = "what is looked up in a table, as words are, stays whole beside the tokens of an image"
 _Found = list[tuple[Anchor, ...]]
 _AllTypes = Mapping[Node, Types]
 

@@ -18,8 +18,8 @@ from tome_fx.graph.extents import tensor_value
 _BROADCASTS = ("aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous", "aten.clone",
                "aten.detach")  # fmt: skip
 # Which places stand where after them is a part of what a value follows from.
-_MOVES = ("aten.cat", "aten.slice", "aten.reshape", "aten.repeat", "aten.permute",
-          "aten.transpose", "aten.flip", "aten.roll")  # fmt: skip
+_MOVES = ("aten.cat", "aten.slice", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.repeat",
+          "aten.permute", "aten.transpose", "aten.flip", "aten.roll")  # fmt: skip
 _ELEMENTWISE = ("aten.to", "aten._to_copy", "aten.masked_fill",
                 *(f"aten.{name}" for name in UNTAGGED.split()))  # fmt: skip
 
@@ -55,7 +55,7 @@ def _step(
     images: set[Node],
     types: Mapping[Node, tuple[TensorType, ...]],
 ) -> _Row | None:
-    operands = [node for _, node in tensor_operands(call)]
+    operands = [node for _, node in tensor_operands(call) if tensor_value(node) is not None]
     made = [node for node in operands if node in images]
     row = rows.get(made[0]) if len(made) == 1 else None
     if row is None:

@@ -5,7 +5,6 @@ What an op told apart, what an image has for each position, and tokens from befo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,9 @@ from tome_fx.graph.axes import (
     Concat,
     TensorType,
     batch_axis,
+    holds,
     is_merged,
+    streams_of_axis,
 )
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
 from tome_fx.graph.extents import tensor_value
@@ -102,18 +103,17 @@ class Averages:
         """The streams along which ``user`` reads rows of places from before a merge.
 
         One value stood for such a row where it merged, a frame's class token say. That two of these
-        are equal says nothing of the rows.
+        are equal says nothing of the rows. Places beside the stream in one row are no row of it.
         """
         read = self.of_images.intersection(read_values(user))
         skips = (p for p in operands.from_before_a_merge() if operands.nodes[p] in read)
-        held = [_places(operands.have[path]) for path in skips]
+        held = [operands.have[path] for path in skips]
         return frozenset(
             site.stream
             for site in self.findings.sites
-            if any(
-                site.stream in places and places - _places(self.findings.types[site.node][0])
-                for places in held
-            )
+            for type_ in held
+            if site.stream in type_.ids
+            and _along(type_, site.stream) - _along(self.findings.types[site.node][0], site.stream)
         )
 
     def refused(self, user: Node, operands: Operands) -> str:
@@ -177,16 +177,22 @@ def _loses(have: TensorType, want: TensorType) -> bool:
     return any(not s.extensive and s.count > fewest.get(s.id, s.count) for s in have.streams)
 
 
-def _places(type_: TensorType) -> frozenset[object]:
-    """The streams of a value, by number, and its other places of an image."""
-    plain = itertools.chain.from_iterable(map(_atoms, type_.axes))
-    conv = (atom for atom in plain if atom.origin.kind == "conv")
-    return frozenset([*(stream.id for stream in type_.streams), *conv])
+def _along(type_: TensorType, stream: int) -> frozenset[object]:
+    """The streams, by number, and other places of an image that a value has for each token of one.
+
+    Of a row that several are put together in, what that one has.
+    """
+    found = [place for axis in type_.axes for place in _places(axis, stream)]
+    return frozenset(found)
 
 
-def _atoms(axis: Axis) -> Iterator[Atom]:
+def _places(axis: Axis, stream: int) -> Iterator[object]:
     for factor in axis:
-        if isinstance(factor, Atom):
+        if isinstance(factor, Atom) and factor.origin.kind == "conv":
             yield factor
         elif isinstance(factor, Concat):
-            yield from itertools.chain.from_iterable(map(_atoms, factor.parts))
+            own = [part for part in factor.parts if holds(part, stream)]
+            for part in own or factor.parts:
+                yield from _places(part, stream)
+        else:
+            yield from (found.id for found in streams_of_axis((factor,)))
