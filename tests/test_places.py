@@ -11,6 +11,7 @@ import timm
 import timm.utils
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import update_bn
 from transformers.trainer_pt_utils import get_parameter_names
 
@@ -62,6 +63,25 @@ def test_they_say_what_they_were_made_with(pair: tuple[Any, Any]) -> None:
         fast.body.norm.eps = 0.1
     fast.body.norm.eps = model.body.norm.eps
     fast.body.norm.note = "a word of ours"
+
+
+class Bare(nn.Module):
+    """Norms without weights, and weights that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.body = nn.BatchNorm2d(3, affine=False), tiny()
+        self.body.patch_embed.proj = parametrizations.weight_norm(self.body.patch_embed.proj)
+        self.stem = nn.Conv2d(3, 3, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.bn(self.stem(x)))  # type: ignore[no-any-return]
+
+
+def test_what_is_none_is_none_and_what_is_computed_is_not_found() -> None:
+    fast = tome_fx.transform(Bare().eval(), 2)
+    assert (fast.bn.weight, fast.bn.bias, fast.stem.bias) == (None, None, None)
+    assert of_kind(fast, nn.Conv2d) == ["stem"]
 
 
 def test_blocks_are_taken_by_number(pair: tuple[Any, Any]) -> None:

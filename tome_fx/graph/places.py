@@ -195,8 +195,9 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
         return  # it would count them otherwise
     new = _blank(base)
     vars(new).update({**_plain(like), **vars(old)})
-    if "bias" in like._parameters and "bias" not in new._buffers:
-        new._parameters.setdefault("bias", None)  # as a linear without one has it
+    for name, tensor in like._parameters.items():
+        if tensor is None and not hasattr(new, name):
+            new._parameters[name] = None  # as a linear without a bias has it
     vars(new)["_told"] = _plain(like)
     owner._modules[leaf] = new
 
@@ -204,9 +205,13 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
 def _base_of(module: nn.Module) -> type[nn.Module] | None:
     """The nearest class of torch's own that is asked for.
 
-    Of a linear not where it is derived: its weights may be computed from others.
+    None where its weights are computed from others, as they may be of a class that is derived from
+    linears.
     """
     if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        return None
+    tables = module._parameters.keys() | module._buffers.keys()
+    if any(hasattr(type(module), n) or n in vars(module) for n in {"weight", "bias"} - tables):
         return None
     theirs = [c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules.")]
     nearest = next(iter(theirs), nn.Module)
