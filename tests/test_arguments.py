@@ -6,6 +6,7 @@ import copy
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
+from enum import Enum
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -274,12 +275,50 @@ def test_what_the_example_had_and_a_call_has_not_is_named() -> None:
     given = {"labels": torch.arange(3), "scale": 2.0}
     fast = tome_fx.transform(model, 0, example_inputs=x, example_kwargs=given)
     assert same(fast(x, **given), model(x, **given))
-    for call in ({"scale": 2.0}, {"scale": 2.0, "labels": None}):
-        with pytest.raises(tome_fx.ShapeError, match=r"labels is None, but .*again without"):
-            fast(x, **call)
-    with pytest.raises(tome_fx.ShapeError, match=r"scale is 1\.0, but the model was captured w"):
+    with pytest.raises(tome_fx.ShapeError, match=r"labels is left out, but .*again without"):
+        fast(x, scale=2.0)
+    with pytest.raises(tome_fx.ShapeError, match=r"labels is None, but .*again without"):
+        fast(x, labels=None, scale=2.0)
+    with pytest.raises(tome_fx.ShapeError, match=r"scale is left out, but the model was capt"):
         fast(x, labels=given["labels"])
     with pytest.raises(TypeError, match="required positional argument: 'x'"):
         fast(**given)
     again = copy.deepcopy(fast)
     assert same(again(x, **given), model(x, **given))
+
+
+class Mode(str, Enum):
+    ONCE, TWICE = "once", "twice"
+
+
+class Asking(nn.Module):
+    """What is asked of an optional input is whether it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        more: dict[str, Tensor] | None = None,
+        mode: Mode = Mode.ONCE,
+    ) -> Tensor:
+        y = self.body(x) * (2 if mode is Mode.TWICE else 1)
+        y = y if mask is None else y + 1.0
+        return y if more is None else y + more["offset"]
+
+
+def test_what_no_op_reads_must_be_there_too() -> None:
+    model, x = Asking().eval(), images(3)
+    given = {"mask": torch.ones(3, 9), "more": {"offset": torch.ones(3, 10)}}
+    fast = tome_fx.transform(model, 0, example_inputs=x, example_kwargs=given)
+    assert torch.equal(fast(x, **given), model(x, **given))
+    for name in given:
+        rest = {key: value for key, value in given.items() if key != name}
+        for call in (rest, {**rest, name: None}):
+            with pytest.raises(tome_fx.ShapeError, match=f"{name} is (left out|None), but"):
+                fast(x, **call)
+    plain = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.equal(plain(x), model(x))

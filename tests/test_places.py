@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -117,14 +118,12 @@ def test_weights_are_initialised_by_kind(pair: tuple[Any, Any]) -> None:
         assert all((model.get_submodule(p).weight == 0.5).all() for p in of_kind(model, kind))
 
 
-def test_statistics_do_not_begin_anew(pair: tuple[Any, Any]) -> None:
-    model, fast = pair
-    model.bn.running_mean.fill_(3.0)
-    with pytest.raises(tome_fx.ConfigError, match=r"cannot begin anew.*Do it to the model"):
-        update_bn([images(3)], fast)
-    assert (fast.bn.running_mean == 3.0).all()
-    with pytest.raises(tome_fx.ConfigError, match="momentum=None would change nothing"):
-        fast.bn.momentum = None
+def test_statistics_with_another_momentum_are_refused(pair: tuple[Any, Any]) -> None:
+    with pytest.raises(tome_fx.ConfigError, match=r"momentum=None would change nothing.*Change th"):
+        update_bn([images(3)], pair[1])
+    pair[1].bn.running_mean.fill_(3.0)
+    pair[1].apply(lambda part: getattr(part, "reset_parameters", int)())
+    assert (pair[0].bn.running_mean == 0.0).all()
 
 
 def test_freezing_and_sharing_out_batch_norms_is_refused(pair: tuple[Any, Any]) -> None:
@@ -142,9 +141,59 @@ def test_dynamic_quantisation_is_refused(pair: tuple[Any, Any]) -> None:
         old.quantize_dynamic(pair[1], {nn.Linear})
 
 
-def test_what_holds_others_is_not_called(pair: tuple[Any, Any]) -> None:
-    with pytest.raises(tome_fx.ConfigError, match="parts of a transformed module are not called"):
-        pair[1].body.blocks(images())
+def test_linears_alone_are_called_by_themselves(pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+    z = torch.randn(2, 32)
+    assert torch.equal(fast.body.head(z), model.body.head(z))
+    for part in (fast.body.blocks, fast.body.norm, fast.body):
+        with pytest.raises(tome_fx.ConfigError, match="parts of a transformed module are not call"):
+            part(z)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "append": lambda blocks: blocks.append(nn.Linear(3, 3)),
+    "extend": lambda blocks: blocks.extend(nn.Sequential(nn.Linear(3, 3))),
+    "insert": lambda blocks: blocks.insert(0, nn.Linear(3, 3)),
+    "delete": lambda blocks: blocks.__delitem__(0),
+    "pop": lambda blocks: blocks.pop(0),
+    "replace": lambda blocks: blocks.__setitem__(0, nn.Linear(3, 3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_none_is_added_and_none_is_taken_out(pair: tuple[Any, Any], change: Any) -> None:
+    blocks = pair[1].body.blocks
+    before = list(blocks)
+    with pytest.raises(tome_fx.ConfigError, match="Change the model, then transform that"):
+        change(blocks)
+    assert list(blocks) == before
+
+
+class Odd(nn.Module):
+    """Parts without weights that hold others, one that is scripted, one that is lazy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.LazyConv2d(3, 1), tiny()
+        self.none = nn.Sequential(nn.Sequential(nn.Identity()), nn.Dropout(0.5))
+        self.tail = torch.jit.script(nn.Linear(10, 4))
+        self._base, self._told = nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._base(self.tail(self.body(self.none(self.stem(x)))))
+        return y + self._told(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:Hooks on stem:tome_fx.ToMeWarning")  # torch's, of the lazy one
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is .*:FutureWarning")
+def test_what_has_no_place_or_no_class_here() -> None:
+    model, x = Odd().eval(), images(3)
+    fast = tome_fx.transform(model, 0)
+    assert torch.equal(fast(x), model(x))
+    assert fast.get_submodule("_told").running_mean is None
+    assert tome_fx.transform(model, 2).schedule == (2, 2)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])

@@ -78,10 +78,11 @@ def locate_program(
 
 
 def _of_inference(model: nn.Module | torch.export.ExportedProgram) -> bool:
-    """Was a tensor of the model made under ``torch.inference_mode``?"""
-    if not isinstance(model, nn.Module):
-        return False
-    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+    """Were the weights of the model, all of them, made under ``torch.inference_mode``?"""
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    lazy = torch.nn.parameter.UninitializedParameter
+    made = [weight.is_inference() for weight in weights if not isinstance(weight, lazy)]
+    return bool(made) and all(made)
 
 
 @dataclass(frozen=True)

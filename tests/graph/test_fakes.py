@@ -87,3 +87,20 @@ def test_what_the_meta_device_cannot_do_is_no_fault() -> None:
     assert fast.schedule == (2, 2)
     assert tome_fx.transform(model, 0)(x).equal(model(x))
     assert all("val" in node.meta for node in fast.graph.nodes)
+
+
+class Drawn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * torch.ops.aten.rand.default([10])  # type: ignore[no-any-return]
+
+
+def test_nothing_is_drawn() -> None:
+    model = Drawn().eval()
+    before = torch.get_rng_state()
+    fast = tome_fx.transform(model, 2)
+    fast.r = 1
+    assert torch.equal(torch.get_rng_state(), before)

@@ -41,7 +41,8 @@ def is_own_code(function: Any, module: nn.Module) -> bool:
     """Is ``function`` of the installed library that ``module`` is of, which knows of it?"""
     code = getattr(inspect.unwrap(function), "__code__", None)
     home = getattr(function, "__module__", None) or ""
-    same = home.partition(".")[0] == type(module).__module__.partition(".")[0]
+    library = home.partition(".")[0]
+    same = library != "torch" and library == type(module).__module__.partition(".")[0]
     return same and code is not None and any(folder in code.co_filename for folder in _INSTALLED)
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx import ops
 from tome_fx.capturing.examples import Example
+from tome_fx.errors import ShapeError
 
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -27,40 +28,52 @@ def _left_at_default(value: object, captured: object, name: str) -> None:
     ops.check_constant(value, captured, name)
 
 
-class Calling(_PyTreeCodeGen):
-    """A captured call, and parameters of the model that were left at their defaults there.
+class LeftOut:
+    """Stands for an input that a call lacks."""
 
-    A caller may name those; another value than the captured one is refused. One that was given
-    there and is left out has the model's default, which is refused by its name then.
+
+def _was_given(value: object, name: str) -> None:
+    if value is None or value is LeftOut:
+        how = "None" if value is None else "left out"
+        raise ShapeError(
+            f"{name} is {how}, but the model was captured with it. For calls without it, transform "
+            "the model again without it in its example inputs."
+        )
+
+
+class Calling(_PyTreeCodeGen):
+    """A captured call, and parameters of the model that have a default.
+
+    A caller may name those that were left at it; another value than the captured one is refused.
+    One that was given, and no None, is refused by its name where a call lacks it.
     """
 
     def __init__(
-        self, info: _PyTreeInfo, defaults: Mapping[str, Any], given: Mapping[str, Any]
+        self, info: _PyTreeInfo, defaults: Mapping[str, Any], given: Collection[str]
     ) -> None:
         names = [*info.orig_args, *(f"{name}={value!r}" for name, value in defaults.items())]
         super().__init__(info._replace(orig_args=names))
         self.defaults = MappingProxyType(dict(defaults))
         # None may come before one that must be given.
-        last = itertools.takewhile(lambda name: name in given, reversed(info.orig_args))
-        self.given = MappingProxyType({name: given[name] for name in last})
+        self.given = [*itertools.takewhile(lambda name: name in given, reversed(info.orig_args))]
 
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         """The text of ``forward`` up to its body."""
         text: str = super().gen_fn_def(*args, **kwargs)
-        for name, value in self.given.items():  # from the last: no brackets come before it
-            named = re.compile(rf"(def forward\([^)]*\b{re.escape(name)})(?=[,)])")
-            found = named.search(text)
-            if found is not None:
-                text = f"{text[: found.end()]}={value!r}{text[found.end() :]}"
-        checks = (
-            f"\n    _left_at_default({name}, {value!r}, {name!r})"
-            for name, value in self.defaults.items()
-        )
-        return text + "".join(checks)
+        for name in self.given:
+            named = re.compile(rf"def forward\([^)]*?\b{re.escape(name)}(?=[,)])")
+            text = named.sub(lambda found: f"{found[0]}=LeftOut", text, count=1)
+        found = re.search(r"def forward\(.*", text)  # to the end of its line
+        end = len(text) if found is None else found.end()
+        checks = [f"_was_given({name}, {name!r})" for name in self.given]
+        left = [f"_left_at_default({n}, {value!r}, {n!r})" for n, value in self.defaults.items()]
+        first, second = ("".join(f"\n    {check}" for check in some) for some in (checks, left))
+        return f"{text[:end]}{first}{text[end:]}{second}"
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
-        return [*super().additional_globals(), ("_left_at_default", _left_at_default)]
+        own = {"_left_at_default": _left_at_default, "_was_given": _was_given, "LeftOut": LeftOut}
+        return [*super().additional_globals(), *own.items()]
 
 
 @contextmanager
@@ -116,16 +129,17 @@ def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:
     yield from zip(inputs, pytree.tree_leaves((example.args, kwargs)), strict=True)
 
 
-def accept_defaults(graph: Graph, model: nn.Module, given: set[str]) -> None:
-    """Let ``forward`` of ``graph`` take the parameters of ``model`` that were not ``given``."""
+def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Let ``forward`` of ``graph`` take the parameters of ``model`` that were not ``given``.
+
+    And refuse by name the optional ones that were.
+    """
     codegen = graph._codegen
     if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
         return
-    plain = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if isinstance(parameter.default, _PLAIN)
-    }
-    left = {name: default for name, default in plain.items() if name not in given}
-    if plain:
-        graph.set_codegen(Calling(codegen.pytree_info, left, plain))
+    parameters = inspect.signature(model.forward).parameters
+    optional = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    left = {n: d for n, d in optional.items() if type(d) in _PLAIN and n not in given}
+    needed = [name for name in optional if given.get(name) is not None]
+    if left or needed:
+        graph.set_codegen(Calling(codegen.pytree_info, left, needed))

@@ -73,7 +73,7 @@ def from_export(
         raise CaptureError("With one batch for all inputs, the model's code fixes it.")
     call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
-    accept_defaults(program.graph, model, set(given.arguments))
+    accept_defaults(program.graph, model, given.arguments)
     return program
 
 

@@ -86,7 +86,7 @@ def from_graph_module(
         if not isinstance(value, torch.Tensor):
             node.meta["val"] = value  # torch 2.11 leaves it out
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo([*places, *keywords], spec, outputs[0])))
-    accept_defaults(graph, source, {*places, *keywords})
+    accept_defaults(graph, source, {**dict(zip(places, example.args, strict=False)), **keywords})
     return describe(graph, _used(graph, {**state, **read_by(graph_module)}), how)
 
 

@@ -25,9 +25,8 @@ class Extents:
         """``every_symbol``: a size for all symbols, in place of a prime for each."""
         self._every = every_symbol
         self._primes: dict[Any, int] = {}
-        self._known: dict[
-            Any, int
-        ] = {}  # by expression: a graph has thousands of sizes, a few kinds
+        # By expression: a graph has thousands of sizes, of a few kinds.
+        self._known: dict[Any, int] = {}
 
     def of(self, size: int | torch.SymInt) -> int:
         """The stand-in for a size: itself, or its expression with primes for the symbols."""

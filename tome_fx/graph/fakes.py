@@ -87,8 +87,10 @@ class MetaRun(FakeRun):
         return torch.empty(self.sizes.shape(value), dtype=value.dtype, device="meta")
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What is made anew is made there too."""
-        if "device" in kwargs:
+        """What is made anew is made there too, where no device is named as well."""
+        schema = getattr(target, "_schema", None)
+        places = [] if schema is None else [a.name for a in schema.arguments if a.kwarg_only]
+        if "device" in kwargs or "device" in places:
             kwargs = {**kwargs, "device": "meta"}
         return super().call_function(target, args, kwargs)
 

@@ -9,15 +9,16 @@ class, they would do nothing without a word.
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tome_fx.errors import ConfigError, ToMeWarning
-from tome_fx.graph.shells import owner_of
 
 # What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
 _KINDS = (
@@ -37,8 +38,8 @@ class Held(nn.Module):
     What has an effect on a module that is called, and none here, is refused or warned of.
     """
 
-    _base: type[nn.Module] = nn.Module
-    _told: Mapping[str, Any] = {}
+    _tome_fx_base: type[nn.Module] = nn.Module  # names that no model has
+    _tome_fx_told: Mapping[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,7 +56,7 @@ class Held(nn.Module):
         refuse_module(self, name, value)
         if name == "qconfig":
             raise ConfigError(_CODED.format("torch.ao.quantization"))
-        told = self._told.get(name, value)
+        told = self._tome_fx_told.get(name, value)
         if told is not value and not (isinstance(value, _NUMBERS) and value == told):
             raise ConfigError(
                 f"{name}={value!r} would change nothing: a transformed module computes with "
@@ -71,9 +72,13 @@ class Held(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Its class is made when it is asked for."""
-        if type(self) is not _class_of(self._base):
+        if type(self) is not _class_of(self._tome_fx_base):
             return tuple(object.__reduce_ex__(self, 2))  # a parametrization says what it thinks
-        return _blank, (self._base,), self.__dict__.copy()
+        return _blank, (self._tome_fx_base,), self.__dict__.copy()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse it: a class derived from torch's own may compute something else with them."""
+        raise ConfigError("The parts of a transformed module are not called; the whole is.")
 
     def train(self, mode: bool = True) -> Held:
         """Only the result as a whole has modes."""
@@ -151,7 +156,12 @@ def _is_coded(value: Any) -> bool:
 
 
 class _Linear:
-    """What is more to a linear: tools of quantisation put other tensors in its weight's place."""
+    """What is more to a linear: tools of quantisation put other tensors in its weight's place.
+
+    And heads are called by themselves.
+    """
+
+    forward = nn.Linear.forward
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what only ``nn.Linear`` would multiply by: the program has its own products."""
@@ -161,24 +171,42 @@ class _Linear:
         super().__setattr__(name, value)
 
 
-class _Statistics:
-    """What is more to a batch norm: ``update_bn`` begins anew, then wants another momentum."""
-
-    def reset_running_stats(self) -> None:
-        """Refuse it before the statistics are gone."""
-        raise ConfigError(
-            "The statistics of a part of a transformed module cannot begin anew, as "
-            "torch.optim.swa_utils.update_bn has it: they are taken with the momentum that the "
-            "model had. Do it to the model, then transform that."
-        )
-
-
 class _Container:
-    """What is more to what holds others: they are all that it holds here."""
+    """What is more to what holds others: it keeps those that it has, in their order."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse it: what has no weights is not there."""
-        raise ConfigError("The parts of a transformed module are not called; the whole is.")
+    def __getitem__(self, index: Any) -> Any:
+        """A part, or some of them in a plain container."""
+        if not isinstance(index, slice):
+            return super().__getitem__(index)  # type: ignore[misc]
+        names = list(self._modules)[index]  # type: ignore[attr-defined]
+        chosen = OrderedDict((name, self._modules[name]) for name in names)  # type: ignore[attr-defined]
+        base = self._tome_fx_base  # type: ignore[attr-defined]
+        return base(chosen) if issubclass(base, nn.Sequential) else base(chosen.values())
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Refuse what is new."""
+        if name not in self._modules:  # type: ignore[attr-defined]
+            _refuse_change()
+        super().add_module(name, module)  # type: ignore[misc]
+
+    def insert(self, *args: Any) -> Any:
+        """Refuse it."""
+        _refuse_change()
+
+    def __delitem__(self, index: Any) -> None:
+        """Refuse it."""
+        _refuse_change()
+
+    def clear(self) -> None:
+        """Refuse it."""
+        _refuse_change()
+
+
+def _refuse_change() -> NoReturn:
+    raise ConfigError(
+        "A transformed module computes what the model did, with the parts that this holds: none "
+        "is added and none is taken out. Change the model, then transform that."
+    )
 
 
 def hold(root: nn.Module, path: str, like: nn.Module) -> None:
@@ -187,19 +215,25 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
     Once everything has its place; what has no tensor below it has none.
     """
     base = _base_of(like)
-    owner, leaf = owner_of(root, path)
-    old = owner._modules.get(leaf)
+    *parents, leaf = path.split(".")
+    for name in parents:
+        child = root._modules.get(name)
+        if child is None:
+            return
+        root = child
+    old = root._modules.get(leaf)
     if base is None or not isinstance(old, Held):
         return
     if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
         return  # it would count them otherwise
     new = _blank(base)
     vars(new).update({**_plain(like), **vars(old)})
-    for name, tensor in like._parameters.items():
-        if tensor is None and not hasattr(new, name):
-            new._parameters[name] = None  # as a linear without a bias has it
-    vars(new)["_told"] = _plain(like)
-    owner._modules[leaf] = new
+    for table in ("_parameters", "_buffers"):
+        for name, tensor in getattr(like, table).items():
+            if tensor is None and not hasattr(new, name):
+                getattr(new, table)[name] = None  # as a linear without a bias has it
+    vars(new)["_tome_fx_told"] = _plain(like)
+    root._modules[leaf] = new
 
 
 def _base_of(module: nn.Module) -> type[nn.Module] | None:
@@ -208,7 +242,8 @@ def _base_of(module: nn.Module) -> type[nn.Module] | None:
     None where its weights are computed from others, as they may be of a class that is derived from
     linears.
     """
-    if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+    derived = isinstance(module, nn.Linear) and type(module) is not nn.Linear
+    if derived or isinstance(module, torch.jit.ScriptModule):
         return None
     tables = module._parameters.keys() | module._buffers.keys()
     if any(hasattr(type(module), n) or n in vars(module) for n in {"weight", "bias"} - tables):
@@ -220,9 +255,9 @@ def _base_of(module: nn.Module) -> type[nn.Module] | None:
 
 def _class_of(base: type[nn.Module]) -> type[Held]:
     if base not in _CLASSES:
-        kinds = ((_Linear, nn.Linear), (_Statistics, _NormBase), (_Container, _CONTAINERS))
+        kinds = ((_Linear, nn.Linear), (_Container, _CONTAINERS))
         more = [own for own, kind in kinds if issubclass(base, kind)]
-        body = {"__doc__": f"The place of the weights of a {base.__name__}.", "_base": base}
+        body = {"__doc__": f"The place of the weights of a {base.__name__}.", "_tome_fx_base": base}
         _CLASSES[base] = type(f"Held{base.__name__}", (*more, Held, base), body)
     return _CLASSES[base]
 
