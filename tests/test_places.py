@@ -190,10 +190,10 @@ class Odd(nn.Module):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is .*:FutureWarning")
 def test_what_has_no_place_or_no_class_here() -> None:
     model, x = Odd().eval(), images(3)
-    fast = tome_fx.transform(model, 0)
+    fast = tome_fx.transform(model, 0, example_inputs=x)
     assert torch.equal(fast(x), model(x))
     assert fast.get_submodule("_told").running_mean is None
-    assert tome_fx.transform(model, 2).schedule == (2, 2)
+    assert tome_fx.transform(model, 2, example_inputs=x).schedule == (2, 2)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
