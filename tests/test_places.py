@@ -184,10 +184,7 @@ class Odd(nn.Module):
         return y + self._told(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.filterwarnings("ignore:Hooks on stem:tome_fx.ToMeWarning")  # torch's, of the lazy one
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is .*:FutureWarning")
+@pytest.mark.filterwarnings("ignore")  # of lazy modules, of scripts, and of export about them
 def test_what_has_no_place_or_no_class_here() -> None:
     model, x = Odd().eval(), images(3)
     fast = tome_fx.transform(model, 0, example_inputs=x)
