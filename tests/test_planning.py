@@ -138,10 +138,9 @@ def test_a_map_of_what_was_not_applied_is_that_of_all_tokens() -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """Captured once: what is planned is the same."""
-    model, batch = timm.create_model("vit_small_patch16_224", depth=4), torch.export.Dim("batch")
-    x = torch.randn(2, 3, 224, 224)
-    return torch.export.export(model.eval(), (x,), dynamic_shapes=({0: batch},))
+    """Captured once, for all that is planned."""
+    model, x = timm.create_model("vit_small_patch16_224", depth=4), torch.randn(2, 3, 224, 224)
+    return torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("b")},))
 
 
 def test_a_batch_decides(small: Any) -> None:
