@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class FakeRun(Interpreter):
     def run_like(self, captured: Graph) -> Any:
         """Run on the inputs of ``captured``; returns what the graph does."""
         inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
-        with self.mode, torch.no_grad():
+        with self._mode(), torch.no_grad():
             return self.run(*map(self._fake, inputs), enable_io_processing=False)
 
     def told(self, value: Any) -> Any:
@@ -41,7 +42,14 @@ class FakeRun(Interpreter):
     def _fake(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=value.device)
+        place = self._place(value)
+        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=place)
+
+    def _mode(self) -> AbstractContextManager[Any]:
+        return self.mode
+
+    def _place(self, value: Tensor) -> torch.device:
+        return value.device
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A leaf has no more than shapes to tell."""
@@ -59,8 +67,8 @@ class MetaRun(FakeRun):
     """The same on the meta device, in a quarter of the time, where all tensors are on one device.
 
     Fake tensors keep the device beside the shape, in Python, op by op. With one device for all
-    there is nothing to keep: :meth:`told` puts it back. Strides may differ where a device has its
-    own order (convolutions, fused attention).
+    there is nothing to keep: :meth:`told` puts it back. An error may be the meta device's own, and
+    strides may differ where a device has its own order (convolutions, fused attention).
 
     Args:
         device: the one of all tensors, as :func:`only_device` finds it.
@@ -70,21 +78,16 @@ class MetaRun(FakeRun):
         super().__init__(module, sizes)
         self.device = device
 
-    def run_like(self, captured: Graph) -> Any:
-        """Run on the inputs of ``captured``; any error may be the meta device's own."""
-        inputs = [node.meta.get("val") for node in captured.nodes if node.op == "placeholder"]
-        with torch.no_grad():
-            return self.run(*map(self._fake, inputs), enable_io_processing=False)
-
     def told(self, value: Any) -> Any:
         """What a node made, as :class:`FakeRun` has it: fake tensors on the device."""
         wrap = self.mode.fake_tensor_converter.from_meta_and_device
         return tree_map_only(Tensor, lambda made: wrap(self.mode, made, self.device), value)
 
-    def _fake(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return torch.empty(self.sizes.shape(value), dtype=value.dtype, device="meta")
+    def _mode(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _place(self, value: Tensor) -> torch.device:
+        return torch.device("meta")
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """What is made anew is made there too, where no device is named as well."""

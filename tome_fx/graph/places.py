@@ -226,13 +226,12 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
         return
     if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
         return  # it would count them otherwise
-    new = _blank(base)
-    vars(new).update({**_plain(like), **vars(old)})
+    new, told = _blank(base), _plain(like)
+    vars(new).update({**told, **vars(old), "_tome_fx_told": told})
     for table in ("_parameters", "_buffers"):
         for name, tensor in getattr(like, table).items():
             if tensor is None and not hasattr(new, name):
                 getattr(new, table)[name] = None  # as a linear without a bias has it
-    vars(new)["_tome_fx_told"] = _plain(like)
     root._modules[leaf] = new
 
 
