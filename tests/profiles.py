@@ -3,7 +3,7 @@
 A test says what it needs by default, `@examples(200)`, and a heavier profile multiplies that:
 
     pytest                                    the default: the same examples on every run
-    pytest --hypothesis-profile=thorough      25 times as many, at random
+    pytest --hypothesis-profile=thorough      50 times as many, at random
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, register_random, settings
 
 F = TypeVar("F", bound=Callable[..., object])
 
-SCALE = {"default": 1, "thorough": 25}
+SCALE = {"default": 1, "thorough": 50}
 
 
 class TorchRandom:

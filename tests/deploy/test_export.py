@@ -40,8 +40,8 @@ def made(name: str, **options: Any) -> tuple[Any, int]:
 @pytest.mark.parametrize("name", MODELS)
 def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
     fast, size = made(name)
-    static: tuple[Any, Any] = ((3,), None)
-    for batches, shapes in ((3, 2, 5), DYNAMIC), static:
+    static: list[tuple[Any, Any]] = [((3,), None)] if name == MODELS[0] else []
+    for batches, shapes in [((3, 2, 5), DYNAMIC), *static]:
         program = torch.export.export(fast, (images(3, size),), dynamic_shapes=shapes)
         torch.export.save(program, tmp_path / "fast.pt2")
         loaded: Any = torch.export.load(tmp_path / "fast.pt2").module()

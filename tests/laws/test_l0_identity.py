@@ -37,7 +37,7 @@ def assert_identical(fast: torch.nn.Module, model: torch.nn.Module, config: Subj
         assert distance(actual, expected) < limit
 
 
-@examples(16)
+@examples(10)
 @given(subjects_with_schedule(), st.sampled_from([torch.float64, torch.float32]))
 def test_r_zero_is_the_model(drawn: tuple[Subject, list[int]], dtype: torch.dtype) -> None:
     config, schedule = drawn

@@ -25,7 +25,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(14)
+@examples(8)
 @given(
     subjects_with_schedule(),
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
@@ -45,7 +45,7 @@ def test_shapes_and_dtypes_at_every_batch_size(
         assert bool(actual.isfinite().all())
 
 
-@examples(10)
+@examples(6)
 @given(architectures(pools=("",), prefixes=("class", "none")), st.data())
 def test_dense_outputs_come_back_in_order(config: Architecture, data: st.DataObject) -> None:
     schedule = data.draw(schedules(config.depth, config.stream))

@@ -37,20 +37,20 @@ def check(config: Architecture, schedule: list[int], **options: object) -> None:
         assert distance(oracle.reference(model, x, schedule, sizes=False), actual) > 1e-6
 
 
-@examples(30)
+@examples(16)
 @given(architectures(max_depth=4), st.data())
 def test_timm_models_follow_the_paper(config: Architecture, data: st.DataObject) -> None:
     check(config, data.draw(schedules(config.depth, config.stream)))
 
 
-@examples(10)
+@examples(6)
 @given(architectures(pools=("token", "avg", "")), st.data())
 def test_without_proportional_attention(config: Architecture, data: st.DataObject) -> None:
     """Models trained without it: merged values and pools keep their sizes, softmax does not."""
     check(config, data.draw(schedules(config.depth, config.stream)), prop_attn=False)
 
 
-@examples(10)
+@examples(6)
 @given(architectures(), st.data())
 def test_the_other_capture_gives_the_same(config: Architecture, data: st.DataObject) -> None:
     if config.block == "scaling":  # timm's eager parallel block branches on its arguments

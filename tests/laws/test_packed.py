@@ -20,7 +20,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(12)
+@examples(6)
 @given(towers(), st.integers(1, 2), st.sampled_from(["mean", "never"]))
 def test_one_image(config: Packed, r: int, remerge: str) -> None:
     model, x = config.build(), config.rows()
@@ -42,7 +42,7 @@ def test_sizes_matter() -> None:
     assert distance(run(plain, equal), run(model, equal)) > 1e-6
 
 
-LENGTHS = [(24, 24), (25, 16, 32), (32, 1, 16)]
+SEVERAL = [("sdpa", (24, 24)), ("sliced", (25, 16, 32)), ("each", (32, 1, 16)), ("each", (24, 24))]
 
 
 def several(
@@ -53,10 +53,9 @@ def several(
     return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "sliced", "each"])
-@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("attention", "lengths"), SEVERAL)
 @torch.no_grad()
-def test_images_in_one_row_merge_each_by_itself(lengths: tuple[int, ...], attention: str) -> None:
+def test_images_in_one_row_merge_each_by_itself(attention: str, lengths: tuple[int, ...]) -> None:
     model, fast, x, row = several(lengths, attention=attention)
     assert len(fast.schedule) == 3 * sum(length > 1 for length in lengths)
     parts = x.split(lengths)
@@ -220,12 +219,17 @@ def test_experts_that_stay_calls() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "kinds"), [((16,) * 6, 1), ((16, 24, 16, 24, 24), 2), ((16, 1, 16, 9, 16), 3)]
+    ("attention", "lengths", "kinds"),
+    [
+        ("sdpa", (16,) * 6, 1),
+        ("sdpa", (16, 1, 16, 9, 16), 3),
+        ("sliced", (16, 24, 16, 24, 24), 2),
+        ("each", (16, 1, 16, 9, 16), 3),
+    ],
 )
-@pytest.mark.parametrize("attention", ["sdpa", "sliced", "each"])
 @torch.no_grad()
 def test_images_of_a_length_are_matched_at_once(
-    lengths: tuple[int, ...], kinds: int, attention: str
+    attention: str, lengths: tuple[int, ...], kinds: int
 ) -> None:
     """But for the one behind a lone token, whose A tokens are the others."""
     fast = several(lengths, attention=attention)[1]

@@ -36,7 +36,7 @@ def exactly(x: Tensor, plan: ops.MergePlan, size: Tensor | None, front: int, bac
     return loops.looped_merge(x.cpu(), there, None if size is None else size.cpu(), front, back)
 
 
-@examples(20)
+@examples(10)
 @given(merges(), st.sampled_from(DTYPES))
 def test_merge_is_the_mean_weighted_by_size(drawn: Drawn, dtype: torch.dtype) -> None:
     x, size, plan, front, back = drawn
@@ -57,7 +57,7 @@ def norms(drawn: Drawn, dtype: torch.dtype, weight: bool, bias: bool) -> tuple[o
     return x, plan, size, x, [width], *scale, 1e-6, front, back
 
 
-@examples(20)
+@examples(10)
 @given(merges(), st.booleans(), st.booleans(), st.sampled_from(DTYPES))
 def test_the_norm_is_that_of_what_was_merged(
     drawn: Drawn, weight: bool, bias: bool, dtype: torch.dtype
@@ -79,7 +79,7 @@ def test_the_norm_is_that_of_what_was_merged(
     assert all(torch.equal(a, b) for a, b in zip(again, (merged, normed, size, level), strict=True))
 
 
-@examples(12)
+@examples(8)
 @given(merges(), st.sampled_from([d for d in DTYPES if DEVICE != "cpu" or d != torch.bfloat16]))
 def test_a_branch_is_added_first_as_the_model_rounds_it(drawn: Drawn, dtype: torch.dtype) -> None:
     x, *rest = norms(drawn, dtype, True, True)
@@ -119,7 +119,7 @@ def gradients(args: tuple[object, ...], seed: int) -> list[Tensor]:
     return [*first, *torch.autograd.grad(first[0].square().sum(), x)]
 
 
-@examples(12)
+@examples(8)
 @given(merges(), st.booleans(), st.booleans())
 def test_gradients_are_the_portable_ones(drawn: Drawn, weight: bool, bias: bool) -> None:
     if drawn[0].shape[2] < 3:
