@@ -73,7 +73,7 @@ def test_a_result_is_not_quantised(name: str) -> None:
     model, x = tiny(), images()
     fast = tome_fx.transform(model, 2)
     y = fast(x)
-    with pytest.raises(tome_fx.ConfigError, match="Quantise the model first, then transform it"):
+    with pytest.raises(tome_fx.ConfigError, match="Quantise the model first, by torchao"):
         quantised(fast, name)
     assert int8(fast) == int8(model) == []
     assert torch.equal(fast(x), y)

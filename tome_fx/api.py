@@ -167,8 +167,9 @@ def explain(model: Any, r: Any = 16, **options: Any) -> Report:
     """
     unknown = {k: v for k, v in options.items() if k not in inspect.signature(transform).parameters}
     reject_unknown(unknown)
-    if isinstance(model, ToMeModule):
-        return model.report
+    inner = _inside(model)
+    if isinstance(inner, ToMeModule):
+        return inner.report
     return transform(model, r, **options).report
 
 
@@ -193,8 +194,18 @@ def _captured(
     raise none_accepted(tried)
 
 
+def _inside(model: Any) -> Any:
+    """What a wrapper that changes nothing holds."""
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        return _inside(model._orig_mod)
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return _inside(model.module)
+    return model
+
+
 def _unwrapped(model: Any) -> Any:
     """The model inside a wrapper that changes nothing, or an error that says what to pass."""
+    model = _inside(model)
     if isinstance(model, ToMeModule):
         raise AlreadyTransformedError(
             f"This model was transformed with r={model.r!r}. "
@@ -204,10 +215,6 @@ def _unwrapped(model: Any) -> Any:
         raise ConfigError(
             "A ScriptModule has no Python code to capture. Pass the nn.Module it was made from."
         )
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        return _unwrapped(model._orig_mod)
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return _unwrapped(model.module)
     bases = {cls.__name__ for cls in type(model).__mro__}
     if bases & {"FSDPModule", "FullyShardedDataParallel"}:
         raise ConfigError(

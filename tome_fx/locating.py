@@ -22,6 +22,7 @@ from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.single import is_of_one
+from tome_fx.marks import refuse_marked
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.locate import locate
@@ -48,6 +49,7 @@ def locate_program(
     Raises:
         CaptureError: the model cannot be turned into a graph.
         NoAttentionFoundError: it holds no attention over tokens.
+        AlreadyTransformedError: it was made of a result of a transform.
     """
     # What is made in inference mode cannot be traced for training later; weights that were made in
     # it have no gradients, and tracing would save them for some.
@@ -172,6 +174,7 @@ def locate_captured(program: Program, settings: Settings) -> Located:
 
     Raises:
         NoAttentionFoundError: ``program`` holds no attention over tokens.
+        AlreadyTransformedError: it was made of a result of a transform.
     """
     found = _findings(program, settings)
     single = None
@@ -181,6 +184,7 @@ def locate_captured(program: Program, settings: Settings) -> Located:
 
 
 def _findings(program: Program, settings: Settings) -> Findings:
+    refuse_marked(program.graph)
     normalize(program.graph, settings.rules)
     return locate(program, settings.rules, settings.protect)
 

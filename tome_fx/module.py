@@ -47,6 +47,7 @@ class ToMeModule(GraphModule):
         source.install(self)
         self._show(source.training)
         self._rewritten: Rewritten
+        self._mode = source.training
         self._rewrite()
         self._born = born(self)
 
@@ -117,11 +118,13 @@ class ToMeModule(GraphModule):
 
         All of the model is in that mode then, also what was frozen when it was transformed.
         """
-        before, kept, modes = self.training, dict(self._programs), self._source.modes
+        # A wrapper may have set ``training`` here before it calls this, as torch.compile's does.
+        before, kept, modes = self._mode, dict(self._programs), self._source.modes
         self._source.allow(mode)
         if self._source.settle():
             self._programs.pop(before, None)
         elif mode == before:
+            self.training = mode
             return self
         self._show(mode)
         try:
@@ -230,6 +233,7 @@ class ToMeModule(GraphModule):
         located = self._located()
         done = rewrite(self, located, self._settings, self._source.name)
         self._rewritten = done
+        self._mode = self.training  # that of the program that runs
         self._maps = None
         with LOCK:
             self._source.release(self)

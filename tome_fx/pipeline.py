@@ -13,6 +13,7 @@ from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.graph.segments import forget_segments, segment
 from tome_fx.locating import LOCK, Located
+from tome_fx.marks import mark
 from tome_fx.options import Settings
 from tome_fx.passes.attend import attend
 from tome_fx.passes.embed import embed
@@ -123,6 +124,7 @@ class _Work:
         report = _grouped(self.target, report, done)
         report = _attended(self.target, report, done, self.settings.attention)
         report = _fused(self.target, report, done)
+        mark(self.target.graph, self.settings.r)
         return _checkpointed(self.target, report, done), done
 
     def unmerged(self, **told: Any) -> Rewritten:

@@ -56,6 +56,28 @@ def test_padding_is_what_no_other_token_sees() -> None:
     assert ops.seen(~itself[None]).all()
 
 
+def test_what_a_part_of_the_tokens_does_not_see_is_no_padding() -> None:
+    """The first sees but one other, and these see everything; but for what they all do not see."""
+    pairs = torch.ones(1, 4, 4, dtype=torch.bool)
+    pairs[:, 0] = torch.tensor([True, True, False, False])
+    assert ops.seen(pairs).all()
+    # Rows of padding, whole so that none is empty: nobody else sees those.
+    pairs[:, 1] = torch.tensor([True, True, True, False])
+    pairs[:, 2] = torch.tensor([True, True, True, False])
+    assert ops.seen(pairs).tolist() == [[True, True, True, False]]
+
+
+def test_padding_merges_with_what_is_like_it() -> None:
+    scores = torch.tensor([[[0.5, 1.0], [0.9, 0.2], [-2.0, 0.3]]])
+    visible = torch.tensor([[True, False, False, False, False]])
+    kept = ops.keep_apart(scores, visible)
+    assert kept[0, 0].isneginf().all()
+    assert kept[0, 1:].argmax(-1).tolist() == [0, 1]
+    assert float(kept[0, 1:].max()) < -2.0, "behind all that is visible"
+    apart = ops.keep_apart(scores, torch.ones(1, 5, dtype=torch.bool), kinds=torch.arange(5)[None])
+    assert float(kept[0, 1:].min()) > float(apart.max()), "before all that a mask tells apart"
+
+
 def test_another_runtime_finds_the_same_kinds() -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -46,6 +46,11 @@ from tome_fx.program import Program
 
 _NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
+_PACKED = (
+    "Such an object holds weights where no graph can read them, as the modules of "
+    "torch.ao.quantization do. Quantise by torchao in its place: its weights are tensors."
+)
+
 
 def from_export(
     model: nn.Module, example: Example, shared: bool = False, strict: bool = False
@@ -94,6 +99,9 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
         if "fake tensor in the exported program constant" in str(error):
             text = f"{LOST} ({blame(error).rpartition(' At ')[2] or 'forward'})."
             raise CaptureError(text, next_step=KEPT) from error
+        if "__obj_flatten__" in str(error):
+            text = f"torch.export cannot capture an object of C++: {blame(error)}"
+            raise CaptureError(text, next_step=_PACKED) from error
         raise CaptureError(text) from error
     return from_exported_program(exported)
 

@@ -15,8 +15,15 @@ from tome_fx.compiling.batches import with_one_batch
 from tome_fx.compiling.inputs import Given, fold_numbers, given
 from tome_fx.compiling.parts import from_outside
 from tome_fx.compiling.tracing import program_of
-from tome_fx.errors import CaptureError, ConfigError, NoAttentionFoundError, ToMeWarning
+from tome_fx.errors import (
+    AlreadyTransformedError,
+    CaptureError,
+    ConfigError,
+    NoAttentionFoundError,
+    ToMeWarning,
+)
 from tome_fx.locating import LOCK, locate_captured
+from tome_fx.marks import refuse_traced
 from tome_fx.options import BACKEND_OPTIONS, COMPILED, Settings, checked, reject_unknown, rule_table
 from tome_fx.pipeline import rewrite
 from tome_fx.program import Program
@@ -74,10 +81,11 @@ class Backend:
         """The rewritten graph with the inputs of ``module``; None to leave it as it is."""
         try:
             grad = torch.set_grad_enabled(torch.is_grad_enabled())  # what inference mode would undo
+            refuse_traced(module.graph)
             with LOCK, torch.inference_mode(False), grad, torch.random.fork_rng(devices=[]):
                 program = with_one_batch(program_of(module, inputs), self.settings.rules)
                 located = locate_captured(program, self.settings)
-        except (CaptureError, NoAttentionFoundError) as error:
+        except (CaptureError, NoAttentionFoundError, AlreadyTransformedError) as error:
             self._tell(f"A graph is compiled without merging: {error}")
             return None
         outside = from_outside(located.findings, program)

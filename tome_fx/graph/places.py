@@ -28,7 +28,7 @@ _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 _CODED = (
     "{} cannot replace a weight of a transformed module. "
-    "Quantise the model first, then transform it."
+    "Quantise the model first, by torchao, then transform it."
 )
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
 
-# Less than any similarity of tokens, which is -1 at least and -2 for a NaN: pairs of padding, and
-# what tokens lose that a mask tells apart.
-_PADDING, _UNLIKE = -3.0, 8.0
+# Similarities are 1 at most, and -2 for a NaN. Below all of these stand pairs of padding, the
+# likest first, and below those pairs of tokens that a mask tells apart: what each loses.
+_PADDING, _UNLIKE = 4.0, 8.0
 # Odd: digits of the golden ratio, and of the roots of 2, 3 and 5.
 _FACTORS = (-0x61C8864680B583EB, 0x6A09E667F3BCC909, 0x3B67AE8584CAA73B, 0x3C6EF372FE94F82B)
 
@@ -32,13 +32,18 @@ def seen(pairs: Tensor) -> Tensor:
 
     What no other token sees is padding. Two things are written so that no row is empty and say
     nothing: a diagonal that is visible for all, and a row that is visible whole where others are
-    not, of a padded query.
+    not, of a padded query: one that those others do not see.
     """
     whole = pairs.all(2, keepdim=True)
-    pairs = pairs & ~(whole & ~whole.all(1, keepdim=True))
+    told = pairs & ~(whole & ~whole.all(1, keepdim=True))
+    pairs = told | (whole & _by_others(told)[:, :, None])
     own = pairs.diagonal(dim1=1, dim2=2)
-    others = (pairs & ~_diagonal(pairs)).any(1)
-    return others | (own & ~own.all(1, keepdim=True))
+    return _by_others(pairs) | (own & ~own.all(1, keepdim=True))
+
+
+def _by_others(pairs: Tensor) -> Tensor:
+    """Which tokens another one sees."""
+    return (pairs & ~_diagonal(pairs)).any(1)
 
 
 def kinds(pairs: Tensor) -> Tensor:
@@ -106,9 +111,10 @@ def keep_apart(
     """
 
     left, right = _sides(visible, parity, front, back)
+    likeness = scores
     if kinds is not None:
         scores = prefer_alike(scores, kinds, parity, front, back)
-    padding = torch.where(left | right, float("-inf"), _PADDING).to(scores.dtype)
+    padding = torch.where(left | right, float("-inf"), likeness - _PADDING)
     return torch.where(left & right, scores, padding)
 
 
