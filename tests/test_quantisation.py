@@ -79,6 +79,13 @@ def test_a_result_is_not_quantised(name: str) -> None:
     assert torch.equal(fast(x), y)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_no_graph_can_read_are_refused() -> None:
+    packed = torch.ao.quantization.quantize_dynamic(tiny(), {nn.Linear})
+    with pytest.raises(tome_fx.CaptureError, match=r"LinearPackedParams.*Quantise by torchao"):
+        tome_fx.transform(packed, 2)
+
+
 @pytest.mark.compiler
 def test_it_compiles() -> None:
     fast, x = tome_fx.transform(quantised(tiny(), "weights"), 2), images(4)
