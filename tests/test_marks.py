@@ -29,6 +29,24 @@ def test_an_exported_result_is_refused(tmp_path: Path, as_module: bool) -> None:
             tome_fx.transform(given, 2, example_inputs=images() if as_module else None)
 
 
+@pytest.mark.parametrize("around", [False, True])
+def test_so_is_one_that_was_exported_strictly_or_in_a_wrapper(around: bool) -> None:
+    fast = tome_fx.transform(tiny(), 2)
+    model = nn.Sequential(fast, nn.Linear(10, 3)).eval() if around else fast
+    exported = torch.export.export(model, (images(),), strict=not around)
+    with pytest.raises(tome_fx.AlreadyTransformedError, match="merges already"):
+        tome_fx.transform(exported, 2)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_backend_merges_a_result_without_merges(dynamic: bool) -> None:
+    torch._dynamo.reset()
+    fast, chosen = tome_fx.transform(tiny(), 0), backend()
+    _, told = listening(torch.compile(fast, backend=chosen, dynamic=dynamic), images())
+    assert "already" not in told
+    assert [report.schedule for report in chosen.reports] == [(2, 2)]
+
+
 def test_without_merges_it_is_a_program_like_others() -> None:
     exported = torch.export.export(tome_fx.transform(tiny(), 0), (images(),))
     assert tome_fx.transform(exported, 2).schedule == (2, 2)
@@ -41,7 +59,7 @@ def test_the_backend_merges_no_second_time(around: bool) -> None:
     fast, chosen = tome_fx.transform(tiny(), 2), backend()
     model = nn.Sequential(fast, nn.Linear(10, 3)).eval() if around else fast
     result, told = listening(torch.compile(model, backend=chosen), images())
-    assert "as the result of a transform does: it merges already" in told
+    assert "was transformed: it merges already" in told
     torch.testing.assert_close(result, model(images()))
     assert not chosen.reports
 

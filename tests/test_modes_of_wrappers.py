@@ -51,3 +51,6 @@ def test_a_mode_that_was_only_written_is_taken_up() -> None:
     assert drops(fast.train())
     fast.training = True
     assert not drops(fast.eval())
+    for part in fast.modules():
+        part.training = True
+    assert not any(part.training for part in fast.eval().modules())

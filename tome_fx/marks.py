@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torch.fx import Graph
@@ -11,8 +10,9 @@ from tome_fx import ops
 from tome_fx.errors import AlreadyTransformedError
 
 _KEY = "tome_fx"
-_OPS = os.path.dirname(ops.__file__)
 _MERGING = (ops.match, ops.match_metric, ops.match_keys, ops.merge, ops.merged_size)
+# As generated code spells them: what a trace through a wrapper, or of Dynamo, keeps is its lines.
+_SPELLED = tuple(f"{op.__module__}.{op.__name__}(".replace(".", "_") for op in _MERGING)
 
 
 def mark(graph: Graph, r: Any) -> None:
@@ -27,20 +27,13 @@ def mark(graph: Graph, r: Any) -> None:
 
 
 def refuse_marked(graph: Graph) -> None:
-    """Raise AlreadyTransformedError where ``graph`` was made of one with marks."""
+    """Raise AlreadyTransformedError where ``graph`` was made of one that merges."""
     for node in graph.nodes:
         known = (node.meta.get("custom") or {}).get(_KEY)
-        if known is not None:
+        lines = node.meta.get("stack_trace") or ""
+        if known is not None or any(op in lines for op in _SPELLED):
+            told = f" with {known}" if known is not None else ""
             raise AlreadyTransformedError(
-                f"This program was made of a model that was transformed with {known}: it merges "
-                "already. Transform the original model."
+                f"This program was made of a model that was transformed{told}: it merges already. "
+                "Transform the original model."
             )
-
-
-def refuse_traced(graph: Graph) -> None:
-    """As :func:`refuse_marked`, of a graph of Dynamo: it keeps nothing but the lines of code."""
-    if any(_OPS in (node.meta.get("stack_trace") or "") for node in graph.nodes):
-        raise AlreadyTransformedError(
-            "It calls tome_fx.ops, as the result of a transform does: it merges already. Compile "
-            "that by another backend, or the original model by this one."
-        )

@@ -124,7 +124,7 @@ class ToMeModule(GraphModule):
         if self._source.settle():
             self._programs.pop(before, None)
         elif mode == before:
-            self.training = mode
+            self._show(mode)  # of each part too: somebody may have written to them
             return self
         self._show(mode)
         try:

@@ -15,6 +15,7 @@ from tests.zoo.test_zoo import CHOSEN, ENTRIES
 
 # The longest to run; what Dynamo reads in them is in others too.
 LONG = ("davit/davit_tiny", "full size/deit_small_distilled_patch16_224")
+assert set(LONG) <= set(CHOSEN)
 
 
 @torch.no_grad()

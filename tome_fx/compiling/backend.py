@@ -23,7 +23,7 @@ from tome_fx.errors import (
     ToMeWarning,
 )
 from tome_fx.locating import LOCK, locate_captured
-from tome_fx.marks import refuse_traced
+from tome_fx.marks import refuse_marked
 from tome_fx.options import BACKEND_OPTIONS, COMPILED, Settings, checked, reject_unknown, rule_table
 from tome_fx.pipeline import rewrite
 from tome_fx.program import Program
@@ -81,7 +81,7 @@ class Backend:
         """The rewritten graph with the inputs of ``module``; None to leave it as it is."""
         try:
             grad = torch.set_grad_enabled(torch.is_grad_enabled())  # what inference mode would undo
-            refuse_traced(module.graph)
+            refuse_marked(module.graph)
             with LOCK, torch.inference_mode(False), grad, torch.random.fork_rng(devices=[]):
                 program = with_one_batch(program_of(module, inputs), self.settings.rules)
                 located = locate_captured(program, self.settings)
