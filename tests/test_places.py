@@ -137,7 +137,9 @@ def test_freezing_and_sharing_out_batch_norms_is_refused(pair: tuple[Any, Any]) 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 def test_dynamic_quantisation_is_refused(pair: tuple[Any, Any]) -> None:
     old = pytest.importorskip("torch.ao.quantization")  # it is to be removed from torch
-    with pytest.raises(tome_fx.ConfigError, match="Quantise the model first, by torchao"):
+    with pytest.raises(
+        tome_fx.ConfigError, match="Quantise the model first, by torchao, then transform it"
+    ):
         old.quantize_dynamic(pair[1], {nn.Linear})
 
 

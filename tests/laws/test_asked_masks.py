@@ -1,7 +1,8 @@
 """A mask by which some tokens look at a part of the others, which see everything.
 
 So queries of a segmenter that stand beside the patches read those of a mask that they have found.
-What a query does not look at is no padding: the other patches do.
+What a query does not look at is no padding: the other patches do. Where none looks at any patch,
+the mask alone cannot tell them from padding, which merges with what is like it.
 """
 
 from __future__ import annotations
