@@ -45,12 +45,48 @@ def test_a_result_follows_what_holds_it(kind: str, first: bool) -> None:
 
 
 @torch.no_grad()
-def test_a_mode_that_was_only_written_is_taken_up() -> None:
-    fast = tome_fx.transform(tiny(drop_rate=0.5), 2)
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_modes_that_are_restored_one_by_one_are_followed(kind: str) -> None:
+    """As Lightning does behind each validation: `training` is written, nothing is called."""
+    torch._dynamo.reset()
+    fast = tome_fx.transform(tiny(drop_rate=0.5, proj_drop_rate=0.5).train(), 2)
+    whole = WRAPPERS[kind](fast)
+    before = [(part, part.training) for part in whole.modules()]
+    whole.eval()
+    for part, mode in before:
+        part.training = mode
+    assert drops(fast)
+    assert drops(whole)
+    assert [part.training for part in whole.modules()] == [mode for _, mode in before]
+
+
+@torch.no_grad()
+def test_a_mode_that_is_written_is_that_of_the_program() -> None:
+    fast = tome_fx.transform(tiny(drop_rate=0.5).eval(), 2)
     fast.training = True
-    assert drops(fast.train())
-    fast.training = True
-    assert not drops(fast.eval())
+    assert drops(fast)
+    fast.training = False
+    assert not drops(fast)
     for part in fast.modules():
         part.training = True
+    assert drops(fast)
     assert not any(part.training for part in fast.eval().modules())
+
+
+def test_a_mode_that_cannot_be_captured_is_not_taken_on() -> None:
+    class Refusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise RuntimeError("no training here")
+            out: torch.Tensor = self.inner(x)
+            return out
+
+    fast = tome_fx.transform(Refusing().eval(), 2, example_inputs=images(2))
+    with pytest.raises(tome_fx.CaptureError, match="no training here"):
+        fast.training = True
+    assert not fast.training
+    assert fast(images(2)).shape[0] == 2

@@ -29,7 +29,8 @@ class ToMeModule(GraphModule):
     """A model rewritten to merge tokens.
 
     Parameters and buffers are the original's own objects under their own names. ``train()`` and
-    ``eval()`` switch between programs captured in each mode, on first use.
+    ``eval()`` switch between programs captured in each mode, on first use; so does an assignment
+    to ``training``.
 
     Attributes:
         r: what was asked for; assign to plan anew, without a new capture.
@@ -138,13 +139,20 @@ class ToMeModule(GraphModule):
 
     def _show(self, mode: bool) -> None:
         """Say the mode, of each part too."""
-        self.training = mode
+        object.__setattr__(self, "training", mode)
         switch(self, mode)
         self._source.tell_modes(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse modules in the place of those that hold weights."""
+        """Refuse modules in the place of those that hold weights; follow a mode that is written.
+
+        Who restores the modes of all modules one by one, as Lightning does behind each
+        validation, calls no ``train()``.
+        """
         refuse_module(self, name, value)
+        if name == "training" and vars(self).get("_mode", value) != value:
+            self.train(value)
+            return
         super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:

@@ -84,7 +84,7 @@ class Source:
             self.skeleton.train(target.training)
         parts = dict(target.named_modules(remove_duplicate=False))
         for path, part in self.skeleton.named_modules(remove_duplicate=False):
-            if path in parts:
+            if path and path in parts:  # the whole has it already, and follows what is written
                 parts[path].training = part.training
 
     def install(self, target: nn.Module) -> None:
