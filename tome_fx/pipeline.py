@@ -27,6 +27,7 @@ from tome_fx.passes.verify import verify
 from tome_fx.program import MergeSchedule, Program
 from tome_fx.report import Report, giga
 from tome_fx.reporting import Done, report_of
+from tome_fx.schedule import wants
 from tome_fx.trust import has_kernels
 
 
@@ -47,6 +48,8 @@ def rewrite(target: GraphModule, located: Located, settings: Settings, name: str
     work = _Work(target, located, settings, name)
     with LOCK:
         report, done = work.rewritten(_planned(located, settings))
+        if not any(report.schedule) and wants(settings.r):
+            return Rewritten(replace(report, skipped=_nothing(report, settings)), done.schedule)
         if not is_worth_it(report, settings):
             return work.unmerged(skipped=_too_dear(report, settings))
         if settings.batch is None or not any(report.schedule):
@@ -88,6 +91,17 @@ def _too_dear(report: Report, settings: Settings) -> str:
         f"matching; a ratio of {ratio:.3f}, below min_ratio={settings.min_ratio}. A larger r or a "
         "larger image saves more; min_ratio=0 applies it all the same."
     )
+
+
+def _nothing(report: Report, settings: Settings) -> str:
+    kept = "" if settings.protect is None else f" with protect={settings.protect!r}"
+    if not report.blocks:
+        step = " Protect fewer tokens, or give larger images." if kept else " Give larger images."
+        return f"Nothing merges: no attention has two tokens that could{kept}.{step}"
+    grouped = [f"every={settings.every}"] if settings.every != 1 else []
+    grouped += [f"align={settings.align!r}"] if settings.align != 1 else []
+    told = ", ".join([f"r={settings.r!r}", *grouped])
+    return f"Nothing merges: {told} takes a token at no layer{kept}. A larger r does."
 
 
 def _planned(located: Located, settings: Settings, left_out: Container[int] = ()) -> MergeSchedule:

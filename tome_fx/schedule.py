@@ -75,6 +75,11 @@ def share(r: object) -> float | None:
     return _checked_share(r) if isinstance(r, float) else None
 
 
+def wants(r: object) -> bool:
+    """Does ``r`` ask for any merge at all?"""
+    return bool(share(r)) or any(asked(r, len(r) if is_list(r) else 1))
+
+
 def _linear(r: int, inflect: float, layers: int, rounding: Rounding) -> tuple[int, ...]:
     if layers < 2:
         return (r,) * layers
