@@ -96,8 +96,11 @@ def _too_dear(report: Report, settings: Settings) -> str:
 def _nothing(report: Report, settings: Settings) -> str:
     kept = "" if settings.protect is None else f" with protect={settings.protect!r}"
     if not report.blocks:
-        step = " Protect fewer tokens, or give larger images." if kept else " Give larger images."
-        return f"Nothing merges: no attention has two tokens that could{kept}.{step}"
+        step = "Protect fewer tokens, or give larger images" if kept else "Larger images have more"
+        return (
+            f"Nothing merges: no attention has two tokens that could{kept}. Class tokens and their "
+            f"like cannot, nor those that the model picks by their places. {step}."
+        )
     grouped = [f"every={settings.every}"] if settings.every != 1 else []
     grouped += [f"align={settings.align!r}"] if settings.align != 1 else []
     told = ", ".join([f"r={settings.r!r}", *grouped])
