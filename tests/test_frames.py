@@ -175,3 +175,25 @@ def test_slices_of_an_inner_axis_part(name: str) -> None:
     assert fast.schedule == (3, 3)
     for got, want in zip(fast(equal), model(equal), strict=True):
         assert distance(got, want) < 1e-9
+
+
+def of_frames(b: Blocks, x: Tensor) -> Tensor:
+    """A class token in each frame; of these and one more, over time, a row of their own."""
+    images, frames = x.shape[:2]
+    rows = torch.cat([x.new_ones(images, frames, 1, C), x], 2).flatten(0, 1)
+    made = at(b, 1, at(b, 0, rows))[:, 0].unflatten(0, (images, -1))
+    return at(b, 3, at(b, 2, torch.cat([x.new_ones(images, 1, C), made], 1)))[:, 0]
+
+
+@torch.no_grad()
+def test_protected_tokens_of_each_row_are_told() -> None:
+    fast = tome_fx.transform(ready(Clip(of_frames)), 1, example_inputs=clips()[:1], min_ratio=0)
+    assert [(b.tokens_in, b.removed) for b in fast.report.blocks] == [
+        (37, 1),
+        (36, 1),
+        (4, 1),
+        (3, 1),
+    ]
+    assert [(p.count, p.where) for p in fast.report.protected] == [(1, "front"), (1, "front")]
+    first, second = (p.reason for p in fast.report.protected)
+    assert second == f"{first}, of the tokens of blocks.2"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import Graph, Node
@@ -11,12 +11,15 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.finding.masks import masks_of, may_hide, padding_masks, pairs_of
 from tome_fx.graph.axes import (
+    Axis,
+    axis_of,
     extent,
     has_batch,
     has_stream,
+    holds,
     is_uniform,
     pieces,
-    token_factor,
+    streams_of_axis,
 )
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.leaves import leaves_of
@@ -25,7 +28,16 @@ from tome_fx.macs import macs_of
 from tome_fx.options import Settings
 from tome_fx.passes.lift import LiftedGraph
 from tome_fx.passes.verify import BATCH
-from tome_fx.program import Coerced, Core, Findings, MergeSchedule, Program, Site, Step
+from tome_fx.program import (
+    Coerced,
+    Core,
+    Findings,
+    MergeSchedule,
+    Program,
+    Site,
+    Step,
+    StreamDef,
+)
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -99,31 +111,47 @@ def _first_streamed(done: Done, order: Mapping[Node, int]) -> int:
 
 
 def _protected(findings: Findings) -> Iterable[Protected]:
-    """Tokens at the ends of the first site's, and those that join them at a later layer."""
-    first = [site.stream for site in findings.sites[:1]]
-    stream = next((s for s in findings.streams if s.id in first), None)
-    seen = {"front": 0, "back": 0}
-    for layer, site in enumerate(findings.sites):
-        if stream is None or site.stream != stream.id:
+    """Tokens at the ends of each row of them, and those that join them at a later layer."""
+    streams = {stream.id: stream for stream in findings.streams}
+    told: set[int] = set()
+    for first in findings.sites:
+        if first.stream in told or first.stream not in streams:
             continue
+        of_others = f", of the tokens of {module_path(first.node)}" if told else ""
+        of_one = [item for item in enumerate(findings.sites) if item[1].stream == first.stream]
+        for item in _of_stream(streams[first.stream], of_one, findings):
+            yield replace(item, reason=item.reason + of_others)
+        # Streams side by side in one row have the same ends.
+        told |= {s.id for _, site in of_one for s in streams_of_axis(_row(site, findings))}
+
+
+def _of_stream(
+    stream: StreamDef, sites: Sequence[tuple[int, Site]], findings: Findings
+) -> Iterable[Protected]:
+    seen = {"front": 0, "back": 0}
+    for place, (layer, site) in enumerate(sites):
         ends = zip(_beside(site, findings), (stream.front, stream.back), seen, strict=True)
         for count, own, where in ends:
             joined = count - own
             if joined > seen[where]:
-                since = f" at layer {layer}" if layer else ""
+                since = f" at layer {layer}" if place else ""
                 reason = f"joined to the tokens by a concatenation{since}"
                 yield Protected(joined - seen[where], where, reason)
             seen[where] = max(seen[where], joined)
-            if own and not layer:
+            if own and not place:
                 yield Protected(own, where, "; ".join(stream.reasons))
+
+
+def _row(site: Site, findings: Findings) -> Axis:
+    """The axis, or the factor of it, that a site's tokens are on with what is beside them."""
+    axis = axis_of(findings.types[site.node][0], site.stream)
+    return next((factor,) for factor in axis if holds((factor,), site.stream))
 
 
 def _beside(site: Site, findings: Findings) -> tuple[int, int]:
     """How many tokens stand before and behind the stream of a site."""
-    axis = next(a for a in findings.types[site.node][0].axes if has_stream(a))
-    factor = token_factor(axis)
     front, back, passed = 0, 0, False
-    for part in pieces(factor) if factor is not None else ():
+    for part in pieces(*_row(site, findings)):
         if has_stream(part):
             passed = True
         elif passed:

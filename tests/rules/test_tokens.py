@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.rules.common import TINY, Eager, N, Projected, heads, unmerged
+from tests.rules.common import TINY, Eager, N, Projected, check, heads, unmerged
 
 pytestmark = TINY
 
@@ -127,6 +128,25 @@ def test_needs_all_tokens() -> None:
                 "log_softmax", "linalg_norm", "linalg_vector_norm",
                 "adaptive_avg_pool1d"}  # fmt: skip
     assert unmerged(TELLS_APART, how="aside") == expected
+
+
+def kth(name: str, dim: int) -> Callable[[Tensor], Tensor]:
+    """Logits below the fifth largest along an axis of tokens are hidden."""
+
+    def hidden(a: Tensor) -> Tensor:
+        a = ties(a) / 1e6
+        ordered = a.topk(5, dim)[0] if name == "topk" else a.sort(dim, descending=True)[0]
+        return a.masked_fill(a < ordered.narrow(dim, 4, 1), -1e4)
+
+    return hidden
+
+
+@pytest.mark.parametrize("dim", [-1, -2], ids=["keys", "queries"])
+@pytest.mark.parametrize("name", ["topk", "sort"])
+def test_rows_of_logits_come_back_along_the_axis_that_is_ordered_alone(name: str, dim: int) -> None:
+    """Were the other one unmerged and averaged again, rounding would hide the fifth itself."""
+    found = check(Eager(kth(name, dim)), sites=3)
+    assert [(u.kind, u.op.split(".")[1]) for u in found] == [("unmerge", name)]
 
 
 def test_a_mean_over_images_is_exact() -> None:

@@ -164,6 +164,9 @@ class Lifter:
             if _is_deeper(have[path], met[path]):
                 why = "it joins branches that merged each by itself"
                 self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
+            if answer.unmerges and want[path] != met[path]:
+                why = answer.unmerges
+                self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
         nodes = {
             path: self.coercer.coerce(
                 self.values[node].node, have[path], want[path], node not in self.averages.of_images

@@ -17,8 +17,11 @@ from tome_fx.graph.axes import (
     extent,
     has_batch,
     has_stream,
+    is_merged,
+    unmerged,
 )
 from tome_fx.graph.calls import bind
+from tome_fx.graph.grids import has_grid
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
@@ -29,18 +32,33 @@ _LAID_OUT = ("aten.unsqueeze", "aten.slice", "aten.add", "aten.to", "aten._to_co
 
 
 def along(context: Context) -> Lifted | Refusal:
-    """``flip``, ``roll``, ``sort``, ``topk``, ``argmax``, ...: within the axes that they name."""
+    """``flip``, ``roll``, ``sort``, ``topk``, ``argmax``, ...: within the axes that they name.
+
+    Rows of them are independent: of logits, whose keys must come back one by one, the queries stay
+    merged.
+    """
     type_ = as_intensive(context.types["self"])
     dims = context.call.get("dims", context.call.get("dim"))
     if dims is None or dims == []:
         return Refusal("it runs over all axes at once")
     at = [context.dim(d, type_.rank) for d in ([dims] if isinstance(dims, int) else dims)]
+    told = ""
     if merged_along(type_, tuple(at)):
-        return Refusal("it tells tokens apart by their place or order")
+        told = "it tells tokens apart by their place or order"
+        type_ = _one_by_one(type_, at)
+        if not is_merged(type_):
+            return Refusal(told)
     if any(has_batch(type_.axes[i]) for i in at):
         return Refusal("it moves images")
     results = tuple(_changed(context, type_, at, shape) for shape in context.shapes)
-    return Lifted(results, operands={"self": type_})
+    return Lifted(results, operands={"self": type_}, unmerges=told)
+
+
+def _one_by_one(type_: TensorType, dims: list[int]) -> TensorType:
+    """``type_`` with all tokens on ``dims``; on all axes, where one of them is no plain row."""
+    plain = not has_grid(type_) and all(len(type_.axes[i]) == 1 for i in dims)
+    axes = (unmerged(a) if i in dims or not plain else a for i, a in enumerate(type_.axes))
+    return TensorType(tuple(axes))
 
 
 def _changed(

@@ -86,6 +86,7 @@ class Lifted:
         arguments: literals to change, by path.
         build: emits something else than the op itself; gets the operands by path.
         tells_apart: what comes out differs from place to place though equal tokens go in.
+        unmerges: why an operand comes with all its tokens along one of its axes; for the report.
     """
 
     results: tuple[TensorType, ...]
@@ -93,6 +94,7 @@ class Lifted:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     build: Build | None = None
     tells_apart: bool = False
+    unmerges: str = ""
 
 
 @dataclass(frozen=True)
