@@ -125,6 +125,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "channels": ({"example_inputs": (images(channels=4),)}, "4 channels"),
     "dtype": ({"example_inputs": (images().double(),)}, "double"),
     "keyword": ({"example_kwargs": {"picture": images()}}, "'picture'"),
+    "names": ({"example_inputs": {"x": images()}}, "keyword inputs as example_kwargs"),
     "missing": ({"example_kwargs": {"attn_mask": torch.ones(2, 1)}}, "'x'"),
 }
 

@@ -57,6 +57,12 @@ def test_another_model_is_named(tmp_path: Path) -> None:
     path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json")
     with pytest.raises(tome_fx.InputError, match=r"merges \[2, 2\].*would merge \[2, 2, 2\]"):
         tome_fx.apply_recipe(tiny(depth=3), path)
+    with pytest.raises(
+        tome_fx.InputError, match=r"fast.json was saved .* rejects .* height \(48\)"
+    ):
+        tome_fx.apply_recipe(tiny(img_size=64), path)
+    with pytest.raises(tome_fx.InputError, match=r"^The model itself rejects"):
+        tome_fx.apply_recipe(tiny(img_size=64), path, example_inputs=images())
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,10 @@ def _captured(
             if problem is None:
                 raise
             if given:
+                named = len(given.args) == 1 and isinstance(given.args[0], Mapping)
+                step = ". Give a dict of keyword inputs as example_kwargs." if named else ""
                 raise InputError(
-                    f"The model itself rejects these example inputs: {problem}"
+                    f"The model itself rejects these example inputs: {problem}{step}"
                 ) from None
             tried.append(f"{tuple(example.args[0].shape)}: {problem}")
     raise none_accepted(tried)

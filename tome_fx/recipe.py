@@ -106,18 +106,28 @@ def apply_recipe(
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_recipe takes an nn.Module, not {type(model).__name__}.")
     recipe = _read(path)
-    if example_inputs is None and not example_kwargs:
+    given = example_inputs is not None or bool(example_kwargs)
+    if not given:
         example_inputs = _zeros(recipe["inputs"], model, path)
     if recipe["weights"]:
         model = _own(model)
-    result = transform(
-        model,
-        _parsed(recipe["r"], path),
-        example_inputs=example_inputs,
-        example_kwargs=example_kwargs,
-        rules=rules,
-        **{**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))},
-    )
+    try:
+        result = transform(
+            model,
+            _parsed(recipe["r"], path),
+            example_inputs=example_inputs,
+            example_kwargs=example_kwargs,
+            rules=rules,
+            **{**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))},
+        )
+    except InputError as error:
+        if given:
+            raise
+        raise InputError(
+            f"{path} was saved for a model that takes other inputs ({recipe['model']}), of which "
+            f"this one gets zeros here. {error} Apply it to the model that it was made for, or "
+            "give example_inputs."
+        ) from None
     if list(result.schedule) != recipe["schedule"]:
         raise InputError(
             f"{path} was saved for a model that merges {recipe['schedule']} tokens "

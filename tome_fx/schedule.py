@@ -12,7 +12,7 @@ from tome_fx.errors import ConfigError
 from tome_fx.grouping import plain
 
 Rounding: TypeAlias = Literal["truncate", "exact"]
-_FORMS = (
+FORMS = (
     "an int >= 0, a pair (r, inflect) with inflect from -1.0 to 1.0, "
     "a list of ints >= 0, or a share of the tokens from 0.0 to below 1.0"
 )
@@ -95,19 +95,19 @@ def _linear(r: int, inflect: float, layers: int, rounding: Rounding) -> tuple[in
 
 def _count(value: object, whole: object) -> int:
     if isinstance(value, (bool, float, str)):
-        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {_FORMS}.")
+        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {FORMS}.")
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {_FORMS}.") from None
+        raise ConfigError(f"r={whole!r}: {value!r} is not a token count. r is {FORMS}.") from None
     if number < 0:
-        raise ConfigError(f"r={whole!r}: {number} is negative. r is {_FORMS}.")
+        raise ConfigError(f"r={whole!r}: {number} is negative. r is {FORMS}.")
     return number
 
 
 def _inflect(value: object, whole: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"r={whole!r}: inflect {value!r} is not a number. r is {_FORMS}.")
+        raise ConfigError(f"r={whole!r}: inflect {value!r} is not a number. r is {FORMS}.")
     if not -1.0 <= value <= 1.0:
         raise ConfigError(f"r={whole!r}: inflect {value!r} is outside -1.0 to 1.0.")
     return float(value)
@@ -115,5 +115,5 @@ def _inflect(value: object, whole: object) -> float:
 
 def _checked_share(r: float) -> float:
     if math.isnan(r) or not 0.0 <= r < 1.0:
-        raise ConfigError(f"r={r!r} is not a share of the tokens. r is {_FORMS}.")
+        raise ConfigError(f"r={r!r} is not a share of the tokens. r is {FORMS}.")
     return r

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer import Abort
 
 from tome_fx.cli import app, main
 from tome_fx.errors import ConfigError
@@ -39,23 +41,31 @@ BAD = [
     (["explain", TINY, "--model", "other"], "two models"),
     (["explain", "resnet18"], ""),
     (["explain", TINY, "--r", "many"], "--r many"),
-    (["explain", TINY, "--r", "-1"], ""),
+    (["explain", TINY, "--r", "-1"], "--r -1: -1 is negative. --r is a number such as 16, one"),
+    (["explain", TINY, "--r", "16:-5"], "--r 16:-5: inflect -5.0 is outside"),
     (["explain", TINY, "--r", "nan"], ""),
     (["explain", TINY, "--r", "[1,1,1,1,1,1,1,1]"], ""),
-    (["explain", TINY, "--r", "90", "--strict"], ""),
-    (["explain", TINY, "--capture", "photograph"], "photograph"),
-    (["explain", TINY, "--rounding", "up"], "up"),
-    (["explain", TINY, "--every", "0"], "every=0"),
+    (["explain", TINY, "--r", "90", "--strict"], "Lower r, or leave out --strict"),
+    (["explain", TINY, "--capture", "photograph"], "--capture photograph is not"),
+    (["explain", TINY, "--rounding", "up"], "--rounding up is not one of"),
+    (["explain", TINY, "--every", "0"], "--every 0 is not a number of layers"),
     (["explain", TINY, "--align", "many"], "--align many"),
-    (["explain", TINY, "--batch", "0"], "batch=0"),
-    (["explain", TINY, "--hardware", "h200"], "pass batch="),
-    (["explain", TINY, "--batch", "1", "--hardware", "abacus"], "hardware='abacus'"),
+    (["explain", TINY, "--batch", "0"], "--batch 0 is not a number of images"),
+    (["explain", TINY, "--hardware", "h200"], "--hardware h200 is for the estimate"),
+    (
+        ["explain", TINY, "--batch", "1", "--hardware", "abacus"],
+        "--hardware abacus is not one of a100",
+    ),
     (["explain", TINY, "--device", "abacus"], "--device abacus"),
     (["explain", TINY, "--checkpoint", "none.pth"], "none.pth: no such file"),
     (["explain", TINY, "--checkpoint", "not.pth"], "never run"),
     (["explain", TINY, "--img-size", "0"], "--img-size"),
     (["explain", "resnet18", "--img-size", "64"], "takes no --img-size"),
     (["bench", TINY, "--no-eager", "--no-compile"], "nothing is left to time"),
+    (["export", TINY, "--format", "onnx", "-o", "a.pt2"], "the name of onnx ends in .onnx"),
+    (["validate", ".", "--torchcompile", "tome_fx", "-m", TINY], "merges in the original too"),
+    (["validate", "."], "no model named: --model"),
+    (["validate", ".", "-m", TINY, "--no-pretrained", "--dataset", "foo/bar"], "foo is not one of"),
     (["bench", TINY, "--batch-size", "many"], "--batch-size"),
     (["bench", TINY, "--precision", "float63"], "float63"),
     (["bench", TINY, "--amp", "--amp-dtype", "int8"], "--amp-dtype int8"),
@@ -71,7 +81,7 @@ BAD = [
     (["vis", "good.png", "-m", TINY, "--no-pretrained", *SHORT, "--layers", "7"], "layers 1 to 2"),
     (["vis", "good.png", "-m", TINY, "--layers", "last"], "--layers last"),
     (["demo", "--image", "none.png"], "none.png"),
-    (["demo", "-m", TINY, "--no-pretrained", "--output-dir", "good.png"], "--output-dir good.png"),
+    (["demo", "-m", TINY, "--no-pretrained", "--output-dir", "good.png"], "good.png: is a file"),
 ]
 
 
@@ -115,6 +125,37 @@ def test_every_error_has_its_code_and_its_line(
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     assert main.run([]) == code
     assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["tune", "--state", "a.json"], "; the same command goes on from what is kept"),
+        (["validate", "--results-file=a.csv"], "; the same command goes on from what is kept"),
+        (["validate", "--results-file", "a.csv", "--fresh"], ""),
+        (["validate"], ""),
+    ],
+)
+def test_an_interruption_says_what_next(
+    args: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Versions of typer differ: some hand the interruption on, some make a code of it."""
+    for answer in (lambda *_, **__: 130, fails_with(KeyboardInterrupt()), fails_with(Abort())):
+        monkeypatch.setattr(app, "app", answer)
+        assert main.run(args) == 130
+        assert capsys.readouterr().err == f"tome-fx: interrupted{told}\n"
+
+
+def fails_with(error: BaseException) -> Callable[..., int]:
+    """A command that ends so."""
+
+    def command(*_: object, **__: object) -> int:
+        raise error
+
+    return command
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["bench", "--help"], ["--version"]])

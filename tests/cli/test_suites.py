@@ -144,7 +144,7 @@ def test_one_model_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert bench("--suite", "r", "--out", tmp_path, "--no-plots", "--model", TINY) == 0
     assert len(rows(tmp_path / "r-cpu.csv")) == 2
     assert bench("--suite", "r", "--out", tmp_path, "--no-plots", "--model", "another") == 2
-    assert "no case of another" in capsys.readouterr().err
+    assert f"no case of another; it has {TINY}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

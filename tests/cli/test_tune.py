@@ -125,7 +125,8 @@ def test_flags_reach_the_search(command: Run, folder: Path, tmp_path: Path, aske
 
 
 BAD = [
-    (["data", "--target-speedup", "0.9"], "target_speedup=0.9"),
+    (["data", "--target-speedup", "0.9"], "--target-speedup 0.9 is not a number above"),
+    (["data", "--target-speedup", "2", "--state", "text.json"], "--state text.json is no state"),
     (["data"], "one goal"),
     (["data", "--target-speedup", "2", "--max-drift", "1"], "one goal"),
     (["--target-speedup", "2"], "give images"),
@@ -149,6 +150,7 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("text.json").write_text("{}", encoding="utf-8")
     assert main.run(["tune", *MODEL, *args]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -164,4 +166,4 @@ def test_a_goal_out_of_reach_ends_with_bad_input(
     monkeypatch.chdir(tmp_path)
     assert main.run(["tune", *MODEL, "data", "--target-speedup", "50", *SMALL]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("tome-fx: target_speedup=50 was not reached: the fastest")
+    assert last.startswith("tome-fx: --target-speedup 50 was not reached: the fastest")

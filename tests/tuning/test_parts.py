@@ -171,6 +171,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_drift": 0.1, "min_ratio": 1.0}, "min_ratio is left out"),
     ({"max_drift": 0.1, "prop_atn": True}, "prop_attn"),
     ({"max_drift": 0.1, "labels": [1, 2]}, "'labels' is not an option"),
+    ({"max_drift": 0.1, "measurement": 3}, "Did you mean measurements"),
+    ({"target_speed": 1.5}, "Did you mean target_speedup"),
 ]
 
 

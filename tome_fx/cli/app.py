@@ -16,12 +16,13 @@ from tome_fx.cli.bench import bench
 from tome_fx.cli.demo import demo
 from tome_fx.cli.explain import explain
 from tome_fx.cli.export import export
-from tome_fx.cli.failure import CliError, one_line
+from tome_fx.cli.failure import INTERRUPTED, CliError, one_line
 from tome_fx.cli.options import with_backend
 from tome_fx.cli.profile import profile
 from tome_fx.cli.tune import tune
 from tome_fx.cli.validate import validate
 from tome_fx.cli.vis import vis
+from tome_fx.cli.wording import as_flags
 
 NAME = "tome-fx"
 
@@ -62,6 +63,8 @@ def call(args: Sequence[str]) -> int:
         if line is None:
             raise
         raise CliError(line) from None
+    if code == INTERRUPTED:  # newer versions of typer make this of a KeyboardInterrupt
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
 
 
@@ -91,4 +94,4 @@ def _show_warning(
 ) -> None:
     ours = f"{os.sep}tome_fx{os.sep}" in filename or category.__module__.startswith("tome_fx")
     if ours:
-        print(f"{NAME}: warning: {one_line(message)}", file=sys.stderr)
+        print(f"{NAME}: warning: {one_line(as_flags(str(message)))}", file=sys.stderr)

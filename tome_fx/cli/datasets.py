@@ -16,6 +16,8 @@ from tome_fx.cli.failure import CliError, one_line
 from tome_fx.cli.preprocess import DataConfig
 
 LABELS = ("data", "none")
+# Those of timm's data sets, before the slash.
+_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
 # timm's names for what pillow has.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -86,6 +88,9 @@ def open_data(spec: DataSpec, channels: int, classes: int, batch_size: int) -> A
 
 def _check_root(spec: DataSpec) -> None:
     """Say in plain words what is wrong with a folder, before timm does."""
+    kind, slash, _ = spec.dataset.partition("/")
+    if slash and kind not in _KINDS:  # timm reads the folder then, whatever the name says
+        raise CliError(f"--dataset {spec.dataset}: {kind} is not one of {', '.join(_KINDS)}")
     if spec.root is None:
         if spec.dataset:
             return

@@ -85,6 +85,15 @@ def contenders(
     return found
 
 
+def check_backend(backend: str | None) -> None:
+    """Raise CliError for the backend that merges, in the original too."""
+    if backend == "tome_fx":
+        raise CliError(
+            "--torchcompile tome_fx: merges in the original too, which --r is compared with; take "
+            "inductor"
+        )
+
+
 def compiled(found: Sequence[Contender], backend: str | None) -> list[Contender]:
     """Return the contenders under torch.compile; as they are without a backend.
 

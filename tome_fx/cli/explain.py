@@ -27,6 +27,9 @@ def explain(
     hardware: Annotated[
         str | None, typer.Option(help="Where: h200, h200-graphs, h100, a100, ..., or cpu.")
     ] = None,
+    min_speedup: Annotated[
+        float, typer.Option(help="Leave out merging that is estimated below this.", min=0)
+    ] = 1.0,
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -53,7 +56,12 @@ def explain(
         prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
     )
     report = merging.explain(
-        merging.load_quietly(spec), steps, options, batch=batch, hardware=hardware
+        merging.load_quietly(spec),
+        steps,
+        options,
+        batch=batch,
+        hardware=hardware,
+        min_speedup=min_speedup,
     )
     if as_json:
         console.print_json(report.to_dict() | {"model_name": spec.name})

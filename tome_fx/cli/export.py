@@ -66,8 +66,8 @@ def export(
     path = output or Path(f"{name.replace('/', '_')}_r{o.show_r(steps)}{formats.SUFFIX[kind]}")
     if not path.parent.is_dir():
         raise CliError(f"--output {path}: no such folder")
-    if kind != "onnx" and path.suffix != ".pt2":
-        raise CliError(f"--output {path}: the name of a {kind} file ends in .pt2")
+    if path.suffix != formats.SUFFIX[kind]:
+        raise CliError(f"--output {path}: the name of {kind} ends in {formats.SUFFIX[kind]}")
     _check_place(path)
     if kind == "onnx" and not device.startswith("cpu"):
         raise CliError(f"--device {device}: ONNX is exported on the CPU, and runs anywhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
 INSTALL = 'pip install "tome_fx[cli]"'
 
 # Top-level modules of the extra `cli`: one of them missing is a matter of installation.

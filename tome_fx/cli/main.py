@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tome_fx.cli.failure import CliError, missing_extra, one_line
+from tome_fx.cli.failure import INTERRUPTED, CliError, missing_extra, one_line
 from tome_fx.errors import ToMeError
 
 BAD_INPUT = 2
+# What a command goes on from, by the flag that names it.
+_KEPT = {"tune": "--state", "validate": "--results-file", "bench": "--suite"}
+_ANEW = {"--fresh", "--no-resume"}
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             app.calm(debug)
             return app.call(args)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say(f"interrupted{_kept(args)}", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone: keep the interpreter from flushing into the void.
         sys.stdout = None
@@ -43,12 +46,24 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    if isinstance(error, CliError | ToMeError):
+    if isinstance(error, CliError):
         return _say(one_line(error), BAD_INPUT)
+    if isinstance(error, ToMeError):
+        from tome_fx.cli.wording import as_flags
+
+        return _say(one_line(as_flags(str(error))), BAD_INPUT)
     if isinstance(error, ModuleNotFoundError) and (line := missing_extra(error)):
         return _say(line, BAD_INPUT)
     kind = type(error).__name__
     return _say(f"{kind}: {one_line(error)} (--debug shows where)", 1)
+
+
+def _kept(args: Sequence[str]) -> str:
+    """Return what to do next where a command has kept what it had done."""
+    flags = {arg.partition("=")[0] for arg in args}
+    if _KEPT.get(args[0] if args else "", "") in flags and not flags & _ANEW:
+        return "; the same command goes on from what is kept"
+    return ""
 
 
 def _say(text: str, code: int) -> int:

@@ -47,7 +47,9 @@ def explain(loaded: Loaded, r: Any, options: MergeOptions, **planning: Any) -> R
         example = (loaded.example(2),)
         with warnings.catch_warnings():
             # The report says so as well.
-            warnings.filterwarnings("ignore", "Merging .* is not applied", tome_fx.ToMeWarning)
+            warnings.filterwarnings(
+                "ignore", "(Merging .* is not applied|Nothing merges)", tome_fx.ToMeWarning
+            )
             return tome_fx.explain(
                 loaded.model, r, example_inputs=example, **asdict(options), **planning
             )

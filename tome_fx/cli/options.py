@@ -97,7 +97,7 @@ def model_name(argument: str | None, option: str | None, default: str | None = N
         raise CliError(f"two models named: {argument} and --model {option}")
     name = argument or option or default
     if not name:
-        raise CliError("no model named: give a timm name, such as vit_base_patch16_224")
+        raise CliError("no model named: --model and a timm name, such as vit_base_patch16_224")
     return name
 
 

@@ -53,7 +53,8 @@ def make_folder(path: Path, flag: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CliError(f"{flag} {path}: {one_line(error)}") from None
+        told = "is a file" if isinstance(error, FileExistsError) else one_line(error)
+        raise CliError(f"{flag} {path}: {told}") from None
 
 
 def environment(loaded: Loaded, settings: Settings) -> dict[str, Any]:

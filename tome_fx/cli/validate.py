@@ -123,6 +123,7 @@ def validate(
     if interpolation and interpolation not in datasets.INTERPOLATIONS:
         allowed = ", ".join(datasets.INTERPOLATIONS)
         raise CliError(f"--interpolation {interpolation}: not one of {allowed}")
+    evaluate.check_backend(torchcompile)
     # r=0 is the original, which is measured in any case.
     rs = {text: value for text, value in by_r(o.parse_rs(r)).items() if value != 0}
     kind = results.choose_format(results_file, results_format)

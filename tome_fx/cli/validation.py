@@ -58,6 +58,7 @@ def settings_of(
     machine = results.machine(loaded, course.amp)
     return {
         "model": loaded.name,
+        "precision": machine["precision"],  # in front of the weights, which are cast to it
         "weights": weights_of(loaded.model),
         "data": str(data.root.resolve()) if data.root else "",
         "dataset": data.dataset,
@@ -68,7 +69,7 @@ def settings_of(
         "torchcompile": backend,
         **asdict(loaded.config),
         **asdict(options),
-        **{key: machine[key] for key in ("tome_fx", "torch", "device_name", "precision")},
+        **{key: machine[key] for key in ("tome_fx", "torch", "device_name")},
     }
 
 

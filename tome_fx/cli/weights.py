@@ -42,7 +42,10 @@ def create(
             return model, f"pretrained ({_tag(model, name)})"
         except (OSError, RuntimeError) as error:
             if pretrained:
-                raise CliError(f"{name}: no pretrained weights: {one_line(error, 200)}") from error
+                raise CliError(
+                    f"{name}: no pretrained weights (--no-pretrained takes random ones, "
+                    f"--checkpoint FILE your own): {one_line(error, 200)}"
+                ) from error
     torch.manual_seed(SEED)
     source = RANDOM if pretrained is False or not fresh else f"{RANDOM}, no others in reach"
     return timm.create_model(name, pretrained=False, **options), source

@@ -49,9 +49,9 @@ def for_speed(trial: Trial, target: float) -> Schedule:
     if not good:
         best = max(trial.memo.speeds[r].speedup for r in trial.measured)
         raise ConfigError(
-            f"target_speedup={target:g} was not reached: the fastest of {len(trial.measured)} "
-            f"measured schedules is {best:.2f} times as fast as the original. Ask for less, give "
-            "larger images or batches, or raise measurements."
+            f"target_speedup={target:g} was not reached: the fastest schedule of "
+            f"{len(trial.measured)} measured is {best:.2f} times as fast as the original. Ask for "
+            "less, give larger images or batches, or raise measurements."
         )
     return min(good, key=lambda r: trial.memo.drifts[r][0].distance)
 

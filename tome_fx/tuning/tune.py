@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tome_fx.api import _unwrapped, transform
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import ConfigError
 from tome_fx.module import ToMeModule
+from tome_fx.options import OPTIONS, reject_unknown
 from tome_fx.tuning import progress as shown
 from tome_fx.tuning.asking import check, facts
 from tome_fx.tuning.batches import batches_of
@@ -75,6 +77,7 @@ def tune(
             can), no token can merge, there are no images, or ``state`` is of another run.
     """
     timed = Timed(compiled, rounds, warmup)
+    reject_unknown([name for name in options if name not in OPTIONS], _known())
     check(target_speedup, max_drift, batch_size, timed, budget, measurements, options)
     model = _unwrapped(model)
     original = model.module() if isinstance(model, torch.export.ExportedProgram) else model
@@ -129,6 +132,13 @@ def _point(trial: Trial, r: Schedule) -> Point:
     speed = trial.memo.speeds[r].speedup if r in trial.measured else None
     predicted = 1.0 / trial.time(r)
     return Point(r, trial.looked[r], 1.0 / share, predicted, speed, drift.distance, drift.agreement)
+
+
+def _known() -> tuple[str, ...]:
+    """What tune takes by name, its own first."""
+    found = inspect.signature(tune).parameters.values()
+    own = [parameter.name for parameter in found if parameter.kind is parameter.KEYWORD_ONLY]
+    return (*own, *(name for name in OPTIONS if name not in ("r", "min_ratio")))
 
 
 def _transformed(model: Any, batch: Example, options: dict[str, Any]) -> ToMeModule:

@@ -60,7 +60,8 @@ def run(
     device = open_device(setup.device)
     suites = chosen(names, device.type)
     if model and not any(case.model == model for suite in suites for case in suite.cases):
-        raise CliError(f"--suite {names}: no case of {model}")
+        known = sorted({case.model for suite in suites for case in suite.cases})
+        raise CliError(f"--suite {names}: no case of {model}; it has {', '.join(known)}")
     if setup.precision not in (*DTYPES, "amp"):
         raise CliError(f"--precision {setup.precision}: not one of {', '.join(DTYPES)}, amp")
     if setup.amp is not None and any(suite.kind == "steps" for suite in suites):
