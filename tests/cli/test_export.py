@@ -49,7 +49,7 @@ def test_one_batch_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("-o", "/nowhere/x.pt2"), "no such folder"),
         (("-o", "x.bin"), "ends in .pt2"),
         (("-o", "folder.pt2"), "--output folder.pt2: cannot be written: Is a directory"),
-        (("--r", "-1"), "r=-1"),
+        (("--r", "-1"), "--r -1: -1 is negative"),
         (("--batch-size", "0"), "'--batch-size'"),
     ],
 )
