@@ -79,6 +79,7 @@ def test_every_spelling_of_nothing(r: object) -> None:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 2)])
+@pytest.mark.filterwarnings("ignore:Nothing merges:tome_fx.ToMeWarning")  # of the first of these
 def test_too_few_tokens_to_merge(grid: tuple[int, int]) -> None:
     config = Architecture(grid=grid, registers=2)
     model, x = config.build(), config.images()
