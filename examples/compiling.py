@@ -104,9 +104,13 @@ def main() -> None:
     if options.child:
         child(Case(**json.loads(options.child)))
         return
+    models = options.models.split(",")
+    unknown = [name for name in models if name not in R]
+    if unknown:
+        parser.error(f"--models {unknown[0]}: one of {', '.join(R)}")
     rows: list[Row] = []
     print(f"{'model':24} r  every  transform() s  first call s  times  in a later process s")
-    for name in options.models.split(","):
+    for name in models:
         original: float | None = None
         for r, every in [(0, 1), *((R[name], int(every)) for every in options.every.split(","))]:
             case = Case(name, r, every, options.batch_size, options.device, options.precision)

@@ -67,6 +67,9 @@ def test_a_mode_that_is_written_is_that_of_the_program() -> None:
     assert drops(fast)
     fast.training = False
     assert not drops(fast)
+    with pytest.raises(ValueError, match="training=1 is not True or False"):
+        fast.training = 1  # type: ignore[assignment]
+    assert not any(part.training for part in fast.modules())
     for part in fast.modules():
         part.training = True
     assert drops(fast)

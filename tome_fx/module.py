@@ -119,6 +119,8 @@ class ToMeModule(GraphModule):
 
         All of the model is in that mode then, also what was frozen when it was transformed.
         """
+        if not isinstance(mode, bool):
+            raise ValueError(f"training={mode!r} is not True or False.")
         # A wrapper may have set ``training`` here before it calls this, as torch.compile's does.
         before, kept, modes = self._mode, dict(self._programs), self._source.modes
         self._source.allow(mode)

@@ -124,9 +124,9 @@ def apply_recipe(
         if given:
             raise
         raise InputError(
-            f"{path} was saved for a model that takes other inputs ({recipe['model']}), of which "
-            f"this one gets zeros here. {error} Apply it to the model that it was made for, or "
-            "give example_inputs."
+            f"{path} was saved for another model ({recipe['model']}), by whose inputs, as zeros, "
+            f"this one is captured. {error} Apply it to the model that it was made for, or give "
+            "example_inputs."
         ) from None
     if list(result.schedule) != recipe["schedule"]:
         raise InputError(

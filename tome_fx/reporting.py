@@ -117,7 +117,8 @@ def _protected(findings: Findings) -> Iterable[Protected]:
     for first in findings.sites:
         if first.stream in told or first.stream not in streams:
             continue
-        of_others = f", of the tokens of {module_path(first.node)}" if told else ""
+        row = f"the tokens of {module_path(first.node) or first.node.name}"
+        of_others = f", of {row}" if told else ""
         of_one = [item for item in enumerate(findings.sites) if item[1].stream == first.stream]
         for item in _of_stream(streams[first.stream], of_one, findings):
             yield replace(item, reason=item.reason + of_others)

@@ -19,6 +19,12 @@ SAID = [
     ("batch=-1 is not None or a number of images", "--batch -1 is not a number of images"),
     ("needs batch too: pass batch=.", "needs batch too: give --batch."),
     ("Lower r, or pass strict=False to clamp it.", "Lower r, or leave out --strict to clamp it."),
+    ("state='/a b/tome_fx.tune.json' is of a run", "--state /a b/tome_fx.tune.json is of a run"),
+    ("hardware='RTX 4090' is not one", "--hardware RTX 4090 is not one"),
+    ("capture='' is not one", "--capture  is not one"),
+    ('state="/a\'b.json" is', "--state /a'b.json is"),
+    ("change the list r=[16, 16, 8] to", "change the list --r [16,16,8] to"),
+    ("r=(16, 1e-05): is", "--r 16:1e-05: is"),
     # What is no option stays as it is.
     ("model.layer=3 and protect=(1, 0)", "model.layer=3 and protect=(1, 0)"),
     ("x.r=3 and over=4", "x.r=3 and over=4"),

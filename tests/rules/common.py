@@ -215,6 +215,7 @@ def check(
     sites: int = 2,
     rules: Any = (),
     tolerance: float = 1e-9,
+    remerge: Any = "mean",
 ) -> list[tome_fx.report.Unmerge]:
     """Hold the duplicates law around ``op``, or a dict of ops; the unmerges inside are returned.
 
@@ -224,7 +225,9 @@ def check(
     model = host(op, how, front)
     schedule = schedule_for(labels, front, sites)
     x = images(labels)
-    fast = tome_fx.transform(model, r=schedule, example_inputs=(x, *extra), rules=rules)
+    fast = tome_fx.transform(
+        model, r=schedule, example_inputs=(x, *extra), rules=rules, remerge=remerge
+    )
     assert list(fast.schedule) == schedule
     assert schedule[0] > 0
     for seed in (0, 1):

@@ -135,14 +135,32 @@ def kth(name: str, dim: int) -> Callable[[Tensor], Tensor]:
 
     def hidden(a: Tensor) -> Tensor:
         a = ties(a) / 1e6
-        ordered = a.topk(5, dim)[0] if name == "topk" else a.sort(dim, descending=True)[0]
-        return a.masked_fill(a < ordered.narrow(dim, 4, 1), -1e4)
+        if name == "topk":
+            return a.masked_fill(a < a.topk(5, dim)[0].narrow(dim, 4, 1), -1e4)
+        return a.masked_fill(a < a.kthvalue(a.shape[dim] - 4, dim, keepdim=True)[0], -1e4)
 
     return hidden
 
 
+IN_PLACE = {
+    "flip": lambda a: a + a.flip(-1),
+    "roll": lambda a: a * a.roll(1, -1),
+    "sort": lambda a: a + (ties(a) / 1e6).sort(-1)[0],
+    "cummax": lambda a: a - a.cummax(-1)[0],
+    "diff": lambda a: a + a.diff(dim=-1, prepend=a[..., :1]),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_logits_that_meet_what_became_of_their_places_come_back_as_a_whole(name: str) -> None:
+    """Averaged along the keys, other keys would stand at a place."""
+    check(Eager(IN_PLACE[name]), sites=3)
+    found = check(Eager(IN_PLACE[name]), sites=3, remerge="never")
+    assert {u.kind for u in found} == {"unmerge"}
+
+
 @pytest.mark.parametrize("dim", [-1, -2], ids=["keys", "queries"])
-@pytest.mark.parametrize("name", ["topk", "sort"])
+@pytest.mark.parametrize("name", ["topk", "kthvalue"])
 def test_rows_of_logits_come_back_along_the_axis_that_is_ordered_alone(name: str, dim: int) -> None:
     """Were the other one unmerged and averaged again, rounding would hide the fifth itself."""
     found = check(Eager(kth(name, dim)), sites=3)

@@ -25,6 +25,7 @@ from tome_fx.cli.vis import vis
 from tome_fx.cli.wording import as_flags
 
 NAME = "tome-fx"
+_OF_OPTIONS = ("Merging ", "Nothing merges")
 
 app = typer.Typer(
     name=NAME,
@@ -94,4 +95,7 @@ def _show_warning(
 ) -> None:
     ours = f"{os.sep}tome_fx{os.sep}" in filename or category.__module__.startswith("tome_fx")
     if ours:
-        print(f"{NAME}: warning: {one_line(as_flags(str(message)))}", file=sys.stderr)
+        text = str(message)
+        if text.startswith(_OF_OPTIONS):  # others may quote a model
+            text = as_flags(text)
+        print(f"{NAME}: warning: {one_line(text)}", file=sys.stderr)

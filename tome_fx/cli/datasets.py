@@ -89,7 +89,7 @@ def open_data(spec: DataSpec, channels: int, classes: int, batch_size: int) -> A
 def _check_root(spec: DataSpec) -> None:
     """Say in plain words what is wrong with a folder, before timm does."""
     kind, slash, _ = spec.dataset.partition("/")
-    if slash and kind not in _KINDS:  # timm reads the folder then, whatever the name says
+    if slash and kind.lower() not in _KINDS:  # timm reads the folder then, whatever the name says
         raise CliError(f"--dataset {spec.dataset}: {kind} is not one of {', '.join(_KINDS)}")
     if spec.root is None:
         if spec.dataset:

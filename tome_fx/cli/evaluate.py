@@ -89,8 +89,8 @@ def check_backend(backend: str | None) -> None:
     """Raise CliError for the backend that merges, in the original too."""
     if backend == "tome_fx":
         raise CliError(
-            "--torchcompile tome_fx: merges in the original too, which --r is compared with; take "
-            "inductor"
+            "--torchcompile tome_fx: it would merge in the original too, which is what --r is "
+            "compared with; take inductor"
         )
 
 

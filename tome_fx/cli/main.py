@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from tome_fx.cli.failure import INTERRUPTED, CliError, missing_extra, one_line
-from tome_fx.errors import ToMeError
+from tome_fx.errors import ConfigError, ToMeError
 
 BAD_INPUT = 2
 # What a command goes on from, by the flag that names it.
@@ -46,12 +46,12 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int:
-    if isinstance(error, CliError):
-        return _say(one_line(error), BAD_INPUT)
-    if isinstance(error, ToMeError):
+    if isinstance(error, ConfigError):
         from tome_fx.cli.wording import as_flags
 
         return _say(one_line(as_flags(str(error))), BAD_INPUT)
+    if isinstance(error, CliError | ToMeError):  # which may quote a model
+        return _say(one_line(error), BAD_INPUT)
     if isinstance(error, ModuleNotFoundError) and (line := missing_extra(error)):
         return _say(line, BAD_INPUT)
     kind = type(error).__name__
@@ -61,7 +61,8 @@ def _explain(error: Exception) -> int:
 def _kept(args: Sequence[str]) -> str:
     """Return what to do next where a command has kept what it had done."""
     flags = {arg.partition("=")[0] for arg in args}
-    if _KEPT.get(args[0] if args else "", "") in flags and not flags & _ANEW:
+    command = next((arg for arg in args if not arg.startswith("-")), "")
+    if _KEPT.get(command, "") in flags and not flags & _ANEW:
         return "; the same command goes on from what is kept"
     return ""
 

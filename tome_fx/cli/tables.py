@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tome_fx.cli.measure import ORIGINAL, Row
 from tome_fx.cli.scores import BASE, Score
+from tome_fx.cli.wording import as_flags
 from tome_fx.report import Report, estimated, planning
 
 GIGA = 1e9
@@ -60,7 +61,7 @@ def summary_lines(report: Report) -> Iterable[RenderableType]:
     if asked := planning(report).removeprefix(", "):
         yield _line("planned with", asked)
     if report.skipped:
-        yield _line("not applied", report.skipped)
+        yield _line("not applied", as_flags(report.skipped))
     elif report.estimate:
         yield _line("estimated", estimated(report.estimate))
     for item in report.protected:

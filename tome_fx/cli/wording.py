@@ -24,11 +24,15 @@ _PHRASES = (
     ("Pass hardware=, one of", "Give --hardware, one of"),
     ("raise measurements", "raise --measurements"),
     ("(every=3)", "(--every 3)"),
-    ("tome_fx.tune", "tome-fx tune"),
+    ("no state of tome_fx.tune", "no state of tome-fx tune"),
+    ("below min_ratio=", "below "),
+    ("; min_ratio=0 applies it all the same", "; all other commands apply it all the same"),
 )  # fmt: skip
-_PAIR = re.compile(r"\br=\((\d+), (-?[\d.]+)\)")
-_OPTION = re.compile(rf"(?<![\w.-])({'|'.join(_NAMES)})=('?)([^\s']+?)\2(?=[\s,;:)]|\.?\s|\.?$)")
-_MENTION = re.compile(r"(?<![\w.-])(r)(?= is (?:a number such|not\b))")
+_PAIR = re.compile(r"(?<![\w.-])r=\((\d+), ([\d.e+-]+)\)")
+_LIST = re.compile(r"(?<![\w.-])r=(\[[\d, -]*\])")
+_VALUE = r"""(?:'([^']*)'|"([^"]*)"|([^\s'"]+?))(?=[\s,;:)]|\.?\s|\.?$)"""
+_OPTION = re.compile(rf"(?<![\w.-])({'|'.join(_NAMES)})={_VALUE}")
+_MENTION = re.compile(r"(?<![\w.-])(r)(?= is a number such)")
 
 
 def as_flags(text: str) -> str:
@@ -36,7 +40,10 @@ def as_flags(text: str) -> str:
     for ours, theirs in _PHRASES:
         text = text.replace(ours, theirs)
     text = _PAIR.sub(lambda found: f"--r {found[1]}:{float(found[2]):g}", text)
-    text = _OPTION.sub(lambda found: f"{_flag(found[1])} {found[3]}", text)
+    text = _LIST.sub(lambda found: f"--r {found[1].replace(' ', '')}", text)
+    text = _OPTION.sub(
+        lambda found: f"{_flag(found[1])} {next(filter(None, found.groups()[1:]), '')}", text
+    )
     return _MENTION.sub(lambda found: _flag(found[1]), text)
 
 

@@ -164,7 +164,7 @@ class Lifter:
             if _is_deeper(have[path], met[path]):
                 why = "it joins branches that merged each by itself"
                 self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
-            if answer.unmerges and want[path] != met[path]:
+            if answer.unmerges and _is_deeper(met[path], want[path]):
                 why = answer.unmerges
                 self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
         nodes = {

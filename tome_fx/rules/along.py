@@ -35,7 +35,7 @@ def along(context: Context) -> Lifted | Refusal:
     """``flip``, ``roll``, ``sort``, ``topk``, ``argmax``, ...: within the axes that they name.
 
     Rows of them are independent: of logits, whose keys must come back one by one, the queries stay
-    merged.
+    merged. So it is where fewer positions come out, which cannot meet the merged ones again.
     """
     type_ = as_intensive(context.types["self"])
     dims = context.call.get("dims", context.call.get("dim"))
@@ -45,13 +45,22 @@ def along(context: Context) -> Lifted | Refusal:
     told = ""
     if merged_along(type_, tuple(at)):
         told = "it tells tokens apart by their place or order"
+        if not all(_is_fewer(type_, at, shape) for shape in context.shapes):
+            return Refusal(told)
         type_ = _one_by_one(type_, at)
-        if not is_merged(type_):
+        if not is_merged(type_) or len(context.types) > 1:
             return Refusal(told)
     if any(has_batch(type_.axes[i]) for i in at):
         return Refusal("it moves images")
     results = tuple(_changed(context, type_, at, shape) for shape in context.shapes)
     return Lifted(results, operands={"self": type_}, unmerges=told)
+
+
+def _is_fewer(type_: TensorType, dims: list[int], shape: tuple[int, ...]) -> bool:
+    """Does an output hold a few of the positions on ``dims``, or one in place of them all?"""
+    if len(shape) < type_.rank:
+        return True
+    return all(2 * shape[i] <= extent(type_.axes[i]) for i in dims)
 
 
 def _one_by_one(type_: TensorType, dims: list[int]) -> TensorType:
