@@ -14,20 +14,20 @@ first. Prints a table and writes it as CSV.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from timm import create_model
 
 import tome_fx
+from tome_fx.measuring.sheets import write_csv
 
 R = {"deit_tiny_patch16_224": 13, "vit_small_patch16_224": 13, "vit_base_patch16_224": 16}
 
@@ -119,10 +119,7 @@ def main() -> None:
             rows.append(row)
             seconds = f"{row.transform_s:13.1f} {row.first_call_s:13.1f} {row.times:6.2f}"
             print(f"{name:22} {r:3} {every:6} {seconds} {row.later_process_s:21.1f}", flush=True)
-    with options.csv.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+    write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
 
 

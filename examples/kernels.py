@@ -13,17 +13,17 @@ and the same with `triton`.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tome_fx import kernels, ops
+from tome_fx.measuring.sheets import write_csv
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,6 @@ def line(row: Row) -> str:
 HEADER = "model          layer tokens batch  step         portable us triton us speed-up"
 
 
-def written(path: Path, rows: list[Row]) -> None:
-    """Write all rows as CSV."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
-
-
 def main() -> int:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,7 +184,7 @@ def main() -> int:
                 for row in measured(name, layer, batch, options.rounds):
                     rows.append(row)
                     print(line(row), flush=True)
-                written(options.csv, rows)
+                write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
     return 0
 

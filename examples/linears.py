@@ -13,15 +13,15 @@ as in the model. Times are medians of rounds in turn. Prints a table and writes 
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tome_fx.measuring.sheets import write_csv
 from tome_fx.measuring.timing import interleaved, paired_speedup, speedup
 
 # Tokens of the first layer, channels, tokens that a layer removes, layers.
@@ -121,10 +121,7 @@ def main() -> None:
             rows.append(row)
             times = f"{row.original_ms:12.1f} {row.merged_ms:10.1f} {row.ratio:6.2f}"
             print(f"{name:14} {batch:5} {times} {row.flop_ratio:11.2f} {row.share:6.3f}")
-    with options.csv.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+    write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
 
 

@@ -15,9 +15,8 @@ Times are medians of rounds in turn. Prints a table and writes it as CSV.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tome_fx import kernels, ops
+from tome_fx.measuring.sheets import write_csv
 from tome_fx.measuring.timing import interleaved
 
 # Patches of the first layer, channels, tokens that a layer removes, layers.
@@ -123,10 +123,7 @@ def main() -> None:
                 rows.append(row)
                 print(f"{name:14} {layer:5} {row.tokens:6} {batch:5} {row.added_rows_us:14.0f} "
                       f"{row.onehot_rows_us:16.0f} {row.onehot_us:11.0f}", flush=True)  # fmt: skip
-    with options.csv.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
+    write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
 
 

@@ -12,11 +12,10 @@ settings and called in turn; times are medians. Prints a table and writes it as 
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import time
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import tome_fx
+from tome_fx.measuring.sheets import write_csv
 from tome_fx.measuring.timing import interleaved, paired_speedup, speedup
 
 # The share of the tokens of each row that goes at each layer.
@@ -132,10 +132,7 @@ def main() -> None:
             f"({row.speedup_q1:.2f} to {row.speedup_q3:.2f}), FLOP ratio {row.flop_ratio:.2f}, "
             f"share {row.share:.3f}; transform() in {row.transform_s:.1f} s"
         )
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(map(asdict, found))
+        write_csv(args.csv, [asdict(one) for one in found])
 
 
 if __name__ == "__main__":

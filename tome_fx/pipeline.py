@@ -25,7 +25,7 @@ from tome_fx.passes.plan import plan
 from tome_fx.passes.recognize import recognize
 from tome_fx.passes.verify import verify
 from tome_fx.program import MergeSchedule, Program
-from tome_fx.report import Report, giga
+from tome_fx.report import Report, giga, planning
 from tome_fx.reporting import Done, report_of
 from tome_fx.schedule import wants
 from tome_fx.trust import has_kernels
@@ -101,9 +101,7 @@ def _nothing(report: Report, settings: Settings) -> str:
             f"Nothing merges: no attention has two tokens that could{kept}. Class tokens and their "
             f"like cannot, nor those that the model picks by their places. {step}."
         )
-    grouped = [f"every={settings.every}"] if settings.every != 1 else []
-    grouped += [f"align={settings.align!r}"] if settings.align != 1 else []
-    told = ", ".join([f"r={settings.r!r}", *grouped])
+    told = f"r={settings.r!r}{planning(report)}"
     return f"Nothing merges: {told} takes a token at no layer{kept}. A larger r does."
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -20,6 +19,7 @@ from tome_fx.cli.measure import Row, Settings
 from tome_fx.cli.memory import method
 from tome_fx.cli.models import Loaded
 from tome_fx.measuring.machine import device_name
+from tome_fx.measuring.sheets import write_csv
 
 FORMATS = ("csv", "json")
 
@@ -128,7 +128,4 @@ def write_records(
         path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         return
     lines = [record | settings for record in records]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(path, lines)

@@ -45,10 +45,11 @@ def along(context: Context) -> Lifted | Refusal:
     told = ""
     if merged_along(type_, tuple(at)):
         told = "it tells tokens apart by their place or order"
-        if not all(_is_fewer(type_, at, shape) for shape in context.shapes):
+        if not _stand_alone(context, type_, at):
             return Refusal(told)
-        type_ = _one_by_one(type_, at)
-        if not is_merged(type_) or len(context.types) > 1:
+        axes = (unmerged(axis) if i in at else axis for i, axis in enumerate(type_.axes))
+        type_ = TensorType(tuple(axes))
+        if not is_merged(type_):
             return Refusal(told)
     if any(has_batch(type_.axes[i]) for i in at):
         return Refusal("it moves images")
@@ -56,18 +57,18 @@ def along(context: Context) -> Lifted | Refusal:
     return Lifted(results, operands={"self": type_}, unmerges=told)
 
 
+def _stand_alone(context: Context, type_: TensorType, dims: list[int]) -> bool:
+    """Can ``dims`` come back without the other axes of the one operand, and stay apart from it?"""
+    plain = not has_grid(type_) and all(len(type_.axes[i]) == 1 for i in dims)
+    fewer = all(_is_fewer(type_, dims, shape) for shape in context.shapes)
+    return plain and fewer and len(context.types) == 1
+
+
 def _is_fewer(type_: TensorType, dims: list[int], shape: tuple[int, ...]) -> bool:
     """Does an output hold a few of the positions on ``dims``, or one in place of them all?"""
     if len(shape) < type_.rank:
         return True
     return all(2 * shape[i] <= extent(type_.axes[i]) for i in dims)
-
-
-def _one_by_one(type_: TensorType, dims: list[int]) -> TensorType:
-    """``type_`` with all tokens on ``dims``; on all axes, where one of them is no plain row."""
-    plain = not has_grid(type_) and all(len(type_.axes[i]) == 1 for i in dims)
-    axes = (unmerged(a) if i in dims or not plain else a for i, a in enumerate(type_.axes))
-    return TensorType(tuple(axes))
 
 
 def _changed(
