@@ -160,6 +160,11 @@ def line(row: Row) -> str:
 HEADER = "model          layer tokens batch  step         portable us triton us speed-up"
 
 
+def written(path: Path, rows: list[Row]) -> None:
+    """Write all rows as CSV."""
+    write_csv(path, [asdict(row) for row in rows])
+
+
 def main() -> int:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -184,7 +189,7 @@ def main() -> int:
                 for row in measured(name, layer, batch, options.rounds):
                     rows.append(row)
                     print(line(row), flush=True)
-                write_csv(options.csv, [asdict(row) for row in rows])
+                written(options.csv, rows)
     print(f"saved: {options.csv}")
     return 0
 
