@@ -68,7 +68,8 @@ def child(case: Case) -> None:
     transformed = time.perf_counter()
     with torch.inference_mode():
         torch.compile(run)(images).cpu()
-    seconds = transformed - start, time.perf_counter() - transformed
+    taken = transformed - start if case.r else 0.0
+    seconds = taken, time.perf_counter() - transformed
     print(json.dumps(seconds))
 
 
