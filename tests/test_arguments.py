@@ -229,6 +229,26 @@ def test_any_keyword(capture: str) -> None:
     model, x = Named().eval(), images()
     fast = tome_fx.transform(model, 0, example_kwargs={"image": x}, capture=capture)
     assert torch.equal(fast(image=x), model(image=x))
+    with pytest.raises(tome_fx.ShapeError, match="image is left out"):
+        fast()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'flip'"):
+        fast(image=x, flip=True)
+
+
+class Inputs(Named):
+    """As its keywords are gathered under a name, one of them may be called."""
+
+    def forward(self, **inputs: Any) -> Tensor:
+        return self.body(inputs["inputs"])
+
+
+@pytest.mark.parametrize("capture", BOTH)
+def test_a_keyword_of_the_name_that_gathers(capture: str) -> None:
+    model, x = Inputs().eval(), images()
+    fast = tome_fx.transform(model, 0, example_kwargs={"inputs": x}, capture=capture)
+    assert torch.equal(fast(inputs=x), model(inputs=x))
+    with pytest.raises(tome_fx.ShapeError, match="inputs is left out"):
+        fast()
 
 
 @pytest.mark.parametrize("capture", BOTH)

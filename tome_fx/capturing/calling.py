@@ -45,7 +45,8 @@ class Calling(_PyTreeCodeGen):
     """A captured call, and parameters of the model that have a default.
 
     A caller may name those that were left at it; another value than the captured one is refused.
-    One that was given, and no None, is refused by its name where a call lacks it.
+    One that was given, and no None, is refused by its name where a call lacks it. Nothing gathers
+    what else a caller names: transformers' Trainer gives more to a ``forward`` that does.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:
 def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) -> None:
     """Let ``forward`` of ``graph`` take the parameters of ``model`` that were not ``given``.
 
-    And refuse by name the optional ones that were.
+    And refuse by name the optional ones that were, and those that it gathers by ``**``.
     """
     codegen = graph._codegen
     if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
@@ -140,6 +141,8 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
     parameters = inspect.signature(model.forward).parameters
     optional = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
     left = {n: d for n, d in optional.items() if type(d) in _PLAIN and n not in given}
-    needed = [name for name in optional if given.get(name) is not None]
+    own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    may_lack = optional.keys() | (given.keys() - own)
+    needed = [name for name, value in given.items() if name in may_lack and value is not None]
     if left or needed:
         graph.set_codegen(Calling(codegen.pytree_info, left, needed))

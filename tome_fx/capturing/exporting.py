@@ -78,7 +78,8 @@ def from_export(
         raise CaptureError("With one batch for all inputs, the model's code fixes it.")
     call_leaves(program.graph)
     given = inspect.signature(model.forward).bind(*example.args, **dict(example.kwargs))
-    accept_defaults(program.graph, model, given.arguments)
+    # What ``forward`` gathers has one name there; a call names each.
+    accept_defaults(program.graph, model, {**given.arguments, **example.kwargs})
     return program
 
 
