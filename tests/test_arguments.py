@@ -214,41 +214,26 @@ def test_one_tensor_given_twice_is_two_inputs(capture: str, as_list: bool) -> No
 
 
 class Named(nn.Module):
-    """Whatever it is given by name."""
+    """Whatever it is given by name, of which it reads one."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.body = tiny()
+        self.body, self.name = tiny(), name
 
     def forward(self, **inputs: Any) -> Tensor:
-        return self.body(inputs["image"])
+        return self.body(inputs[self.name])
 
 
 @pytest.mark.parametrize("capture", BOTH)
-def test_any_keyword(capture: str) -> None:
-    model, x = Named().eval(), images()
-    fast = tome_fx.transform(model, 0, example_kwargs={"image": x}, capture=capture)
-    assert torch.equal(fast(image=x), model(image=x))
-    with pytest.raises(tome_fx.ShapeError, match="image is left out"):
+@pytest.mark.parametrize("name", ["image", "inputs"])  # also the name that gathers them
+def test_any_keyword(name: str, capture: str) -> None:
+    model, x = Named(name).eval(), images()
+    fast = tome_fx.transform(model, 0, example_kwargs={name: x}, capture=capture)
+    assert torch.equal(fast(**{name: x}), model(**{name: x}))
+    with pytest.raises(tome_fx.ShapeError, match=f"{name} is left out"):
         fast()
     with pytest.raises(TypeError, match="unexpected keyword argument 'flip'"):
-        fast(image=x, flip=True)
-
-
-class Inputs(Named):
-    """As its keywords are gathered under a name, one of them may be called."""
-
-    def forward(self, **inputs: Any) -> Tensor:
-        return self.body(inputs["inputs"])
-
-
-@pytest.mark.parametrize("capture", BOTH)
-def test_a_keyword_of_the_name_that_gathers(capture: str) -> None:
-    model, x = Inputs().eval(), images()
-    fast = tome_fx.transform(model, 0, example_kwargs={"inputs": x}, capture=capture)
-    assert torch.equal(fast(inputs=x), model(inputs=x))
-    with pytest.raises(tome_fx.ShapeError, match="inputs is left out"):
-        fast()
+        fast(**{name: x}, flip=True)
 
 
 @pytest.mark.parametrize("capture", BOTH)
