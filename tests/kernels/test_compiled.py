@@ -95,9 +95,16 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # 3.9 warns where it is not said
 
 
+def dtypes(kernel: object) -> tuple[str, ...]:
+    """Those that a kernel is chosen for."""
+    return ("bf16", "fp16") if kernel is attention.attend_kernel else ("bf16", "fp16", "fp32")
+
+
 @pytest.mark.parametrize("ones", [False, True])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize(("kernel", "known"), BLOCKS)
+@pytest.mark.parametrize(
+    ("kernel", "known", "dtype"),
+    [(kernel, known, dtype) for kernel, known in BLOCKS for dtype in dtypes(kernel)],
+)
 def test_kernels_compile(kernel: object, known: dict[str, object], dtype: str, ones: bool) -> None:
     for arch, number in ((80, "fp32"), (90, "fp64")):
         found = compiled(kernel, known, dtype, arch, ones, number)
