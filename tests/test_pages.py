@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 import tome_fx
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
+from tests.towers import TOWERS
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [TINY, pytest.mark.filterwarnings("ignore")]
@@ -76,6 +78,20 @@ def test_compile(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> N
     ran("docs/compile.md", names)
     assert len(names["backend"].reports) == 1
     assert "tokens" in capsys.readouterr().out
+
+
+def test_supported(names: dict[str, Any]) -> None:
+    pytest.importorskip("transformers.models.qwen2_vl")
+    model, tower = names["model"], TOWERS[0]
+    patches, grid = tower.given(((1, 4, 4),))
+    model.model = SimpleNamespace(visual=tower.build())
+    found = ran("docs/supported.md", names | {"patches": patches, "grid": grid["grid_thw"]})
+    assert any(model.model.visual.schedule)
+    fast, x = found["features"], images()
+    assert any(fast.schedule)
+    assert fast(x).shape == model.forward_features(x).shape
+    backend = tome_fx.backend(fast.r, inner_backend="eager")
+    assert torch.equal(torch.compile(model.forward_features, backend=backend)(x), fast(x))
 
 
 def test_deployment(names: dict[str, Any], tmp_path: Path) -> None:
