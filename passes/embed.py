@@ -15,8 +15,7 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import tensor_value
-
-_HALVES = (torch.float16, torch.bfloat16)
+from tome_fx.kernels.choice import HALVES
 
 
 def embed(graph: Graph) -> int:
@@ -35,7 +34,7 @@ def _cuts(node: Node) -> bool:
         return False
     call = bind(node)
     x, weight = tensor_value(call["input"]), tensor_value(call["weight"])
-    if x is None or weight is None or x.dim() != 4 or x.dtype not in _HALVES:
+    if x is None or weight is None or x.dim() != 4 or x.dtype not in HALVES:
         return False
     kernel = list(weight.shape[2:])
     whole = all(size % step == 0 for size, step in zip(x.shape[2:], kernel, strict=True))

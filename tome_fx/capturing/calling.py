@@ -20,7 +20,8 @@ from tome_fx import ops
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import ShapeError
 
-_PLAIN = (type(None), bool, int, float, str)
+# Values that code can write out: in a signature, in a call.
+PLAIN = (type(None), bool, int, float, str)
 
 
 def _left_at_default(value: object, captured: object, name: str) -> None:
@@ -140,7 +141,7 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
         return
     parameters = inspect.signature(model.forward).parameters
     optional = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    left = {n: d for n, d in optional.items() if type(d) in _PLAIN and n not in given}
+    left = {n: d for n, d in optional.items() if type(d) in PLAIN and n not in given}
     own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     may_lack = optional.keys() | (given.keys() - own)
     needed = [name for name, value in given.items() if name in may_lack and value is not None]

@@ -16,12 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tome_fx.capturing.blame import blame
-from tome_fx.capturing.calling import other_forward
+from tome_fx.capturing.calling import PLAIN, other_forward
 from tome_fx.capturing.examples import Example, run_apart
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
 
-_PLAIN = (type(None), bool, int, float, str)
 # How torch casts and moves a module, and it calls itself for each child.
 _MOVES = ("_apply", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type", "to_empty")
 
@@ -190,7 +189,7 @@ def _leaf(
 ) -> Leaf:
     """The leaf of a call, from how its shapes grow with the batch."""
     others = [v for form in (call.given, call.result) for v in form.values]
-    odd = [v for v in others if not isinstance(v, (*_PLAIN, Slot))]
+    odd = [v for v in others if not isinstance(v, (*PLAIN, Slot))]
     if (call.given, call.result) != (larger.given, larger.result) or odd:
         what = f"a {type(odd[0]).__name__}" if odd else "numbers that follow the batch"
         raise CaptureError(f"{path} takes or returns {what}, so it cannot stay a call.")

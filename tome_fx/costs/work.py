@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from tome_fx.costs.ours import own_kernels
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.fakes import FakeRun
+from tome_fx.kernels.choice import HALVES
 
 # Products have a kernel each; these too, since a compiler fuses nothing into them.
 _ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
@@ -121,7 +122,7 @@ class _Recorder(FakeRun):
         elif op.is_view or not reads:
             kind = "view"  # what is made of nothing is made where it is used
         first = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        half = first.dtype in (torch.float16, torch.bfloat16)
+        half = first.dtype in HALVES
         self.ops.append(Op(node, kind, reads, writes, macs, half))
 
     def _at_once(

@@ -14,7 +14,7 @@ from tome_fx.finding.masks import masks_of
 from tome_fx.finding.telling import known_value
 from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.softmaxes import HIDDEN
+from tome_fx.ops.padding import HIDDEN
 from tome_fx.program import Core, Miss, Program, Site
 
 # Weights of keys stay such behind these.

@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from tome_fx.finding.masks import factors_of, is_of_truth, masks_of
 from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, holds, is_uniform
-from tome_fx.graph.softmaxes import HIDDEN
 from tome_fx.graph.values import needed_for, value_of
+from tome_fx.ops.padding import HIDDEN
 from tome_fx.program import Core, Program
 from tome_fx.rules.hiding import is_counted
 

@@ -8,8 +8,6 @@ from torch.fx import Node
 from tome_fx.graph.calls import bind, calls
 
 SOFTMAXES = ("aten.softmax", "aten._softmax")
-# A bias larger than this hides nothing.
-HIDDEN = -1e3
 _CASTS = ("aten.to", "aten._to_copy", "aten.contiguous", "aten.clone")
 _LARGEST = ("aten.amax", "aten.max")
 _FILLS = ("aten.masked_fill", "aten.where")

@@ -8,6 +8,8 @@ from torch import Tensor
 from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
 
+# A bias larger than this hides nothing.
+HIDDEN = -1e3
 # Similarities are 1 at most, and -2 for a NaN. Below all of these stand pairs of padding, the
 # likest first, and below those pairs of tokens that a mask tells apart: what each loses.
 _PADDING, _UNLIKE = 4.0, 8.0
@@ -24,7 +26,7 @@ def shown(mask: Tensor, hides: bool = False) -> Tensor:
     """
     if mask.dtype == torch.bool:
         return ~mask if hides else mask
-    return mask >= -1e3  # as HIDDEN of graph.softmaxes: what hides in one place hides in all
+    return mask >= HIDDEN
 
 
 def seen(pairs: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind
 from tome_fx.graph.grids import grid_axis
-from tome_fx.graph.softmaxes import HIDDEN, into_product, into_softmax
+from tome_fx.graph.softmaxes import into_product, into_softmax
+from tome_fx.ops.padding import HIDDEN
 from tome_fx.rules.base import (
     Builder,
     Context,
