@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY, distance, run
 from tests.zoo.entry import randomise
+from tome_fx.capturing.decided import DecidedByBuffers
 
 pytestmark = TINY
 C, DEPTH = 16, 3
@@ -103,3 +106,26 @@ def test_a_buffer_and_a_grid() -> None:
     assert fast.schedule == (3, 3, 3)
     fast.r = 0
     assert torch.equal(fast(x, torch.tensor(grid)), model(x, torch.tensor(grid)))
+
+
+def calls_for_an_op(count: int) -> int:
+    """The Python functions that one op calls beside so many batch norms."""
+    calls = 0
+
+    def counted(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    x = torch.ones(2)
+    with DecidedByBuffers(nn.ModuleList(nn.BatchNorm1d(2) for _ in range(count))):
+        sys.setprofile(counted)
+        try:
+            x + x
+        finally:
+            sys.setprofile(None)
+    return calls
+
+
+def test_buffers_that_decide_nothing_cost_nothing() -> None:
+    """Each value of a trace is held against all buffers: a minute, if that calls a function."""
+    assert calls_for_an_op(400) == calls_for_an_op(4) > 0

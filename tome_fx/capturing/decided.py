@@ -45,12 +45,15 @@ class DecidedByBuffers(TorchFunctionMode):
         super().__init__()
         self.names: set[str] = set()
         self._written: set[str] = set()
-        self._model = model
-        self._values = {
-            name: buffer.detach().clone()
-            for name, buffer in model.named_buffers(remove_duplicate=False)
-            if buffer.numel() <= _FEW and not buffer.is_meta
-        }
+        self._values: dict[str, Tensor] = {}
+        # Where each stands: every tensor of a trace is held against what is there, and a model with
+        # batch norms has hundreds.
+        self._places: list[tuple[dict[str, Tensor | None], str, str]] = []
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            if buffer.numel() <= _FEW and not buffer.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                self._values[name] = buffer.detach().clone()
+                self._places.append((model.get_submodule(owner)._buffers, leaf, name))
         self._known: dict[int, _Known] = {}
 
     @property
@@ -101,7 +104,7 @@ class DecidedByBuffers(TorchFunctionMode):
         """What is known of a tensor: nothing once what it is of was written to."""
         known = self._known.get(id(tensor))
         if known is None:
-            own = next((n for n in self._values if self._model.get_buffer(n) is tensor), None)
+            own = next((n for held, leaf, n in self._places if held.get(leaf) is tensor), None)
             if own is None:
                 return None
             known = _Known(tensor, self._values[own], frozenset({own}))
