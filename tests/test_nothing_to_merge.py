@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
-from torch import nn
+from torch import Tensor, nn
 
 import tome_fx
 from tests.test_errors import failure
@@ -79,6 +79,27 @@ def test_attention_without_a_residual_is_named() -> None:
     model = Around(lambda body, x: body["mix"](x, x, x)[0], body).eval()
     text = failure(model, tome_fx.NoAttentionFoundError, example_inputs=torch.randn(2, 9, 16))
     assert "no residual add" in text
+
+
+def test_of_the_reasons_the_commonest_come_first() -> None:
+    """Attention over what earlier layers made is nearer the input than it, and never the same."""
+
+    def forward(body: Any, x: Tensor) -> Tensor:
+        made = [x]
+        for _ in range(4):
+            history = torch.stack(made, 2)
+            x = ((history @ x.unsqueeze(-1)).softmax(-2) * history).sum(2)
+            made.append(body["mix"](x, x, x)[0])
+        return made[-1]
+
+    body = nn.ModuleDict({"mix": nn.MultiheadAttention(16, 2, batch_first=True)})
+    given = torch.randn(2, 9, 16)
+    text = failure(
+        Around(forward, body).eval(), tome_fx.NoAttentionFoundError, example_inputs=given
+    )
+    reasons = text.partition("was found. ")[2]
+    assert "keys are not tokens" in reasons
+    assert reasons.index("and 3 more: no residual add") < reasons.index("keys are not tokens")
 
 
 @pytest.mark.cost

@@ -246,7 +246,7 @@ def _nothing_found(program: Program, findings: Findings) -> str:
     found: dict[str, list[str]] = {}
     for miss in findings.misses:
         found.setdefault(miss.reason, []).append(miss.node.name)
-    for reason, (first, *more) in list(found.items())[:3]:
+    for reason, (first, *more) in sorted(found.items(), key=lambda item: -len(item[1]))[:3]:
         text += f" {first}{f' and {len(more)} more' if more else ''}: {reason}."
     text += f" The program holds {seen}."
     return (
