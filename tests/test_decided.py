@@ -59,6 +59,11 @@ def test_the_program_is_the_one_for_what_they_hold(shares: tuple[float, ...]) ->
     assert distance(run(fast, x), run(model, x)) == 0.0
 
 
+def test_what_export_says_of_a_try_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tome_fx.transform(Scheduled(0.5).eval(), 2, example_inputs=torch.randn(2, 3, 8, 8), min_ratio=0)
+    assert capsys.readouterr() == ("", "")
+
+
 class Counted(Scheduled):
     """The number is written on the way, so it is none of the model's own."""
 

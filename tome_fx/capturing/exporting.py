@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -109,9 +110,21 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
 
 @contextlib.contextmanager
 def _untold() -> Iterator[None]:
-    """Within, export does not print the graph so far where it fails: another way may not."""
-    with patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True):
-        yield
+    """Within, export says nothing of its own where it fails: another way may not.
+
+    It prints the graph so far, and logs that a value which it cannot know has no name in code.
+    """
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    log.addFilter(_names_a_value)
+    try:
+        with patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True):
+            yield
+    finally:
+        log.removeFilter(_names_a_value)
+
+
+def _names_a_value(record: logging.LogRecord) -> bool:
+    return "Unable to find user code corresponding to" not in str(record.msg)
 
 
 def _divides(program: Program) -> bool:
