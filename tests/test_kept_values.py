@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
+from tests.versions import lacks
 
 pytestmark = TINY
 C = 16
@@ -85,6 +86,7 @@ def test_a_model_keeps_no_values_of_a_trace(made: Callable[[], Table], check: bo
     assert not isinstance(model(x), FakeTensor)
 
 
+@lacks("gives a cached function that a module holds the module too")
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_what_is_kept_for_each_batch_is_real_for_small_ones() -> None:
     model = Remembering(functools.lru_cache(table), of_batch=True).double().eval()

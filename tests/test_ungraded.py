@@ -108,9 +108,10 @@ def test_gradients_are_the_model_s(name: str, train: bool) -> None:
         for key, gradient in theirs.items():
             if gradient is not None:
                 torch.testing.assert_close(ours[key], gradient, rtol=1e-5, atol=1e-6)
-    for (key, ours_), theirs_ in zip(fast.named_buffers(), twin.buffers(), strict=True):
-        assert not ours_.requires_grad, key
-        torch.testing.assert_close(ours_, theirs_)
+    held = dict(fast.named_buffers())  # older versions of torch make buffers of constants too
+    assert not any(buffer.requires_grad for buffer in held.values())
+    for key, buffer in twin.named_buffers():
+        torch.testing.assert_close(held[key], buffer)
     copy.deepcopy(model)
 
 
