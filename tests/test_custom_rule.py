@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.rules.common import LABELS, TINY, distance, host, images, schedule_for
+from tests.tiny import tiny
 from tome_fx.graph.axes import TensorType, extensive, has_stream
 from tome_fx.rules import Context, Lifted, Refusal
 from tome_fx.rules.base import as_intensive
@@ -52,6 +53,10 @@ def token_sum_rule(context: Context) -> Lifted | Refusal:
         return Refusal("its channels hold tokens")
     totals = TensorType((x.axes[0], extensive(x.axes[1]), x.axes[2]))
     return Lifted((TensorType((x.axes[0], x.axes[2])),), operands={"x": totals})
+
+
+def nothing(context: Context) -> Any:
+    return None
 
 
 UNIT = [(torch.ops.tome_fx_docs.unit, unit_rule)]
@@ -113,3 +118,15 @@ def test_a_rule_that_forgets_the_members_breaks_the_duplicates_law() -> None:
     schedule = schedule_for(LABELS, 1, 2)
     fast = tome_fx.transform(model, r=schedule, example_inputs=(x,), rules=rules)
     assert distance(fast(x), model(x)) > 1e-4
+
+
+def test_a_rule_that_answers_something_else_is_named() -> None:
+    rules = {"aten.gelu": nothing}
+    with pytest.raises(tome_fx.ConfigError, match=r"rule for aten.gelu returned None: a rule re"):
+        tome_fx.transform(tiny(), 2, rules=rules)
+
+
+@pytest.mark.parametrize("name", ["aten.sdpaa", "aten.gelu.default", "gelu", "no.such.op"])
+def test_a_rule_for_no_op_is_refused(name: str) -> None:
+    with pytest.raises(tome_fx.ConfigError, match=f"{name}' is not the name of an op"):
+        tome_fx.transform(tiny(), 2, rules={name: unit_rule})

@@ -6,8 +6,9 @@ The model is as it was after every failure; `failure` sees to that.
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,35 @@ BAD_R: list[tuple[Any, str, str]] = [
     ((4, NAN), "inflect nan", INFLECT),
     ((-4, 0.5), "-4 is negative", COUNTS),
     ([1, 2, 3], "3 entries", "2 layers"),
+    ((10**400, -1.0), "more tokens than any model", ""),
 ]
+
+
+class Slope(NamedTuple):
+    r: int
+    inflect: float
+
+
+def test_numbers_and_rows_of_others() -> None:
+    """A row is any sequence, a pair any tuple of two, and numpy's numbers are numbers."""
+    every, protect = np.int64(2), (np.int64(1), np.int64(0))
+    fast = tome_fx.transform(tiny(), range(2), min_ratio=0, every=every, protect=protect)  # type: ignore[arg-type]
+    assert (fast.r, sum(fast.schedule)) == ([0, 1], 1)
+    assert (type(fast.settings.every), fast.settings.protect) == (int, (1, 0))
+    fast.r = Slope(1, -1.0)
+    assert type(fast.r) is tuple
+    with pytest.raises(tome_fx.ConfigError, match="has 3 entries, but the model has 2 layers"):
+        fast.r = range(3)
+    with pytest.raises(tome_fx.ConfigError, match="every=True is not a number of layers"):
+        tome_fx.transform(tiny(), 1, every=True)
+
+
+def test_an_exported_program_has_its_inputs() -> None:
+    exported = torch.export.export(tiny(), (images(),))
+    given: list[dict[str, Any]] = [{"example_inputs": images()}, {"capture": "export"}]
+    for options in (*given, {"example_kwargs": {"x": images()}}):
+        with pytest.raises(tome_fx.ConfigError, match="is captured already"):
+            tome_fx.transform(exported, 2, **options)
 
 
 @pytest.mark.parametrize(("r", "what", "allowed"), BAD_R, ids=lambda value: str(value)[:30])

@@ -78,6 +78,10 @@ def test_another_model_is_named(tmp_path: Path) -> None:
         ({"inputs": [{"shape": [3, 48, 48], "dtype": "float31"}]}, "float31"),
         ({"weights": "../elsewhere.safetensors"}, "beside it"),
         ({"weights": ".."}, "beside it"),
+        ({"r": {"constant": 0.1}}, "not one of constant"),
+        ({"r": {"share": 2}}, "not one of constant"),
+        ({"settings": {"every": 0}}, "fast.json: every=0"),
+        ({"inputs": [{"shape": [2**62, 48], "dtype": "float32"}]}, r"dtypes \([^\n]*\)\.$"),
     ],
 )
 def test_bad_recipes(tmp_path: Path, change: dict[str, Any], text: str) -> None:
@@ -110,6 +114,42 @@ def test_a_place_that_takes_no_file(tmp_path: Path, weights: bool) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["", ".", "a\0b.json"])
+def test_names_of_no_file(name: str) -> None:
+    for call in (
+        lambda: tome_fx.save_recipe(tome_fx.transform(tiny(), 2), name),
+        lambda: tome_fx.apply_recipe(tiny(), name),
+    ):
+        with pytest.raises(tome_fx.ConfigError, match="names no file"):
+            call()
+
+
+def test_each_recipe_has_weights_of_its_own(tmp_path: Path) -> None:
+    one, other, x = tiny(), tiny(), images()
+    with torch.no_grad():
+        other.head.weight.mul_(0.5)
+    results = {name: tome_fx.transform(m, 2) for name, m in (("vit.v1", one), ("vit.v2", other))}
+    for name, fast in results.items():
+        tome_fx.save_recipe(fast, tmp_path / name, weights=True)
+    for name, fast in results.items():
+        assert torch.equal(tome_fx.apply_recipe(tiny(), tmp_path / name)(x), fast(x))
+
+
+def test_what_stood_there_stays_where_weights_cannot_be_written(tmp_path: Path) -> None:
+    fast, path = tome_fx.transform(tiny(), 2), tmp_path / "fast.json"
+    tome_fx.save_recipe(fast, path, weights=True)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "other.safetensors").mkdir()
+    with pytest.raises(tome_fx.ConfigError, match=r"other.safetensors cannot .* it is a folder"):
+        tome_fx.save_recipe(fast, tmp_path / "other.json", weights=True)
+    (tmp_path / "other.safetensors").rmdir()
+    with pytest.raises(tome_fx.ConfigError, match="no values for cls_token"):
+        tome_fx.save_recipe(tome_fx.transform(tiny().to("meta"), 1), path, weights=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    with pytest.raises(tome_fx.ConfigError, match="no values for cls_token"):
+        tome_fx.apply_recipe(tiny().to("meta"), path)
+
+
 def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
     path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json", weights=True)
     other = tiny(embed_dim=64)
@@ -137,6 +177,6 @@ def test_a_recipe_is_for_a_model(tmp_path: Path) -> None:
 
 def test_rules_are_code_and_not_saved(tmp_path: Path) -> None:
     rule: Any = print
-    fast = tome_fx.transform(tiny(), 2, rules=[("mine.op", rule)])
+    fast = tome_fx.transform(tiny(), 2, rules=[("aten.erfinv", rule)])
     with pytest.raises(tome_fx.ConfigError, match="Rules are code"):
         tome_fx.save_recipe(fast, tmp_path / "x.json")

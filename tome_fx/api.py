@@ -153,6 +153,11 @@ def transform(
         given = given_example(example_inputs, example_kwargs)
         result = _captured(source, source.skeleton, settings, given)
     else:
+        if example_inputs is not None or example_kwargs or capture != "auto":
+            raise ConfigError(
+                "An ExportedProgram is captured already, for the inputs that it was exported with: "
+                "leave out example_inputs, example_kwargs and capture, or transform the model."
+            )
         result = ToMeModule(source, settings, None)
     if result.report.skipped:
         warnings.warn(result.report.skipped, ToMeWarning, stacklevel=2)

@@ -17,7 +17,7 @@ from tome_fx.errors import ConfigError
 from tome_fx.grouping import Align
 from tome_fx.ops import FORMS
 from tome_fx.rules.base import Rule
-from tome_fx.schedule import Rounding, asked
+from tome_fx.schedule import Rounding, asked, is_list
 
 Remerge: TypeAlias = Literal["mean", "never"]
 # How attention with sizes is computed: chosen, measured, by form, or as the model writes it.
@@ -68,6 +68,8 @@ def checked(settings: Settings) -> Settings:
         ConfigError: field, value and the allowed range.
     """
     check_r(settings.r, settings.rounding)
+    counts = {name: _whole(getattr(settings, name)) for name in ("every", "align", "batch")}
+    settings = replace(settings, **counts)
     for name in ("prop_attn", "check", "strict", "scatter"):
         if not isinstance(getattr(settings, name), bool):
             raise ConfigError(f"{name}={getattr(settings, name)!r} is not True or False.")
@@ -89,8 +91,10 @@ def checked(settings: Settings) -> Settings:
 
 def _plain(r: Any) -> Any:
     """``r`` in numbers of Python's own, also where numpy or torch made them."""
-    if isinstance(r, (list, tuple)):
-        return type(r)(map(_plain, r))
+    if isinstance(r, tuple):
+        return tuple(map(_plain, r))
+    if is_list(r):
+        return list(map(_plain, r))
     if isinstance(r, float):
         return float(r)
     return operator.index(r) if hasattr(r, "__index__") else copy.copy(r)
@@ -98,8 +102,13 @@ def _plain(r: Any) -> Any:
 
 def check_r(r: Any, rounding: Rounding) -> None:
     """Check ``r`` as far as that goes without the number of layers."""
-    row = isinstance(r, (list, tuple)) and not (isinstance(r, tuple) and len(r) == 2)
-    asked(r, len(r) if row else 1, rounding)
+    asked(r, len(r) if is_list(r) else 1, rounding)
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as Python's own, also where numpy made it; anything else as it is."""
+    number = hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor))
+    return operator.index(value) if number else value
 
 
 def _check_planning(settings: Settings) -> None:
@@ -131,6 +140,7 @@ def _check_ratio(name: str, value: Any, what: str) -> None:
 def _protect(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
+    value = tuple(map(_whole, value)) if isinstance(value, tuple) else _whole(value)
     pair = (value, 0) if isinstance(value, int) and not isinstance(value, bool) else value
     good = (
         isinstance(pair, tuple)
@@ -167,8 +177,21 @@ def _op_name(op: Any) -> str:
     if isinstance(op, torch._ops.OpOverloadPacket):
         return op._qualified_op_name.replace("::", ".")
     if isinstance(op, str):
+        if not _is_op(op):
+            raise ConfigError(
+                f"rules: {op!r} is not the name of an op. Names are as in 'aten.relu', a namespace "
+                "and a name, without an overload; register an op of your own first."
+            )
         return op
     raise ConfigError(f"rules: {op!r} is not an op. Give torch.ops.namespace.name or its name.")
+
+
+def _is_op(name: str) -> bool:
+    namespace, _, own = name.partition(".")
+    try:
+        return isinstance(getattr(getattr(torch.ops, namespace), own), torch._ops.OpOverloadPacket)
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def reject_unknown(options: Iterable[str], known: Sequence[str] = OPTIONS) -> None:

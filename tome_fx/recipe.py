@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from torch import nn
 from tome_fx.api import transform
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import ConfigError, InputError
+from tome_fx.files import write_all
 from tome_fx.module import ToMeModule
-from tome_fx.options import SAVED_OPTIONS
+from tome_fx.options import SAVED_OPTIONS, rule_table
 from tome_fx.rules.base import Rule
 
 FORMAT, VERSION = "tome_fx recipe", 1
@@ -32,14 +34,15 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         module: the result of a transform.
         path: the file to write, ``something.json``.
         weights: write its parameters and buffers too, as ``something.safetensors`` beside it
-            (needs the package safetensors).
+            (needs the package safetensors). Should one of the two not be written, neither is.
 
     Returns:
         The path of the recipe.
 
     Raises:
         TypeError: ``module`` is no result of a transform, or ``path`` no path.
-        ConfigError: it was made with rules of the user, which are code; or ``path`` takes no file.
+        ConfigError: it was made with rules of the user, which are code; or ``path`` takes no file;
+            or its weights have no values.
     """
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
@@ -51,8 +54,9 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         )
     from tome_fx import __version__
 
-    beside = path.with_suffix(_WEIGHTS)
-    if weights and path == beside:
+    # Only a ``.json`` makes room: what stands behind the point of vit.v1 is part of its name.
+    beside = path.with_name((path.stem if path.suffix == ".json" else path.name) + _WEIGHTS)
+    if weights and path.suffix == _WEIGHTS:
         raise ConfigError(f"{path} is the name of its weights: give the recipe another, x.json.")
     recipe: dict[str, Any] = {
         "format": FORMAT,
@@ -65,13 +69,14 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "inputs": _inputs(module),
         "weights": beside.name if weights else None,
     }
-    package = _safetensors() if weights else None
-    try:
-        path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
-    if package is not None:
-        package.save_model(module, str(beside))
+    write: dict[Path, Callable[[Path], object]] = {}
+    if weights:
+        package = _safetensors()
+        _check_values(module, "This result")
+        write[beside] = lambda file: package.save_model(module, str(file))
+    text = json.dumps(recipe, indent=2) + "\n"
+    write[path] = lambda file: file.write_text(text, encoding="utf-8")
+    write_all(write)
     return path
 
 
@@ -109,8 +114,10 @@ def apply_recipe(
     given = example_inputs is not None or bool(example_kwargs)
     if not given:
         example_inputs = _zeros(recipe["inputs"], model, path)
+    rules = rule_table(rules)
     if recipe["weights"]:
-        model = _own(model)
+        _check_values(model, "The model")
+        model = copy.deepcopy(model)  # which keeps its own weights
     try:
         result = transform(
             model,
@@ -120,6 +127,10 @@ def apply_recipe(
             rules=rules,
             **{**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))},
         )
+    except ConfigError as error:
+        if given:
+            raise
+        raise ConfigError(f"{path}: {error}") from None
     except InputError as error:
         if given:
             raise
@@ -181,7 +192,7 @@ def _parsed(r: Any, path: Path) -> Any:
         return tuple(value)
     if kind == "layers" and isinstance(value, list):
         return value
-    if kind in ("share", "constant"):
+    if type(value) is {"share": float, "constant": int}.get(kind):
         return value
     raise ConfigError(f"{path}: r is {r!r}, not one of constant, share, linear and layers.")
 
@@ -217,13 +228,26 @@ def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...
     try:
         return tuple(zeros(x["shape"], x["dtype"]) for x in inputs)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({error}).") from None
+        first = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({first}).") from None
 
 
 def _path(path: Any) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"A recipe is saved at a path, not {type(path).__name__}.")
+    if not Path(path).name or "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} names no file: give a recipe a name such as vit.json.")
     return Path(path)
+
+
+def _check_values(module: nn.Module, what: str) -> None:
+    """Raise ConfigError where a tensor of ``module`` has no memory to read or to write."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise ConfigError(
+                f"{what} has no values for {name}, which is on the meta device: its weights can "
+                'neither be saved nor loaded. Move it first: model.to_empty(device="cpu").'
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -260,13 +284,6 @@ def _reject(found: Mapping[str, Any], known: tuple[str, ...], path: Path, where:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{path}: {key!r} is not known in its {where}.{hint}")
-
-
-def _own(model: nn.Module) -> nn.Module:
-    """A copy, so that loading weights leaves the model as it is."""
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def _safetensors() -> Any:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeGuard
 from tome_fx.errors import ConfigError
 from tome_fx.grouping import plain
 
+_MOST = 2**53  # beyond it a float is no whole number of tokens
 Rounding: TypeAlias = Literal["truncate", "exact"]
 FORMS = (
     "an int >= 0, a pair (r, inflect) with inflect from -1.0 to 1.0, "
@@ -52,7 +53,10 @@ def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int,
         _checked_share(r)
         return (0,) * layers
     if isinstance(r, tuple) and len(r) == 2:
-        return _linear(_count(r[0], r), _inflect(r[1], r), layers, rounding)
+        count, inflect = _count(r[0], r), _inflect(r[1], r)
+        if count > _MOST:
+            raise ConfigError(f"r={r!r}: more tokens than any model has.")
+        return _linear(count, inflect, layers, rounding)
     if is_list(r):
         row = tuple(_count(value, r) for value in r)
         if len(row) > layers:

@@ -203,3 +203,10 @@ def test_a_real_process_prints_only_json() -> None:
     assert report["schedule"] == [0] * 2  # on so few tokens it does not pay
     assert "is not applied" in report["skipped"]
     assert done.stderr == ""
+
+
+def test_a_real_process_speaks_of_flags() -> None:
+    done = process("explain", TINY, *SHORT, "--r", "4")
+    assert done.returncode == 0, done.stderr
+    assert "is not applied" in done.stdout
+    assert "min_ratio=" not in done.stdout

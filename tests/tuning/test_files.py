@@ -80,3 +80,12 @@ def test_other_kinds_of_files_are_refused(found: tome_fx.Tuned, name: str, tmp_p
     with pytest.raises(tome_fx.ConfigError, match=r"\.svg"):
         found.plot(tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+def test_a_place_that_takes_no_file(found: tome_fx.Tuned, tmp_path: Path) -> None:
+    for write, name in ((found.save_curve, "curve.csv"), (found.plot, "plot.svg")):
+        with pytest.raises(tome_fx.ConfigError, match=f"{name} cannot be written: No such"):
+            write(tmp_path / "none" / name)
+        with pytest.raises(TypeError, match="a path, not NoneType"):
+            write(None)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

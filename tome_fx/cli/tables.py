@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -22,6 +23,8 @@ GIGA = 1e9
 def print_report(report: Report, console: Console) -> None:
     """Print a report: a table on a terminal, its own plain text elsewhere."""
     if not console.is_terminal:
+        if report.skipped:
+            report = replace(report, skipped=as_flags(report.skipped))
         _write(str(report), console)
         return
     console.print(blocks_table(report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
+from tome_fx.errors import ConfigError
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
@@ -30,6 +31,11 @@ def ask(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
     answer = rule(context)
     if isinstance(answer, Refusal):
         return answer
+    if not isinstance(answer, Lifted):
+        raise ConfigError(
+            f"The rule for {context.call.name} returned {answer!r}: a rule returns a Lifted or a "
+            "Refusal (docs/rules.md)."
+        )
     ranks = [type_.rank for type_ in answer.results]
     if ranks != [len(shape) for shape in context.shapes]:
         return Refusal(f"the rule for {context.call.name} does not know all its outputs")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tome_fx.errors import ConfigError
+from tome_fx.files import write_all
 from tome_fx.module import ToMeModule
 from tome_fx.recipe import save_recipe
 from tome_fx.tuning.plot import Dot, drawn
@@ -78,35 +81,47 @@ class Tuned:
         """Write the curve, a record for each point: ``.csv`` or ``.json`` by the name.
 
         Raises:
-            ConfigError: another suffix.
+            TypeError: ``path`` is no path.
+            ConfigError: another suffix, or the file cannot be written.
         """
-        path = Path(path)
+        path = _path(path)
         records = [asdict(point) for point in self.curve]
+        text = io.StringIO(newline="")
         if path.suffix == ".json":
-            text = json.dumps(_finite([{**one, "r": list(one["r"])} for one in records]), indent=1)
-            path.write_text(text + "\n", encoding="utf-8")
+            whole = _finite([{**one, "r": list(one["r"])} for one in records])
+            text.write(json.dumps(whole, indent=1) + "\n")
         elif path.suffix == ".csv":
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, [item.name for item in fields(Point)])
-                writer.writeheader()
-                writer.writerows({**one, "r": " ".join(map(str, one["r"]))} for one in records)
+            writer = csv.DictWriter(text, [item.name for item in fields(Point)])
+            writer.writeheader()
+            writer.writerows({**one, "r": " ".join(map(str, one["r"]))} for one in records)
         else:
             raise ConfigError(f"{path}: a curve is written as .csv or .json.")
-        return path
+        return _written(path, text.getvalue())
 
     def plot(self, path: str | Path) -> Path:
         """Draw speed against drift as an SVG picture.
 
         Raises:
-            ConfigError: another suffix than ``.svg``.
+            TypeError: ``path`` is no path.
+            ConfigError: another suffix than ``.svg``, or the file cannot be written.
         """
-        path = Path(path)
+        path = _path(path)
         if path.suffix != ".svg":
             raise ConfigError(f"{path}: a plot is written as .svg.")
         dots = [Dot(one.speed, one.drift, one.shape, one.speedup is not None) for one in self.curve]
         chosen = Dot(self.speedup, self.drift, "chosen", True)
-        path.write_text(drawn(dots, chosen, f"{self.module.report.model}"), encoding="utf-8")
-        return path
+        return _written(path, drawn(dots, chosen, f"{self.module.report.model}"))
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"A curve is written to a path, not {type(path).__name__}.")
+    return Path(path)
+
+
+def _written(path: Path, text: str) -> Path:
+    write_all({path: lambda file: file.write_bytes(text.encode())})
+    return path
 
 
 def _finite(value: Any) -> Any:
