@@ -134,3 +134,11 @@ def calls_for_an_op(count: int) -> int:
 def test_buffers_that_decide_nothing_cost_nothing() -> None:
     """Each value of a trace is held against all buffers: a minute, if that calls a function."""
     assert calls_for_an_op(400) == calls_for_an_op(4) > 0
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_script_has_buffers_of_its_own() -> None:
+    x = torch.ones(2)
+    with DecidedByBuffers(nn.ModuleList([torch.jit.script(nn.BatchNorm1d(2))])) as reading:
+        assert torch.equal(x + x, 2 * x)
+    assert not reading.serves

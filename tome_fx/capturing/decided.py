@@ -50,10 +50,12 @@ class DecidedByBuffers(TorchFunctionMode):
         # batch norms has hundreds.
         self._places: list[tuple[dict[str, Tensor | None], str, str]] = []
         for name, buffer in model.named_buffers(remove_duplicate=False):
-            if buffer.numel() <= _FEW and not buffer.is_meta:
-                owner, _, leaf = name.rpartition(".")
+            owner, _, leaf = name.rpartition(".")
+            held = model.get_submodule(owner)._buffers
+            # A script makes a tensor anew at each look, so that none is found there.
+            if buffer.numel() <= _FEW and not buffer.is_meta and isinstance(held, dict):
                 self._values[name] = buffer.detach().clone()
-                self._places.append((model.get_submodule(owner)._buffers, leaf, name))
+                self._places.append((held, leaf, name))
         self._known: dict[int, _Known] = {}
 
     @property
