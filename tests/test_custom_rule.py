@@ -126,6 +126,13 @@ def test_a_rule_that_answers_something_else_is_named() -> None:
         tome_fx.transform(tiny(), 2, rules=rules)
 
 
+def test_an_op_of_a_namespace_with_a_point_by_its_name() -> None:
+    library = torch.library.Library("tome_fx_docs.more", "DEF")
+    library.define("unit(Tensor x) -> Tensor")
+    rules = {"tome_fx_docs.more.unit": unit_rule}
+    assert tome_fx.transform(tiny(), 1, rules=rules).settings.rules == rules
+
+
 @pytest.mark.parametrize("name", ["aten.sdpaa", "aten.gelu.default", "gelu", "no.such.op"])
 def test_a_rule_for_no_op_is_refused(name: str) -> None:
     with pytest.raises(tome_fx.ConfigError, match=f"{name}' is not the name of an op"):

@@ -123,11 +123,12 @@ def calls_for_an_op(count: int) -> int:
 
     x = torch.ones(2)
     with DecidedByBuffers(nn.ModuleList(nn.BatchNorm1d(2) for _ in range(count))):
+        before = sys.getprofile()
         sys.setprofile(counted)
         try:
             x + x
         finally:
-            sys.setprofile(None)
+            sys.setprofile(before)
     return calls
 
 

@@ -72,6 +72,12 @@ def test_numbers_and_rows_of_others() -> None:
         tome_fx.transform(tiny(), 1, every=True)
 
 
+@pytest.mark.parametrize("name", ["every", "align", "batch", "protect"])
+def test_arrays_are_no_numbers(name: str) -> None:
+    text = failure(tiny(), tome_fx.ConfigError, 1, **{name: np.array([2, 1])})
+    assert text.startswith(f"{name}=")
+
+
 def test_an_exported_program_has_its_inputs() -> None:
     exported = torch.export.export(tiny(), (images(),))
     given: list[dict[str, Any]] = [{"example_inputs": images()}, {"capture": "export"}]

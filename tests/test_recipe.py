@@ -150,6 +150,32 @@ def test_what_stood_there_stays_where_weights_cannot_be_written(tmp_path: Path) 
         tome_fx.apply_recipe(tiny().to("meta"), path)
 
 
+def test_weights_come_before_what_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where the last step fails does a recipe name weights that are not there."""
+    path, replace = tmp_path / "fast.json", Path.replace
+
+    def failing(new: Path, goal: Path) -> Path:
+        if goal.name == failed:
+            raise PermissionError(1, "not today", str(new), None, str(goal))
+        return replace(new, goal)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    fast = tome_fx.transform(tiny(), 2)
+    for failed, left in (("fast.safetensors", []), ("fast.json", ["fast.safetensors"])):
+        with pytest.raises(tome_fx.ConfigError, match=f"{failed} cannot be written: not today"):
+            tome_fx.save_recipe(fast, path, weights=True)
+        assert [file.name for file in tmp_path.iterdir()] == left
+
+
+def test_errors_of_the_user_s_rules_do_not_blame_the_recipe(tmp_path: Path) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json")
+    rule: Any = lambda context: None  # noqa: E731
+    with pytest.raises(tome_fx.ConfigError, match=r"^The rule for aten.gelu returned None"):
+        tome_fx.apply_recipe(tiny(), path, rules={"aten.gelu": rule})
+
+
 def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
     path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json", weights=True)
     other = tiny(embed_dim=64)

@@ -107,13 +107,15 @@ def check_r(r: Any, rounding: Rounding) -> None:
 
 def _whole(value: Any) -> Any:
     """A whole number as Python's own, also where numpy made it; anything else as it is."""
-    number = hasattr(value, "__index__") and not isinstance(value, (bool, torch.Tensor))
-    return operator.index(value) if number else value
+    try:
+        return value if isinstance(value, (bool, torch.Tensor)) else operator.index(value)
+    except TypeError:  # an array has a way to be a number, which it may not be
+        return value
 
 
 def _check_planning(settings: Settings) -> None:
     _check_count("every", settings.every, "a number of layers")
-    if settings.align != "auto":
+    if not isinstance(settings.align, str) or settings.align != "auto":
         _check_count("align", settings.align, "'auto' or a number of tokens")
     if settings.batch is not None:
         _check_count("batch", settings.batch, "None or a number of images")
@@ -187,7 +189,7 @@ def _op_name(op: Any) -> str:
 
 
 def _is_op(name: str) -> bool:
-    namespace, _, own = name.partition(".")
+    namespace, _, own = name.rpartition(".")
     try:
         return isinstance(getattr(getattr(torch.ops, namespace), own), torch._ops.OpOverloadPacket)
     except (AttributeError, RuntimeError):

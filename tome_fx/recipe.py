@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import errno
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from torch import nn
 from tome_fx.api import transform
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import ConfigError, InputError
-from tome_fx.files import write_all
+from tome_fx.files import file_path, replacing, unwritten
 from tome_fx.module import ToMeModule
-from tome_fx.options import SAVED_OPTIONS, rule_table
+from tome_fx.options import SAVED_OPTIONS, Settings, checked
 from tome_fx.rules.base import Rule
 
 FORMAT, VERSION = "tome_fx recipe", 1
@@ -34,7 +34,8 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         module: the result of a transform.
         path: the file to write, ``something.json``.
         weights: write its parameters and buffers too, as ``something.safetensors`` beside it
-            (needs the package safetensors). Should one of the two not be written, neither is.
+            (needs the package safetensors), and no recipe where they cannot be. A name without
+            ``.json`` keeps all of it: with one that differs in that alone it would share them.
 
     Returns:
         The path of the recipe.
@@ -46,7 +47,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
     """
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
-    path = _path(path)
+    path = file_path(path, "A recipe")
     if module.settings.rules:
         raise ConfigError(
             f"This transform uses rules for {', '.join(module.settings.rules)}. Rules are code and "
@@ -69,14 +70,15 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "inputs": _inputs(module),
         "weights": beside.name if weights else None,
     }
-    write: dict[Path, Callable[[Path], object]] = {}
     if weights:
-        package = _safetensors()
-        _check_values(module, "This result")
-        write[beside] = lambda file: package.save_model(module, str(file))
-    text = json.dumps(recipe, indent=2) + "\n"
-    write[path] = lambda file: file.write_text(text, encoding="utf-8")
-    write_all(write)
+        _check_values(module, "This result", "Load its weights first")
+    try:
+        with replacing(path) as file:
+            file.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+            if weights:
+                _save(module, beside)  # they are there before what names them
+    except OSError as error:
+        raise unwritten(error) from None
     return path
 
 
@@ -107,30 +109,31 @@ def apply_recipe(
         InputError: the result merges differently than the recipe says, or the weights do not fit:
             this is another model.
     """
-    path = _path(path)
+    path = file_path(path, "A recipe")
     if not isinstance(model, nn.Module):
         raise TypeError(f"apply_recipe takes an nn.Module, not {type(model).__name__}.")
     recipe = _read(path)
     given = example_inputs is not None or bool(example_kwargs)
     if not given:
         example_inputs = _zeros(recipe["inputs"], model, path)
-    rules = rule_table(rules)
+    settings = {**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))}
+    r = _parsed(recipe["r"], path)
+    try:
+        checked(Settings(r, **settings))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if recipe["weights"]:
-        _check_values(model, "The model")
+        _check_values(model, "The model", "Make it on a device that holds them")
         model = copy.deepcopy(model)  # which keeps its own weights
     try:
         result = transform(
             model,
-            _parsed(recipe["r"], path),
+            r,
             example_inputs=example_inputs,
             example_kwargs=example_kwargs,
             rules=rules,
-            **{**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))},
+            **settings,
         )
-    except ConfigError as error:
-        if given:
-            raise
-        raise ConfigError(f"{path}: {error}") from None
     except InputError as error:
         if given:
             raise
@@ -168,7 +171,7 @@ def _load(module: ToMeModule, weights: Path) -> None:
     except Exception as error:
         raise ConfigError(f"{weights} cannot be read: {error}.") from None
     try:
-        package.load_model(module, str(weights), strict=True)
+        package.torch.load_model(module, str(weights), strict=True)
     except RuntimeError as error:
         lines = str(error).splitlines()
         raise InputError(
@@ -232,22 +235,23 @@ def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...
         raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({first}).") from None
 
 
-def _path(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"A recipe is saved at a path, not {type(path).__name__}.")
-    if not Path(path).name or "\0" in str(path):
-        raise ConfigError(f"{str(path)!r} names no file: give a recipe a name such as vit.json.")
-    return Path(path)
-
-
-def _check_values(module: nn.Module, what: str) -> None:
+def _check_values(module: nn.Module, what: str, step: str) -> None:
     """Raise ConfigError where a tensor of ``module`` has no memory to read or to write."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
             raise ConfigError(
                 f"{what} has no values for {name}, which is on the meta device: its weights can "
-                'neither be saved nor loaded. Move it first: model.to_empty(device="cpu").'
+                f"neither be saved nor loaded. {step}."
             )
+
+
+def _save(module: ToMeModule, weights: Path) -> None:
+    package = _safetensors()
+    with replacing(weights) as file:
+        try:
+            package.torch.save_model(module, str(file))
+        except package.SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -293,4 +297,4 @@ def _safetensors() -> Any:
         raise ConfigError(
             "Weights of a recipe need the package safetensors: pip install safetensors."
         ) from None
-    return safetensors.torch
+    return safetensors

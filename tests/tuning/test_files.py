@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -89,3 +90,40 @@ def test_a_place_that_takes_no_file(found: tome_fx.Tuned, tmp_path: Path) -> Non
         with pytest.raises(TypeError, match="a path, not NoneType"):
             write(None)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["file/x", "n" * 300, "a\0b"], ids=["below a file", "long", "null"]
+)
+def test_names_that_no_disk_takes(found: tome_fx.Tuned, name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for write, suffix in ((found.save_curve, ".csv"), (found.plot, ".svg")):
+        with pytest.raises(tome_fx.ConfigError, match=r"cannot be written|names no file"):
+            write(tmp_path / f"{name}{suffix}")
+    with pytest.raises(tome_fx.ConfigError, match=r"cannot be written|names no file"):
+        found.save_recipe(tmp_path / f"{name}.json", weights=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_name_that_just_fits(found: tome_fx.Tuned, tmp_path: Path) -> None:
+    assert found.save_curve(tmp_path / ("n" * 251 + ".csv")).is_file()
+
+
+def test_what_stands_there_stays_what_it_is(found: tome_fx.Tuned, tmp_path: Path) -> None:
+    real, link = tmp_path / "real.csv", tmp_path / "link.csv"
+    real.touch(mode=0o600)
+    link.symlink_to(real)
+    found.save_curve(link)
+    assert link.is_symlink()
+    assert real.read_text().startswith("r,")
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.csv", "real.csv"]
+
+
+def test_a_pipe_is_written_to(found: tome_fx.Tuned, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8") as reader:
+        found.save_curve(pipe)
+        assert pipe.is_fifo()
+        assert reader.readline().startswith("r,")

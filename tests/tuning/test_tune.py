@@ -66,3 +66,10 @@ def test_dense_outputs_and_keyword_inputs(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.agreement is None
     assert found.drift > 0.0
     assert found.module(picture=pictures(2))["tokens"].shape == (2, 1 + (SIZE // 16) ** 2, 32)
+
+
+def test_an_exported_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(plain).install(monkeypatch)
+    shapes = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(model().eval(), (pictures(),), dynamic_shapes=shapes)
+    assert seen({"target_speedup": 1.1}, model=exported).speedup > 1.0

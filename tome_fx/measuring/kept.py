@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from tome_fx.files import replacing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -19,9 +20,8 @@ def write_text(path: Path, text: str) -> None:
     Whoever ends the process at any time finds the old file or the new one, of whichever process
     was last. Raises OSError where the disk takes neither.
     """
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fresh.write_text(text, encoding="utf-8", newline="")
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

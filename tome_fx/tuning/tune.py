@@ -143,7 +143,8 @@ def _known() -> tuple[str, ...]:
 
 def _transformed(model: Any, batch: Example, options: dict[str, Any]) -> ToMeModule:
     """What is measured is not left out for saving little."""
-    if "example_inputs" not in options and "example_kwargs" not in options:
+    given = "example_inputs" in options or "example_kwargs" in options
+    if not given and not isinstance(model, torch.export.ExportedProgram):
         options = {
             **options,
             "example_inputs": batch.args or None,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tome_fx.errors import ConfigError
-from tome_fx.files import write_all
+from tome_fx.files import file_path, unwritten
+from tome_fx.measuring.kept import write_text
 from tome_fx.module import ToMeModule
 from tome_fx.recipe import save_recipe
 from tome_fx.tuning.plot import Dot, drawn
@@ -84,7 +84,7 @@ class Tuned:
             TypeError: ``path`` is no path.
             ConfigError: another suffix, or the file cannot be written.
         """
-        path = _path(path)
+        path = file_path(path, "A curve")
         records = [asdict(point) for point in self.curve]
         text = io.StringIO(newline="")
         if path.suffix == ".json":
@@ -105,7 +105,7 @@ class Tuned:
             TypeError: ``path`` is no path.
             ConfigError: another suffix than ``.svg``, or the file cannot be written.
         """
-        path = _path(path)
+        path = file_path(path, "A plot")
         if path.suffix != ".svg":
             raise ConfigError(f"{path}: a plot is written as .svg.")
         dots = [Dot(one.speed, one.drift, one.shape, one.speedup is not None) for one in self.curve]
@@ -113,14 +113,11 @@ class Tuned:
         return _written(path, drawn(dots, chosen, f"{self.module.report.model}"))
 
 
-def _path(path: Any) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"A curve is written to a path, not {type(path).__name__}.")
-    return Path(path)
-
-
 def _written(path: Path, text: str) -> Path:
-    write_all({path: lambda file: file.write_bytes(text.encode())})
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise unwritten(error) from None
     return path
 
 
