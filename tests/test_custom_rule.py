@@ -126,6 +126,14 @@ def test_a_rule_that_answers_something_else_is_named() -> None:
         tome_fx.transform(tiny(), 2, rules=rules)
 
 
+@pytest.mark.parametrize("rule", [lambda: None, lambda context, more: None])
+def test_a_rule_takes_a_context(rule: Any) -> None:
+    with pytest.raises(
+        tome_fx.ConfigError, match=r"aten\.relu is called with one argument, a cont"
+    ):
+        tome_fx.transform(tiny(), 2, rules={"aten.relu": rule})
+
+
 def test_an_op_of_a_namespace_with_a_point_by_its_name() -> None:
     library = torch.library.Library("tome_fx_docs.more", "DEF")
     library.define("unit(Tensor x) -> Tensor")

@@ -78,6 +78,12 @@ def test_arrays_are_no_numbers(name: str) -> None:
     assert text.startswith(f"{name}=")
 
 
+def test_what_is_estimated_needs_a_batch() -> None:
+    with pytest.raises(tome_fx.ConfigError, match=r"min_speedup=1\.2 is what .* pass batch="):
+        tome_fx.transform(tiny(), 2, min_speedup=1.2)
+    assert tome_fx.transform(tiny(), 2, min_speedup=0).schedule == (2, 2)
+
+
 def test_an_exported_program_has_its_inputs() -> None:
     exported = torch.export.export(tiny(), (images(),))
     given: list[dict[str, Any]] = [{"example_inputs": images()}, {"capture": "export"}]

@@ -134,6 +134,27 @@ def test_freezing_and_sharing_out_batch_norms_is_refused(pair: tuple[Any, Any]) 
     assert isinstance(pair[1].bn, nn.BatchNorm2d)
 
 
+def test_what_the_program_needs_is_not_taken_away(pair: tuple[Any, Any]) -> None:
+    _, fast = pair
+    body = fast.body
+    lost = (
+        (fast, "body"),
+        (fast, "bn"),
+        (body, "head"),
+        (body.norm, "weight"),
+        (fast.bn, "running_mean"),
+    )
+    for part, name in lost:
+        with pytest.raises(tome_fx.ConfigError, match=rf"{name} cannot be None.*Change the model"):
+            setattr(part, name, None)
+    for part, name in lost[:3]:
+        with pytest.raises(tome_fx.ConfigError, match=r"none is taken out\. Change the model"):
+            delattr(part, name)
+    fast.note = None
+    del fast.note
+    assert fast(images(2)).shape[0] == 2
+
+
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 def test_dynamic_quantisation_is_refused(pair: tuple[Any, Any]) -> None:
     old = pytest.importorskip("torch.ao.quantization")  # it is to be removed from torch

@@ -176,6 +176,19 @@ def test_errors_of_the_user_s_rules_do_not_blame_the_recipe(tmp_path: Path) -> N
         tome_fx.apply_recipe(tiny(), path, rules={"aten.gelu": rule})
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_recipe_of_an_exported_program(tmp_path: Path, weights: bool) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(tiny(), (images(2),), dynamic_shapes=({0: batch},))
+    fast = tome_fx.transform(program, 2)
+    path = tome_fx.save_recipe(fast, tmp_path / "x.json", weights=weights)
+    again = tome_fx.apply_recipe(program, path)
+    assert again.schedule == fast.schedule == (2, 2)
+    assert torch.equal(again(images(3)), fast(images(3)))
+    with pytest.raises(TypeError, match="takes what transform takes, not str"):
+        tome_fx.apply_recipe("vit", path)  # type: ignore[arg-type]
+
+
 def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
     path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json", weights=True)
     other = tiny(embed_dim=64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ from tome_fx.errors import (
     CaptureError,
     ConfigError,
     InputError,
-    ToMeWarning,
+    warn,
 )
 from tome_fx.grouping import Align
 from tome_fx.module import ToMeModule
@@ -109,7 +108,7 @@ def transform(
         hardware: where that is estimated: ``cpu`` (one core), ``a100``, ``h100``, ``h200``, the
             latter three also with ``-graphs`` (CUDA graphs), or a ``DeviceModel``; by default the
             device of the model.
-        min_speedup: what the estimate has to reach; 0 always applies merging.
+        min_speedup: what the estimate at this ``batch`` has to reach; 0 always applies merging.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
 
     Returns:
@@ -160,7 +159,7 @@ def transform(
             )
         result = ToMeModule(source, settings, None)
     if result.report.skipped:
-        warnings.warn(result.report.skipped, ToMeWarning, stacklevel=2)
+        warn(result.report.skipped)
     return result
 
 
@@ -259,9 +258,7 @@ def _warn_about_hooks(model: nn.Module) -> None:
     ]
     hooked = list(dict.fromkeys(hooked))
     if hooked:
-        warnings.warn(
+        warn(
             f"Hooks on {', '.join(hooked[:5])} are not carried over: what they compute at capture "
             "stays in the program, what they do besides does not happen.",
-            ToMeWarning,
-            stacklevel=3,
         )

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import threading
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from tome_fx import ops
-from tome_fx.errors import ToMeWarning
+from tome_fx.errors import warn
 from tome_fx.measuring.kept import write_json
 from tome_fx.measuring.machine import replayed
 from tome_fx.passes.attend import Choose, Shapes
@@ -129,12 +128,10 @@ def _agrees(found: torch.Tensor, expected: torch.Tensor, form: str, shapes: Shap
     apart = float(torch.stack(rows).amax())
     if apart < _ROUNDING:
         return True
-    warnings.warn(
+    warn(
         f"Attention in the form {form!r} is not taken ({key_of(shapes)}): a row of its result is "
         f"{apart:.2g} times the mask's away from it, which is more than rounding. What computes it "
         "on this device, with this release of torch and Triton, is at fault.",
-        ToMeWarning,
-        stacklevel=2,
     )
     return False
 

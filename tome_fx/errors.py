@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class ToMeError(Exception):
     """Root of all errors that tome_fx raises on purpose."""
@@ -49,3 +52,20 @@ class VerificationError(ToMeError):
 
 class ToMeWarning(UserWarning):
     """The result is right, but something about it may surprise; the text says what."""
+
+
+def warn(text: str) -> None:
+    """Warn of ``text`` at the line that called into the library, however deep that is.
+
+    A warning is shown once for each line that it is given for: one of the library's own would tell
+    the user nothing, and hide the next model's.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, ToMeWarning, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    """Is it of this library, of torch, which calls it back, or code that is generated?"""
+    return module.partition(".")[0] in ("tome_fx", "torch", "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.nn.functional import pad
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
-from tome_fx.errors import ToMeWarning
+from tome_fx.errors import warn
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
-from tome_fx.graph.places import refuse_module, switch
+from tome_fx.graph.places import refuse_change, refuse_deletion, switch
 from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
 from tome_fx.pipeline import Rewritten, maps_graph, rewrite
@@ -69,7 +68,7 @@ class ToMeModule(GraphModule):
             self._settings = before
             raise
         if self.report.skipped:
-            warnings.warn(self.report.skipped, ToMeWarning, stacklevel=4)
+            warn(self.report.skipped)
 
     @property
     def schedule(self) -> tuple[int, ...]:
@@ -151,7 +150,7 @@ class ToMeModule(GraphModule):
         Who restores the modes of all modules one by one, as Lightning does behind each
         validation, calls no ``train()``.
         """
-        refuse_module(self, name, value)
+        refuse_change(self, name, value)
         if name == "training" and vars(self).get("_mode", value) != value:
             self.train(value)
             return
@@ -159,8 +158,13 @@ class ToMeModule(GraphModule):
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """As ``__setattr__``."""
-        refuse_module(self, name, module)
+        refuse_change(self, name, module)
         super().add_module(name, module)
+
+    def __delattr__(self, name: str) -> None:
+        """As ``__setattr__``."""
+        refuse_deletion(self, name)
+        super().__delattr__(name)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As in timm: recompute blocks in backward instead of keeping what they made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,6 +122,11 @@ def _check_planning(settings: Settings) -> None:
         _check_count("batch", settings.batch, "None or a number of images")
     _check_ratio("min_speedup", settings.min_speedup, "speed-up")
     device_model(settings.hardware)
+    if settings.min_speedup not in (0.0, 1.0) and settings.batch is None:
+        raise ConfigError(
+            f"min_speedup={settings.min_speedup!r} is what the estimate has to reach, which needs "
+            "the number of images of a call: pass batch=."
+        )
     if settings.hardware is not None and settings.batch is None:
         raise ConfigError(
             f"hardware={settings.hardware!r} is for the estimate, which needs the number of images "
@@ -170,6 +176,14 @@ def rule_table(rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule]) -> dict[s
     for name, rule in named.items():
         if not callable(rule):
             raise ConfigError(f"rules: the rule for {name}, {rule!r}, is not a function.")
+        try:
+            inspect.signature(rule).bind(None)
+        except TypeError as error:
+            raise ConfigError(
+                f"rules: the rule for {name} is called with one argument, a context: {error}."
+            ) from None
+        except ValueError:
+            pass  # some of C's functions do not say what they take
     return named
 
 

@@ -83,7 +83,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
 
 
 def apply_recipe(
-    model: nn.Module,
+    model: nn.Module | torch.export.ExportedProgram,
     path: str | Path,
     *,
     example_inputs: Any = None,
@@ -96,7 +96,7 @@ def apply_recipe(
     its own.
 
     Args:
-        model: the model that the recipe was made for, or one like it.
+        model: the model that the recipe was made for, or one like it; an ``ExportedProgram`` too.
         path: a file of :func:`save_recipe`.
         example_inputs, example_kwargs: as for :func:`tome_fx.transform`; by default zeros of the
             shapes in the recipe.
@@ -110,11 +110,11 @@ def apply_recipe(
             this is another model.
     """
     path = file_path(path, "A recipe")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"apply_recipe takes an nn.Module, not {type(model).__name__}.")
+    if not isinstance(model, (nn.Module, torch.export.ExportedProgram)):
+        raise TypeError(f"apply_recipe takes what transform takes, not {type(model).__name__}.")
     recipe = _read(path)
     given = example_inputs is not None or bool(example_kwargs)
-    if not given:
+    if not given and isinstance(model, nn.Module):
         example_inputs = _zeros(recipe["inputs"], model, path)
     settings = {**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))}
     r = _parsed(recipe["r"], path)
@@ -235,7 +235,7 @@ def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...
         raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({first}).") from None
 
 
-def _check_values(module: nn.Module, what: str, step: str) -> None:
+def _check_values(module: nn.Module | torch.export.ExportedProgram, what: str, step: str) -> None:
     """Raise ConfigError where a tensor of ``module`` has no memory to read or to write."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:

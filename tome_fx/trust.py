@@ -7,14 +7,13 @@ that they cut their work.
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from tome_fx import kernels, ops
-from tome_fx.errors import ToMeWarning
+from tome_fx.errors import warn
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -36,11 +35,9 @@ def _agrees(device: torch.device) -> bool:
         trouble = (str(error).splitlines() or [type(error).__name__])[0]
     if trouble:
         kernels.distrust(device.type, device.index)
-        warnings.warn(
+        warn(
             f"The kernels of tome_fx are not used on {device}: {trouble}. Plain ops serve; "
             "TOME_FX_KERNELS=portable leaves the kernels out without this check.",
-            ToMeWarning,
-            stacklevel=2,
         )
     return not trouble
 

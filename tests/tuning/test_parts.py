@@ -173,13 +173,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_drift": 0.1, "labels": [1, 2]}, "'labels' is not an option"),
     ({"max_drift": 0.1, "measurement": 3}, "Did you mean measurements"),
     ({"target_speed": 1.5}, "Did you mean target_speedup"),
+    ({"max_drift": 0.1, "progress": 5}, "progress=5 is not True, False or a function"),
+    ({"max_drift": 0.1, "state": "a\0b"}, "names no file"),
+    ({"max_drift": 0.1, "state": "."}, "names no file"),
+    ({"max_drift": 0.1, "protect": 100}, "with these options, so there is nothing to tune"),
 ]
 
 
 @pytest.mark.parametrize(("options", "text"), BAD)
 def test_what_is_out_of_range_is_told(options: dict[str, Any], text: str) -> None:
     with pytest.raises(tome_fx.ConfigError, match=text):
-        tome_fx.tune(tiny(), images(), progress=False, **options)
+        tome_fx.tune(tiny(), images(), **{"progress": False, **options})
+
+
+@pytest.mark.parametrize("state", [5, True])
+def test_a_state_has_a_path(state: Any) -> None:
+    with pytest.raises(TypeError, match=f"A state has a path, not {type(state).__name__}"):
+        tome_fx.tune(tiny(), images(), max_drift=0.1, state=state)
 
 
 def test_models_that_cannot_be_tuned() -> None:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -26,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.blame import TORCH
 from tome_fx.capturing.rounding import excess, is_inexact
-from tome_fx.errors import ToMeWarning
+from tome_fx.errors import warn
 
 OWN_GRADIENT = (
     "Write it with what is captured, as x + (x.round() - x).detach() for a gradient that is passed "
@@ -177,9 +176,7 @@ def warn_of_hooks(lost: Backwards) -> None:
     """Name the modules whose hooks on values are in no program."""
     if lost.hooks:
         names = ", ".join(sorted(path or "the model itself" for path in lost.hooks)[:5])
-        warnings.warn(
+        warn(
             f"Hooks on values (Tensor.register_hook) in {names} are not carried over: the "
             "gradients that they see or change are seen and changed by none in the result.",
-            ToMeWarning,
-            stacklevel=2,
         )

@@ -7,7 +7,6 @@ tensor), and go another way then. No graph tells so: both are run once, on a few
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from tome_fx.capturing.original import Original, is_real
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.capturing.rounding import excess, is_inexact, precision_of, relative
 from tome_fx.capturing.running import first_unlike, run_program
-from tome_fx.errors import CaptureError, ToMeWarning
+from tome_fx.errors import CaptureError, warn
 from tome_fx.graph.calls import bind
 from tome_fx.program import Program
 
@@ -61,11 +60,9 @@ def check_faithful(program: Program, original: Original, example: Example) -> No
         return
     if ran:
         raise CaptureError(f"The captured program does not run: {failure}") from failure
-    warnings.warn(
+    warn(
         f"The model does not run on its example inputs ({blame(failure)}), so what was captured of "
         "it could not be compared with it.",
-        ToMeWarning,
-        stacklevel=2,
     )
 
 
@@ -120,7 +117,7 @@ def _difference(expected: Any, result: Any, precision: float) -> str:
     got = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     refuse_unknown([leaf for _, leaf in leaves])
     if not all(is_real(leaf) for _, leaf in leaves):
-        warnings.warn(REMEMBERED, ToMeWarning, stacklevel=2)
+        warn(REMEMBERED)
         return ""
     if len(wanted) != len(got):
         return f"it returns {len(got)} tensors in place of {len(wanted)}"

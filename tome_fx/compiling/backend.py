@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from tome_fx.errors import (
     CaptureError,
     ConfigError,
     NoAttentionFoundError,
-    ToMeWarning,
+    warn,
 )
 from tome_fx.locating import LOCK, locate_captured
 from tome_fx.marks import refuse_marked
@@ -150,7 +149,7 @@ class Backend:
         told = key or text, self._key()
         if told not in _TOLD:
             _TOLD.add(told)
-            warnings.warn(text, ToMeWarning, stacklevel=2)
+            warn(text)
 
     def _key(self) -> str:
         # JSON has no tuples: (4, 0) is a schedule that falls, [4, 0] one of two layers.

@@ -59,8 +59,15 @@ class DeviceModel:
         """The numbers of this machine's device, with the threads that torch has now.
 
         Takes about a second and wants the machine to itself.
+
+        Raises:
+            ConfigError: there is no such device here.
         """
-        place = torch.device(device)
+        try:
+            place = torch.zeros((), device=device).device
+        except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
+            first = str(error).partition("\n")[0]
+            raise ConfigError(f"device={device!r} is no device of this machine: {first}") from None
         wide, long = (1024, 1 << 24) if place.type == "cpu" else (4096, 1 << 28)
         half = torch.bfloat16
 

@@ -8,7 +8,6 @@ class, they would do nothing without a word.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from tome_fx.errors import ConfigError, ToMeWarning
+from tome_fx.errors import ConfigError, warn
 
 # What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
 _KINDS = (
@@ -53,7 +52,7 @@ class Held(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what the program would not look at: it has modules and numbers of its own."""
-        refuse_module(self, name, value)
+        refuse_change(self, name, value)
         if name == "qconfig":
             raise ConfigError(_CODED.format("torch.ao.quantization"))
         told = self._tome_fx_told.get(name, value)
@@ -67,8 +66,13 @@ class Held(nn.Module):
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Refuse modules in the place of its own."""
-        refuse_module(self, name, module)
+        refuse_change(self, name, module)
         super().add_module(name, module)
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse what the program could not run without."""
+        refuse_deletion(self, name)
+        super().__delattr__(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Its class is made when it is asked for."""
@@ -83,12 +87,10 @@ class Held(nn.Module):
     def train(self, mode: bool = True) -> Held:
         """Only the result as a whole has modes."""
         if mode != self.training:
-            warnings.warn(
+            warn(
                 f"{'train' if mode else 'eval'}() of a part of a transformed module changes "
                 "nothing: its parts are not called. Call it on the whole; to freeze a part, set "
                 "the modes of the model and transform it then.",
-                ToMeWarning,
-                stacklevel=2 if mode else 3,  # eval() calls train()
             )
         return self
 
@@ -117,15 +119,30 @@ class Held(nn.Module):
         return _unheeded(super().register_full_backward_pre_hook(*args, **kwargs))
 
 
-def refuse_module(module: nn.Module, name: str, value: Any) -> None:
-    """Raise ConfigError where a module would take the place of one that holds weights."""
+def refuse_change(module: nn.Module, name: str, value: Any) -> None:
+    """Raise ConfigError where the program would lose a tensor, or a module that holds some."""
     held = module._modules.get(name)
+    tensors = module._parameters.get(name, module._buffers.get(name))
+    if value is None and (tensors is not None or isinstance(held, Held)):
+        raise ConfigError(
+            f"{name} cannot be None: a transformed module computes what the model did, which needs "
+            "it. Change the model, then transform that."
+        )
     if isinstance(value, nn.Module) and isinstance(held, Held) and value is not held:
         raise ConfigError(
             f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
             f"transformed module computes what the model did, with the weights that {name} holds. "
             "Change the model, then transform that."
         )
+
+
+def refuse_deletion(module: nn.Module, name: str) -> None:
+    """Raise ConfigError where a module that holds weights would be gone.
+
+    Tensors may go: tools that put others in their place take them away first.
+    """
+    if isinstance(module._modules.get(name), Held):
+        _refuse_change()
 
 
 def switch(module: nn.Module, mode: bool) -> None:
@@ -139,11 +156,9 @@ def switch(module: nn.Module, mode: bool) -> None:
 
 
 def _unheeded(handle: Any) -> Any:
-    warnings.warn(
+    warn(
         "A hook on a part of a transformed module never runs: its parts hold weights and are not "
         "called. Put it on the whole, or look at the model.",
-        ToMeWarning,
-        stacklevel=3,
     )
     return handle
 

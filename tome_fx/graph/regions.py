@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Mapping, Set
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from tome_fx.errors import CaptureError, ToMeWarning
+from tome_fx.errors import CaptureError, warn
 from tome_fx.graph.calls import writes
 from tome_fx.graph.casts import held_in
 from tome_fx.graph.idle import handed_on
@@ -97,12 +96,10 @@ def _warn_of_writes(region: Node, inner: Any, given: Mapping[Node, Node]) -> Non
             if writes(node) and any(place in held[n] for n in node.all_input_nodes[:1])
         ]
         if lines and isinstance(operand, Node) and given.get(operand, place).op == "call_function":
-            warnings.warn(
+            warn(
                 f"The model writes to a value without recording it for gradients ({lines[0]}): its "
                 "own flow through that value as if nothing had been written, and in the result "
                 "none flow back through it. Train it with a new value in place of the write.",
-                ToMeWarning,
-                stacklevel=2,
             )
 
 

@@ -50,7 +50,8 @@ def check_input(
         raise ShapeError(
             f"{name} has shape {tuple(x.shape)}, but the model was captured with "
             f"{('batch', *shape)}, which makes {tokens} tokens. "
-            "Transform the model again with example_inputs of the new size."
+            "Transform the model again with example_inputs of the new size; what came as an "
+            "ExportedProgram, export it with them first."
         )
     return x
 

@@ -13,6 +13,7 @@ from torch import nn
 from tome_fx.api import _unwrapped, transform
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import ConfigError
+from tome_fx.files import file_path
 from tome_fx.module import ToMeModule
 from tome_fx.options import OPTIONS, reject_unknown
 from tome_fx.tuning import progress as shown
@@ -79,13 +80,16 @@ def tune(
     timed = Timed(compiled, rounds, warmup)
     reject_unknown([name for name in options if name not in OPTIONS], _known())
     check(target_speedup, max_drift, batch_size, timed, budget, measurements, options)
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ConfigError(f"progress={progress!r} is not True, False or a function of a note.")
+    kept = None if state is None else file_path(state, "A state")
     model = _unwrapped(model)
     original = model.module() if isinstance(model, torch.export.ExportedProgram) else model
     if isinstance(model, nn.Module) and model.training:
         raise ConfigError("The model is in training mode, where outputs are random. Call .eval().")
     batches = batches_of(images, batch_size, original)
     fast = _transformed(model, batches[0], options)
-    memo = Memo(Path(state) if state is not None else None, facts(original, fast, batches, timed))
+    memo = Memo(kept, facts(original, fast, batches, timed))
     watch = stopwatch(original, batches[0], timed)
     tokens = max((block.tokens_in for block in fast.report.blocks), default=0)
     strongest = _strongest(fast, tokens)
@@ -158,8 +162,8 @@ def _strongest(fast: ToMeModule, tokens: int) -> Schedule:
     r = tuple(removed for _, removed in planned(fast, [tokens] * len(fast.schedule)))
     if not any(r):
         raise ConfigError(
-            "No token of this model can merge, so there is nothing to tune. "
-            "print(tome_fx.explain(model)) says why."
+            "No token of this model can merge with these options, so there is nothing to tune. "
+            "print(tome_fx.explain(model, ...)), with the same options, says why."
         )
     return r
 
