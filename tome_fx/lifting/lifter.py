@@ -23,6 +23,7 @@ from tome_fx.graph.axes import (
     TensorType,
     batch_axis,
     extent,
+    has_stream,
     is_extensive,
     is_merged,
     map_type,
@@ -84,6 +85,8 @@ class Lifter:
             self.put(node, *picked)
             if node.args[0] in self.averages.mixed:
                 self.averages.tell_apart(node)
+        elif self._measures_images(node):
+            self.put(node, self.copy(node, {}), ())
         elif isinstance(node.target, torch._ops.OpOverload):
             self._call(bind(node))
         else:
@@ -142,6 +145,15 @@ class Lifter:
             return None
         types = picked_type(node, {source: self.values[source].types})
         return None if types is None else (self.copy(node, {}), types)
+
+    def _measures_images(self, node: Node) -> bool:
+        """Is it the size of an axis that no merge changes?"""
+        axis = self.sizes.get(node)
+        if axis is None or has_stream(axis):
+            return False
+        source, dim = node.args
+        types = self.values[source].types  # type: ignore[index]
+        return bool(types) and types[0].axes[dim] == axis  # type: ignore[index]
 
     def _call(self, call: Call) -> None:
         paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}

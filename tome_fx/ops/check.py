@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
-from tome_fx.errors import ShapeError
+from tome_fx.errors import ConfigError, ShapeError
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
@@ -115,7 +115,16 @@ def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
 
 
 def _told(value: object) -> str:
-    """A value in a line: of an array, its kind and shape."""
+    """A value in a line: of an array, its kind and shape.
+
+    Raises:
+        ConfigError: it is no value but a proxy of one, as torch.fx traces with.
+    """
+    if isinstance(value, torch.fx.Proxy):
+        raise ConfigError(
+            "What tome_fx has made is a graph already and is not traced by torch.fx again. Trace "
+            "the model, or cut it (torchvision's create_feature_extractor), and transform that."
+        )
     if hasattr(value, "shape"):
         return f"a {type(value).__name__} of shape {tuple(value.shape)}"
     text = _SHORT.repr(value)

@@ -1,0 +1,71 @@
+"""What lies within a model: extractors are transformed, results are not traced again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import tome_fx
+from tests.laws.common import TINY
+from tests.tiny import images, tiny
+
+pytestmark = TINY
+
+
+def _randomised(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.add_(noise.to(parameter.dtype), alpha=0.05)
+    return model.eval()
+
+
+def _of_torchvision() -> nn.Module:
+    model = _randomised(VisionTransformer(16, 4, 3, 2, 16, 32, num_classes=5))
+    return create_feature_extractor(model, ["encoder.layers.encoder_layer_1", "heads"]).eval()
+
+
+def _of_timm() -> nn.Module:
+    made = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, features_only=True)
+    return _randomised(made)
+
+
+EXTRACTORS = {"torchvision": (_of_torchvision, 16), "timm": (_of_timm, 64)}
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return list(result.values()) if isinstance(result, dict) else list(result)
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_an_extractor_keeps_its_features(name: str) -> None:
+    made, size = EXTRACTORS[name]
+    model, x = made(), torch.randn(3, 3, size, size)
+    expected, same = model(x), tome_fx.transform(model, 0, example_inputs=x)(x)
+    assert type(same) is type(expected)
+    for one, other in zip(_tensors(same), _tensors(expected), strict=True):
+        assert torch.equal(one, other)
+    fast = tome_fx.transform(model, 3, example_inputs=x)
+    assert sum(fast.schedule) >= 6
+    for one, other in zip(_tensors(fast(x)), _tensors(expected), strict=True):
+        assert one.shape == other.shape
+        assert not torch.allclose(one, other)
+    # How many images there are, which nn.MultiheadAttention asks of each value, needs no tokens.
+    assert not any("sym_size" in told.op for told in fast.report.unmerges)
+
+
+@pytest.mark.parametrize(
+    "trace", [torch.fx.symbolic_trace, lambda fast: create_feature_extractor(fast, ["head"])]
+)
+@pytest.mark.parametrize("r", [0, 2])
+def test_a_result_is_not_traced_again(trace: Any, r: int) -> None:
+    fast = tome_fx.transform(tiny(), r)
+    with pytest.raises(tome_fx.ConfigError, match=r"is a graph already.*Trace the model, or cut"):
+        trace(fast)
+    assert fast(images(2)).shape == (2, 10)
