@@ -36,7 +36,15 @@ def _of_timm() -> nn.Module:
     return _randomised(made)
 
 
-EXTRACTORS = {"torchvision": (_of_torchvision, 16), "timm": (_of_timm, 64)}
+def _cut_of_timm() -> nn.Module:
+    return create_feature_extractor(tiny(img_size=64), ["blocks.1", "norm"]).eval()
+
+
+EXTRACTORS = {
+    "torchvision": (_of_torchvision, 16),
+    "timm": (_of_timm, 64),
+    "timm by torchvision": (_cut_of_timm, 64),
+}
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -56,6 +64,8 @@ def test_an_extractor_keeps_its_features(name: str) -> None:
     for one, other in zip(_tensors(fast(x)), _tensors(expected), strict=True):
         assert one.shape == other.shape
         assert not torch.allclose(one, other)
+    places = {block.attention.rpartition(".")[2] for block in fast.report.blocks}
+    assert places <= {"self_attention", "attn"}
     # How many images there are, which nn.MultiheadAttention asks of each value, needs no tokens.
     assert not any("sym_size" in told.op for told in fast.report.unmerges)
 

@@ -30,6 +30,7 @@ from tome_fx.capturing.known import constants_known
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.errors import CaptureError
 from tome_fx.graph.inplace import make_plain
+from tome_fx.graph.provenance import with_paths
 from tome_fx.program import Program
 
 
@@ -172,11 +173,12 @@ class _Runner(nn.Module):
     def __init__(self, module: GraphModule) -> None:
         super().__init__()
         self.module = module
+        self.graph = with_paths(module.graph)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given, named = list(args), dict(kwargs)
         bound: dict[Node, Any] = {}
-        for node in self.module.graph.nodes:
+        for node in self.graph.nodes:
             if node.op != "placeholder":
                 continue
             if node.target.startswith("**"):
@@ -187,7 +189,7 @@ class _Runner(nn.Module):
                 bound[node] = given.pop(0)
             elif node.target in named or node.args:
                 bound[node] = named.pop(node.target, *node.args[:1])
-        return _mutable(Interpreter(self.module).run(initial_env=bound))
+        return _mutable(Interpreter(self.module, graph=self.graph).run(initial_env=bound))
 
 
 def _mutable(value: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise, takewhile
 from typing import Any
 
-from torch.fx import Node
+from torch import nn
+from torch.fx import Graph, Node
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<text>[^\n]*)')
 
@@ -47,3 +50,29 @@ def common_path(nodes: Sequence[Node]) -> str:
             break
         shared.append(names[0])
     return ".".join(shared)
+
+
+def with_paths(graph: Graph) -> Graph:
+    """A copy in which nodes tell their modules, also where whoever made the graph lost that.
+
+    A call is in the module that it calls; what stands between two calls, where both of them are.
+    """
+    copied = copy.deepcopy(graph)
+    nodes = list(copied.nodes)
+    if any("nn_module_stack" in node.meta for node in nodes):
+        return copied
+    calls = [i for i, node in enumerate(nodes) if node.op == "call_module"]
+    for before, after in pairwise(calls):
+        _place(nodes[before], nodes[before].target.split("."))
+        pair = zip(*(nodes[i].target.split(".") for i in (before, after)), strict=False)
+        shared = [one for one, _ in takewhile(lambda names: names[0] == names[1], pair)]
+        for node in nodes[before + 1 : after]:
+            _place(node, shared)
+    for last in calls[-1:]:
+        _place(nodes[last], nodes[last].target.split("."))
+    return copied
+
+
+def _place(node: Node, parts: list[str]) -> None:
+    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    node.meta["nn_module_stack"] = {path: (path, nn.Module) for path in paths}
