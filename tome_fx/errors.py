@@ -61,7 +61,7 @@ def warn(text: str) -> None:
     the user nothing, and hide the next model's.
     """
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_inside(frame.f_globals.get("__name__", "")):
+    while frame.f_back is not None and _is_inside(str(frame.f_globals.get("__name__", ""))):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, ToMeWarning, stacklevel=level)
 
