@@ -17,11 +17,9 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from tome_fx import ops
+from tome_fx.capturing.containers import PLAIN, check_container, containers_of
 from tome_fx.capturing.examples import Example
 from tome_fx.errors import ShapeError
-
-# Values that code can write out: in a signature, in a call.
-PLAIN = (type(None), bool, int, float, str)
 
 
 def _left_at_default(value: object, captured: object, name: str) -> None:
@@ -46,7 +44,8 @@ class Calling(_PyTreeCodeGen):
     """A captured call, and parameters of the model that have a default.
 
     A caller may name those that were left at it; another value than the captured one is refused.
-    One that was given, and no None, is refused by its name where a call lacks it. Nothing gathers
+    One that was given, and no None, is refused by its name where a call lacks it. Lists and dicts
+    hold as many as they did: what takes them apart would not miss the others. Nothing gathers
     what else a caller names: transformers' Trainer gives more to a ``forward`` that does.
     """
 
@@ -56,6 +55,7 @@ class Calling(_PyTreeCodeGen):
         names = [*info.orig_args, *(f"{name}={value!r}" for name, value in defaults.items())]
         super().__init__(info._replace(orig_args=names))
         self.defaults = MappingProxyType(dict(defaults))
+        self.containers = MappingProxyType(containers_of(info))
         # None may come before one that must be given.
         self.given = [*itertools.takewhile(lambda name: name in given, reversed(info.orig_args))]
 
@@ -68,14 +68,17 @@ class Calling(_PyTreeCodeGen):
         found = re.search(r"def forward\(.*", text)  # to the end of its line
         end = len(text) if found is None else found.end()
         checks = [f"_was_given({name}, {name!r})" for name in self.given]
+        checks += [
+            f"check_container({name}, {form!r}, {name!r})" for name, form in self.containers.items()
+        ]
         left = [f"_left_at_default({n}, {value!r}, {n!r})" for n, value in self.defaults.items()]
         first, second = ("".join(f"\n    {check}" for check in some) for some in (checks, left))
         return f"{text[:end]}{first}{text[end:]}{second}"
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
-        own = {"_left_at_default": _left_at_default, "_was_given": _was_given, "LeftOut": LeftOut}
-        return [*super().additional_globals(), *own.items()]
+        functions = (_left_at_default, _was_given, check_container, LeftOut)
+        return [*super().additional_globals(), *((one.__name__, one) for one in functions)]
 
 
 @contextmanager
@@ -131,6 +134,15 @@ def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:
     yield from zip(inputs, pytree.tree_leaves((example.args, kwargs)), strict=True)
 
 
+def keep_containers(graph: Graph) -> None:
+    """Let ``forward`` of ``graph`` refuse lists and dicts that are others than the captured."""
+    codegen = graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
+        return
+    if containers_of(codegen.pytree_info):
+        graph.set_codegen(Calling(codegen.pytree_info, {}, ()))
+
+
 def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) -> None:
     """Let ``forward`` of ``graph`` take the parameters of ``model`` that were not ``given``.
 
@@ -145,5 +157,5 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
     own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     may_lack = optional.keys() | (given.keys() - own)
     needed = [name for name, value in given.items() if name in may_lack and value is not None]
-    if left or needed:
+    if left or needed or containers_of(codegen.pytree_info):
         graph.set_codegen(Calling(codegen.pytree_info, left, needed))

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.branches import branches_on_batch
-from tome_fx.capturing.calling import accept_defaults, spelled_out
+from tome_fx.capturing.calling import accept_defaults, keep_containers, spelled_out
 from tome_fx.capturing.describing import (
     KEPT,
     LOST,
@@ -160,6 +160,7 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     read = read_by(module)
     made = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
     compute(module, {name: read[name] for name in read.keys() & made})
+    keep_containers(module.graph)
     return describe(module.graph, read_by(module), "export")
 
 

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tome_fx.capturing.blame import blame
-from tome_fx.capturing.calling import PLAIN, other_forward
+from tome_fx.capturing.calling import other_forward
+from tome_fx.capturing.containers import PLAIN
 from tome_fx.capturing.examples import Example, run_apart
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
