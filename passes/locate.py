@@ -13,7 +13,7 @@ Only where no site is found so, the adds around attention inside windows or fram
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch.fx import Node
@@ -68,12 +68,15 @@ def locate(
     misses += [*placed.misses, *too_early]
     mixing = placed.mixing
     if not sites and not all(miss.harmless for miss in misses):
-        ordered = {core.node for core in causal}
-        others = [row for row in found if row[0].node not in ordered]
-        runs = _whole(inner_runs(program.graph, others, plain))
+        runs = _whole(inner_runs(program.graph, found, plain))
         inside = _typed(program, rules, protect, plain, runs)
-        cores = inner_cores(program.graph, others, inside[0])
-        inner = find_sites(program.graph, cores, inside[0], every).sites
+        known = {core.node for core in causal}
+        every_core = inner_cores(program.graph, found, inside[0])
+        cores, causal = _by_order(every_core, program, known)
+        placed = find_sites(program.graph, cores, inside[0], every)
+        inner, _ = before_order(placed.sites, causal, program)
+        ordered = {core.node for core in causal}
+        misses = [replace(m, reason=CAUSAL) if m.node in ordered else m for m in misses]
         if inner:
             types, streams = inside
             sites = tuple(by_features(site, types) for site in inner)
@@ -174,12 +177,15 @@ def _proved(
     return cores, [miss for miss in misses if not _is_part(miss.node, found, cores)]
 
 
-def _by_order(cores: Iterable[Core], program: Program) -> tuple[list[Core], list[Core]]:
-    """The cores whose tokens have no order, and those that a mask makes causal."""
+def _by_order(
+    cores: Iterable[Core], program: Program, known: Collection[Node] = ()
+) -> tuple[list[Core], list[Core]]:
+    """The cores whose tokens have no order, and those that are causal or ``known`` to be."""
     free: list[Core] = []
     causal: list[Core] = []
     for core in cores:
-        (causal if is_causal(core, program) else free).append(core)
+        ordered = core.node in known or is_causal(core, program)
+        (causal if ordered else free).append(core)
     return free, causal
 
 

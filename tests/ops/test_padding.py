@@ -92,3 +92,21 @@ def test_another_runtime_finds_the_same_kinds() -> None:
     session = runtime.InferenceSession(exported.model_proto.SerializeToString())
     [found] = session.run(None, {session.get_inputs()[0].name: pairs.numpy()})
     assert torch.from_numpy(found).equal(ops.kinds(pairs))
+
+
+def test_what_a_mask_tells_apart_comes_in_order() -> None:
+    """Alike, unlike that see each other, padding, unlike that do not see each other."""
+    scores = torch.zeros(1, 4, 4)
+    kinds = torch.tensor([[0, 0, 1, 2, 3, 4, 5, 5]])
+    visible = torch.tensor([[True] * 6 + [False] * 2])
+    pairs = torch.eye(8, dtype=torch.bool)[None].clone()
+    pairs[0, 3, 2] = True  # one way is enough
+    found = ops.keep_apart(scores, visible, kinds=kinds, pairs=pairs)
+    alike, seeing, unseen, padding = (found[0, i, i].item() for i in range(4))
+    assert 1 > alike > seeing + 3 > padding + 3 > unseen + 3 > float("-inf")
+    assert torch.isinf(found[0, :3, 3]).all()
+    assert torch.isinf(found[0, 3, :3]).all()
+    ends = torch.nn.functional.pad(pairs, (1, 2, 1, 2))  # one protected token in front, two behind
+    kinds, visible = (torch.nn.functional.pad(each, (1, 2)) for each in (kinds, visible))
+    told = ops.keep_apart(scores, visible, 0, 1, 2, kinds, ends)
+    assert torch.equal(told, found)

@@ -69,8 +69,6 @@ def uncut(node: Node, types: Types) -> Node:
 
 def _residual(graph: Graph, anchor: Anchor, types: Types, cones: Cones) -> Node | None:
     """What the first residual add behind an attention adds to."""
-    if bind(anchor.node).get("is_causal"):
-        return None  # a merged token has no place in the order
     for node in graph.nodes:
         if node.target is not _ADD or not cones.depends(node, anchor.node):
             continue

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.fx import Node
 
+from tome_fx.finding.parts import parts_of
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
     Axis,
@@ -25,6 +26,7 @@ from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import tensor_value
 from tome_fx.graph.single import of_one
+from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
 
@@ -47,15 +49,23 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
     Of a fused attention its mask; of a softmax what is added to its logits or filled into them, the
     nearest first.
     """
-    if core.kind == "sdpa":
+    kind = kind_of(core)
+    if kind == "sdpa":
         mask = bind(core.node).get("attn_mask")
         return [(mask, False)] if isinstance(mask, Node) else []
     found: list[tuple[Node, bool]] = []
     for call in _calls_before(core):
         found += _applied(call)[0]
-        if core.kind == "weights":  # 0 hides where no softmax follows
+        if kind == "weights":  # 0 hides where no softmax follows
             found += _factors(call)
     return found
+
+
+def all_masks_of(core: Core) -> list[tuple[Node, bool]]:
+    """These, and behind them what they are put together from."""
+    masks = masks_of(core)
+    parts = (part for mask in masks for part in parts_of(*mask))
+    return list(dict.fromkeys([*masks, *parts]))
 
 
 def factors_of(core: Core) -> list[Node]:
@@ -64,11 +74,21 @@ def factors_of(core: Core) -> list[Node]:
     return [node for call in found for _, node in tensor_operands(call)]
 
 
+def kind_of(core: Core) -> str:
+    """The kind, of an attention inside a residual value too."""
+    if core.kind != "inner":
+        return core.kind
+    if calls(core.node, ("aten.scaled_dot_product_attention",)):
+        return "sdpa"
+    return "softmax" if calls(core.node, SOFTMAXES) else "weights"
+
+
 def _calls_before(core: Core) -> Iterator[Call]:
     """The calls that lead back from a softmax, or from weights without one, to their product."""
-    if core.kind not in ("softmax", "weights"):
+    kind = kind_of(core)
+    if kind not in ("softmax", "weights"):
         return
-    waiting: list[Node] = [bind(core.node)["self"] if core.kind == "softmax" else core.node]
+    waiting: list[Node] = [bind(core.node)["self"] if kind == "softmax" else core.node]
     while waiting:
         node = waiting.pop(0)
         if isinstance(node.target, torch._ops.OpOverload):
@@ -165,7 +185,7 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
     for site in findings.sites:
         for core in site.cores:
             keys = axis_of(findings.types[core.key][0], site.stream)
-            for node, _ in masks_of(core):
+            for node, _ in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
                 row = type_ is not None and row_of_images(type_, keys) is not None
                 if row or pairs_of(node, core, findings, program) is not None:
@@ -184,7 +204,7 @@ def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> Te
     these are the same tokens.
     """
     type_ = mask_type(mask, findings.types.get(mask, ()), program)
-    asking = findings.types[core.query][0]
+    asking = next(iter(findings.types.get(core.query, ())), TensorType(()))
     keys = axis_of(findings.types[core.key][0], core.stream)
     if type_ is None or row_of_images(type_, keys) is not None:
         return None

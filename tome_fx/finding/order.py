@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tome_fx.finding.masks import masks_of
+from tome_fx.finding.masks import kind_of, masks_of
+from tome_fx.finding.parts import parts_of
 from tome_fx.finding.telling import known_value
 from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.graph.cones import cones_of
@@ -24,17 +25,21 @@ _FOLLOWS = "a causal attention follows: a merged token has no place in its order
 
 
 def is_causal(core: Core, program: Program) -> bool:
-    """Does a mask hide from each token all that follow it?
+    """Does a mask, or a part of one, hide from each token all that follow it?
 
     Read where the model makes it without images, or from an input as the example has it.
     """
-    for node, hides in masks_of(core):
+    if bind(core.node).get("is_causal"):
+        return True
+    parts = (part for mask in masks_of(core) for part in parts_of(*mask))
+    for node, hides in dict.fromkeys(parts):
         value = known_value(node, program)
         if value is not None and _is_triangle(value, hides):
             return True
-    if core.kind == "softmax":
+    kind = kind_of(core)
+    if kind == "softmax":
         return any(map(_is_one_sided, _factors_behind(core, program)))
-    return core.kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
+    return kind == "weights" and any(map(_is_one_sided, _tables(core, program)))
 
 
 def _factors_behind(core: Core, program: Program) -> Iterator[Tensor]:

@@ -34,7 +34,7 @@ class Merging:
     lifter: Lifter
     depths: dict[tuple[Node, int], int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
-    told: dict[Node, tuple[Node, Node]] = field(default_factory=dict)
+    told: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
 
     def merge(self, steps: Sequence[Step]) -> None:
         """Match by the keys of a site's cores, and go one level deeper."""
@@ -112,11 +112,12 @@ class Merging:
         emit = self.lifter.coercer.emit
         if mask is None:
             return emit(ops.match, scores, removed, parity)
-        (visible, kinds), ends = (mask[0].visible, mask[0].kinds), mask[1]
+        told, ends = mask
+        visible, kinds = told.visible, told.kinds
         if visible is None:
             scores = emit(ops.prefer_alike, scores, kinds, parity, *ends)
             return emit(ops.match, scores, removed, parity)
-        alike = () if kinds is None else (kinds,)
+        alike = tuple(each for each in (kinds, told.pairs) if each is not None)
         scores = emit(ops.keep_apart, scores, visible, parity, *ends, *alike)
         plan = emit(ops.match, scores, removed, parity)
         return emit(ops.padding_last, plan, visible, *ends)

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import mask_type, masks_of, pairs_of, row_of_images
+from tome_fx.finding.masks import all_masks_of, mask_type, masks_of, pairs_of, row_of_images
 from tome_fx.graph.axes import (
     Axis,
     Batch,
@@ -36,14 +36,16 @@ class Shown:
     Attributes:
         visible: ``[B, N]``, which are no padding; None if all are.
         kinds: ``[B or 1, N]``, which see the same; None where a mask says no more than that.
+        pairs: ``[B or 1, N, N]``, which see which, where both of these are told.
     """
 
     visible: Node | None
-    kinds: Node | None
+    kinds: Node | None = None
+    pairs: Node | None = None
 
 
 def shown(
-    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, Node]]
+    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, ...]]
 ) -> Shown | None:
     """What the masks of ``core`` show of its ``keys``; None for all.
 
@@ -56,34 +58,42 @@ def shown(
     coercer = lifter.coercer
     row, pairs = _masks(lifter, core, keys)
     if pairs is None:
-        kinds = _kinds_of_table(lifter, core, keys, told)
+        kinds, table = _kinds_of_table(lifter, core, keys, told)
         visible = None if row is None else _shows(coercer, row, 1)
-        return None if visible is None and kinds is None else Shown(visible, kinds)
+        if visible is None:
+            return None if kinds is None else Shown(None, kinds)
+        return Shown(visible, kinds, table)
     if pairs.value.node not in told:
         of_pairs = _shows(coercer, pairs, 2)
-        told[pairs.value.node] = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
+        rows = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
+        told[pairs.value.node] = *rows, of_pairs
     # Of all tokens once: where an image of several is one token by now, it looks like padding.
     images = (Batch(lifter.program.batch),)
     whole = axis_of(lifter.findings.types[core.key][0], core.stream)
-    have, want = (TensorType((images, axis)) for axis in (whole, keys))
-    visible, kinds = (coercer.coerce(each, have, want, True) for each in told[pairs.value.node])
+    visible, kinds, sees = (
+        coercer.coerce(
+            each, TensorType((images, *(whole,) * own)), TensorType((images, *(keys,) * own)), True
+        )
+        for each, own in zip(told[pairs.value.node], (1, 1, 2), strict=True)
+    )
     if row is not None:
         visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
-    return Shown(visible, kinds)
+    return Shown(visible, kinds, sees)
 
 
 def _kinds_of_table(
-    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, Node]]
-) -> Node | None:
-    """Which ``keys`` a mask that all images share treats alike: ``[B or 1, N]``.
+    lifter: Lifter, core: Core, keys: Axis, told: MutableMapping[Node, tuple[Node, ...]]
+) -> tuple[Node | None, Node | None]:
+    """Which ``keys`` a mask that all images share treats alike, and which see which.
 
+    ``[B or 1, N]`` and ``[B or 1, N, N]``; the latter None where it has one row for all.
     Of this attention, or of another one that these tokens come to: windows by a mask may stand
     between blocks without one.
     """
     coercer, types = lifter.coercer, lifter.findings.types
     whole = axis_of(types[core.key][0], core.stream)
     if not lifter.findings.uneven or len(whole) > 1:  # of all frames: no mask of their places
-        return None
+        return None, None
     every = (c for s in lifter.findings.sites if s.stream == core.stream for c in s.cores)
     same = (c for c in every if axis_of(types[c.key][0], c.stream) == whole)
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
@@ -99,25 +109,36 @@ def _kinds_of_table(
         if value is None:
             continue
         if value.node not in told:
-            kinds = _kinds(coercer, value, for_all, hides)
-            told[value.node] = kinds, coercer.emit(aten.select.int, kinds, 0, 0)
-        alike, row = told[value.node]
-        want = TensorType(((Batch(lifter.program.batch),), keys))
-        return coercer.coerce(row, TensorType((whole,)), want) if is_merged(want) else alike
-    return None
+            table = _table(coercer, value, for_all, hides)
+            if for_all:
+                alike = coercer.emit(aten._to_copy.default, table, dtype=torch.int64)
+            else:
+                alike = coercer.emit(ops.kinds, table)
+            told[value.node] = alike, table
+        found = told[value.node]
+        images = (Batch(lifter.program.batch),)
+        if is_merged(TensorType((keys,))):
+            rows = (coercer.emit(aten.select.int, each, 0, 0) for each in found)
+            goals = (TensorType((whole,) * n) for n in (1, 1 if for_all else 2))
+            found = tuple(
+                coercer.coerce(each, have, TensorType((images, *(keys for _ in have.axes))))
+                for each, have in zip(rows, goals, strict=True)
+            )
+        return found[0], None if for_all else found[1]
+    return None, None
 
 
-def _kinds(coercer: Coercer, mask: Value, for_all: bool, hides: bool) -> Node:
-    """``[1, N]`` of a table that is the same for all images and heads it is written out for."""
+def _table(coercer: Coercer, mask: Value, for_all: bool, hides: bool) -> Node:
+    """What a table that is the same for all images and heads it is written out for shows.
+
+    ``[1, N, N]``, or ``[1, N]`` of one row for all.
+    """
     table, type_ = mask.node, mask.types[0]
     own = 1 if for_all else 2
     for _ in range(type_.rank - own):
         table = coercer.emit(aten.select.int, table, 0, 0)
     sizes = [extent(axis) for axis in type_.axes[-own:]]
-    table = coercer.emit(ops.shown, coercer.emit(aten.reshape.default, table, [1, *sizes]), hides)
-    if for_all:
-        return coercer.emit(aten._to_copy.default, table, dtype=torch.int64)
-    return coercer.emit(ops.kinds, table)
+    return coercer.emit(ops.shown, coercer.emit(aten.reshape.default, table, [1, *sizes]), hides)
 
 
 @dataclass(frozen=True)
@@ -137,7 +158,7 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[_Mask | None, _Mask 
     """
     row: _Mask | None = None
     pairs: _Mask | None = None
-    for node, hides in masks_of(core):
+    for node, hides in all_masks_of(core):
         value = lifter.values.get(node)
         type_ = mask_type(node, value.types, lifter.program) if value is not None else None
         if value is None or type_ is None:

@@ -10,9 +10,10 @@ from tome_fx.ops.plan import MergePlan
 
 # A bias larger than this hides nothing.
 HIDDEN = -1e3
-# Similarities are 1 at most, and -2 for a NaN. Below all of these stand pairs of padding, the
-# likest first, and below those pairs of tokens that a mask tells apart: what each loses.
-_PADDING, _UNLIKE = 4.0, 8.0
+# Similarities are 1 at most, and -2 for a NaN. Below all of these stand pairs that see each other
+# and not the same others, then pairs of padding, then tokens that do not see each other: what each
+# loses. In each the likest are first.
+_UNLIKE, _PADDING, _UNSEEN = 4.0, 8.0, 12.0
 # Odd: digits of the golden ratio, and of the roots of 2, 3 and 5.
 _FACTORS = (-0x61C8864680B583EB, 0x6A09E667F3BCC909, 0x3B67AE8584CAA73B, 0x3C6EF372FE94F82B)
 
@@ -84,16 +85,30 @@ def _sides(row: Tensor, parity: int, front: int, back: int) -> tuple[Tensor, Ten
 
 
 def prefer_alike(
-    scores: Tensor, kinds: Tensor, parity: int = 0, front: int = 0, back: int = 0
+    scores: Tensor,
+    kinds: Tensor,
+    parity: int = 0,
+    front: int = 0,
+    back: int = 0,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """Scores in which pairs of two kinds come behind all of one kind.
 
     Args:
         scores: ``[B, |A|, |B|]`` of the stream.
         kinds: ``[B or 1, N]`` on its axis, as :func:`keep_apart` has them.
+        pairs: ``[B or 1, N, N]``, which token sees which; those of two kinds that do not see each
+            other come behind those that do.
     """
     one, other = _sides(kinds, parity, front, back)
-    return torch.where(one == other, scores, scores - _UNLIKE)
+    lost: Tensor | float = _UNSEEN
+    if pairs is not None:
+        stop = pairs.shape[2] - back
+        stream = pairs[:, front:stop, front:stop]
+        sees = stream[:, parity::2, 1 - parity :: 2]
+        is_seen = stream[:, 1 - parity :: 2, parity::2].transpose(1, 2)
+        lost = torch.where(sees | is_seen, _UNLIKE, _UNSEEN)
+    return torch.where(one == other, scores, scores - lost)
 
 
 def keep_apart(
@@ -103,19 +118,23 @@ def keep_apart(
     front: int = 0,
     back: int = 0,
     kinds: Tensor | None = None,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """Scores in which padding never pairs with what is visible, and with padding comes last.
+
+    Before it come pairs of tokens that are seen and see each other, as where there is no padding.
 
     Args:
         scores: ``[B, |A|, |B|]`` of the stream.
         visible: ``[B, N]`` on its axis, ``front`` protected tokens before and ``back`` behind it.
-        kinds: ``[B, N]``; tokens of different kinds merge only when no others are left.
+        kinds: ``[B or 1, N]``; tokens of different kinds merge only when no others are left.
+        pairs: ``[B or 1, N, N]``, as for :func:`prefer_alike`.
     """
 
     left, right = _sides(visible, parity, front, back)
     likeness = scores
     if kinds is not None:
-        scores = prefer_alike(scores, kinds, parity, front, back)
+        scores = prefer_alike(scores, kinds, parity, front, back, pairs)
     padding = torch.where(left | right, float("-inf"), likeness - _PADDING)
     return torch.where(left & right, scores, padding)
 
