@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 import tome_fx
 from tests.laws.common import TINY
@@ -26,12 +28,20 @@ class Prompted(nn.Module):
 
     def forward(self, x: Tensor, prompts: Any = (), extra: Any = None) -> Tensor:
         z = self.body(x)
-        for prompt in prompts:
+        for prompt in prompts.to_tuple() if isinstance(prompts, Output) else prompts:
             for one in prompt if isinstance(prompt, (tuple, list)) else [prompt]:
                 z = z + one
         for value in (extra or {}).values():
             z = z * value
         return z
+
+
+@dataclass
+class Output(ModelOutput):
+    """Tensors by name and by number, as transformers has them."""
+
+    a: Tensor | None = None
+    b: Tensor | None = None
 
 
 def row(seed: int) -> Tensor:
@@ -49,6 +59,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "no length": ({"prompts": [A]}, {"prompts": 5}, r"prompts is of type int.* with 1"),
     "a tuple": ({"prompts": [A, B]}, {"prompts": (B, C)}, ""),
+    "an output of a model": ({"prompts": [A, B]}, {"prompts": Output(a=B, b=C)}, ""),
     "lists within": (
         {"prompts": [[A], (B, C)]}, {"prompts": [[A], (B,)]}, r"prompts\[1\] has 1.* with 2"
     ),
@@ -60,6 +71,9 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"extra": {"a": A, "b": B}}, {"extra": {"a": A}}, r"extra holds a,.* with a, b"
     ),
     "another order": ({"extra": {"a": A, "b": B}}, {"extra": {"b": B, "a": C}}, ""),
+    "parameters by name": (
+        {"extra": {"a": A}}, {"extra": nn.ParameterDict({"a": nn.Parameter(B)})}, ""
+    ),
     "no dict": ({"extra": {"a": A}}, {"extra": [A]}, r"extra is of type list,.* with a"),
 }  # fmt: skip
 

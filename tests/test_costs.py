@@ -68,7 +68,7 @@ def test_this_machine_can_be_measured() -> None:
     assert 1e-8 < found.launch < 1e-2
 
 
-@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta"])
 def test_no_machine_to_measure(device: str) -> None:
     with pytest.raises(tome_fx.ConfigError, match="is no device of this machine"):
         DeviceModel.measure(device)

@@ -88,6 +88,20 @@ PADDED: dict[str, Callable[..., Tensor]] = {
     "not hidden nor far": lambda real, bias, order, near: ~(~real | ~near),
     "and near, in a bias": lambda real, bias, order, near: bias.masked_fill(~(real & near), LOW),
     "added to near": lambda real, bias, order, near: low(~real, bias) + low(~near, bias),
+    "numbers of a truth": lambda real, bias, *_: bias + (~real).to(bias.dtype) * LOW,
+    "either, by a sum": lambda real, bias, order, near: (~real + ~near).to(bias.dtype) * LOW,
+    "before what hides nothing": lambda real, bias, order, near: (
+        bias + low(~real, bias) + (real & near[:1]).to(bias.dtype)
+    ),
+    "behind what hides nothing": lambda real, bias, order, near: (
+        bias + (real & near[:1]).to(bias.dtype) + low(~real, bias)
+    ),
+    "before another row": lambda real, bias, order, near: (
+        bias + low(~real, bias) + low(~(real & ~near[:1]), bias)
+    ),
+    "behind another row": lambda real, bias, order, near: (
+        bias + low(~(real & ~near[:1]) & real, bias) + low(~real, bias)
+    ),
     "clamped": lambda real, bias, *_: (bias + low(~real, bias)).clamp(min=LOW),
 }
 
@@ -178,3 +192,58 @@ def test_padding_inside_a_residual_value_is_held_apart(fused: bool) -> None:
     given = torch.where(REAL[..., None], X, torch.randn_like(X))
     torch.testing.assert_close(model(given, REAL)[REAL], model(X, REAL)[REAL])
     torch.testing.assert_close(fast(given, REAL)[REAL], fast(X, REAL)[REAL])
+
+
+FRAMES = torch.ones(5, 5, dtype=torch.bool).tril()
+# A table of frames, written out for the tokens of each, which see each other.
+OF_FRAMES: dict[str, Callable[..., Tensor]] = {
+    "interleaved": lambda real, *_: FRAMES.repeat_interleave(4, 0).repeat_interleave(4, 1) & real,
+    "expanded": lambda real, *_: FRAMES[:, None, :, None].expand(5, 4, 5, 4).reshape(N, N) & real,
+    "repeated": lambda real, *_: (
+        FRAMES[:, None, :, None].repeat(1, 4, 1, 4).flatten(0, 1).flatten(1, 2) & real
+    ),
+    "clamped to nothing": lambda real, bias, order, near: order.clamp(min=-1.0) + low(~real, bias),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", OF_FRAMES)
+def test_what_is_made_of_an_order_may_be_none(name: str, fused: bool) -> None:
+    fast = tome_fx.transform(made(OF_FRAMES[name], fused), 3, example_inputs=(X, REAL), min_ratio=0)
+    assert fast.schedule == (3, 3)
+    given = torch.where(REAL[..., None], X, torch.randn_like(X))
+    torch.testing.assert_close(fast(given, REAL)[REAL], fast(X, REAL)[REAL])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_as_many_images_as_tokens_are_no_order(shift: bool) -> None:
+    """Images sorted by length: what is padding is a triangle, of images and tokens."""
+    x, real = torch.randn(N, N, 8).double(), torch.ones(N, N, dtype=torch.bool).tril()
+    model = made(lambda real, *_: real, True, shift)
+    fast = tome_fx.transform(model, 3, example_inputs=(x, real), min_ratio=0)
+    assert fast.schedule == (3, 3)
+
+
+def test_as_many_heads_as_tokens_are_no_tokens() -> None:
+    """A mask of whole heads, for each image: alike tokens are alike under it."""
+
+    class OfHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.ModuleList(nn.Linear(C, 3 * C) for _ in range(2))
+
+        def forward(self, x: Tensor, heads: Tensor) -> Tensor:
+            mask = torch.zeros(1, 8, 8, 8, dtype=x.dtype) + low(~heads[:, :, None, None], x)
+            for linear in self.qkv:
+                q, k, v = linear(x).unflatten(2, (3, 8, 2)).permute(2, 0, 3, 1, 4).unbind(0)
+                z = F.scaled_dot_product_attention(q, k, v, mask)
+                x = x + z.transpose(1, 2).flatten(2)
+            return x
+
+    torch.manual_seed(0)
+    model = OfHeads().double().eval()
+    x = torch.randn(2, 4, C, dtype=torch.float64).repeat_interleave(2, 1)
+    heads = torch.tensor([[True] * 5 + [False] * 3, [True, False] * 4])
+    fast = tome_fx.transform(model, [4, 0], example_inputs=(x, heads), min_ratio=0)
+    assert fast.schedule == (4, 0)
+    torch.testing.assert_close(fast(x, heads), model(x, heads), rtol=1e-12, atol=1e-12)

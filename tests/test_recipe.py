@@ -189,6 +189,12 @@ def test_a_recipe_of_an_exported_program(tmp_path: Path, weights: bool) -> None:
         tome_fx.apply_recipe("vit", path)  # type: ignore[arg-type]
 
 
+def test_what_was_not_looked_at_when_it_was_saved_is_not_now(tmp_path: Path) -> None:
+    path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "x.json")
+    path.write_text(path.read_text().replace('"min_speedup": 1.0', '"min_speedup": 1.2'))
+    assert tome_fx.apply_recipe(tiny(), path).schedule == (2, 2)
+
+
 def test_weights_that_cannot_be_loaded(tmp_path: Path) -> None:
     path = tome_fx.save_recipe(tome_fx.transform(tiny(), 2), tmp_path / "fast.json", weights=True)
     other = tiny(embed_dim=64)

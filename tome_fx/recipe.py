@@ -116,7 +116,11 @@ def apply_recipe(
     given = example_inputs is not None or bool(example_kwargs)
     if not given and isinstance(model, nn.Module):
         example_inputs = _zeros(recipe["inputs"], model, path)
-    settings = {**recipe["settings"], "protect": _pair(recipe["settings"].get("protect"))}
+    protect = recipe["settings"].get("protect")
+    protect = tuple(protect) if isinstance(protect, list) else protect
+    settings = {**recipe["settings"], "protect": protect}
+    if settings.get("batch") is None:  # as it was saved where that was not asked for
+        settings.pop("min_speedup", None)
     r = _parsed(recipe["r"], path)
     try:
         checked(Settings(r, **settings))
@@ -198,10 +202,6 @@ def _parsed(r: Any, path: Path) -> Any:
     if type(value) is {"share": float, "constant": int}.get(kind):
         return value
     raise ConfigError(f"{path}: r is {r!r}, not one of constant, share, linear and layers.")
-
-
-def _pair(protect: Any) -> Any:
-    return tuple(protect) if isinstance(protect, list) else protect
 
 
 def _inputs(module: ToMeModule) -> list[dict[str, Any]] | None:

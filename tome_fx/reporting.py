@@ -178,7 +178,7 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 
 def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bool:
     """Does a mask of an attention tell the tokens of each image apart, and is none of padding?"""
-    for mask, _ in (last for whole in masks_of(core) for last in last_parts_of(*whole)):
+    for mask, *_ in (last for whole in masks_of(core) for last in last_parts_of(*whole)):
         value = tensor_value(mask)
         # What is added to logits may be a bias from the image, which is averaged: no mask.
         if mask in padding or (core.kind != "sdpa" and getattr(value, "dtype", 0) != torch.bool):
@@ -227,7 +227,12 @@ def _mask_notes(done: Done) -> Iterable[str]:
             "an attention mask differs from image to image and within it; matching looks at masks "
             "of padding alone, so a group may hold tokens that this one tells apart"
         )
-    masks = ((mask, core) for core in cores for mask, _ in all_masks_of(core))
+    if any(mask in padding for c in cores if c.kind == "inner" for mask, _ in masks_of(c)):
+        yield (
+            "an attention inside a residual value has a mask of padding, which is read as one "
+            "about the tokens of that value in their order"
+        )
+    masks = ((part.node, core) for core in cores for part in all_masks_of(core) if part.own > 1)
     if any(pairs_of(*each, done.findings, done.program) is not None for each in masks):
         yield (
             "a mask says of each image which tokens see which; those that it treats alike merge "

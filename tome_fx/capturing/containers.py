@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch.fx.graph import _PyTreeInfo
@@ -39,11 +38,14 @@ def _form(spec: pytree.TreeSpec) -> Any:
 def check_container(value: Any, form: Any, name: str) -> None:
     """Raise ShapeError where lists and dicts hold more, less or others than in ``form``."""
     if isinstance(form, dict):
-        same = isinstance(value, Mapping) and value.keys() == form.keys()
-        found = f"holds {', '.join(map(str, value))}" if isinstance(value, Mapping) else ""
+        named = hasattr(value, "keys")
+        same = named and set(value.keys()) == form.keys()
+        found = f"holds {', '.join(map(str, value.keys()))}" if named else ""
         captured = ", ".join(map(str, form))
     else:
-        listed = hasattr(value, "__len__") and not isinstance(value, (Mapping, str))
+        # An output of transformers is a mapping, and read by number too.
+        listed = hasattr(value, "__len__") and not isinstance(value, (dict, str))
+        listed = listed or hasattr(value, "to_tuple")
         same = listed and len(value) == len(form)
         found, captured = f"has {len(value)}" if listed else "", f"{len(form)}"
     if not same:

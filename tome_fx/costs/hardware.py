@@ -65,6 +65,8 @@ class DeviceModel:
         """
         try:
             place = torch.zeros((), device=device).device
+            if place.type == "meta":
+                raise RuntimeError("nothing is computed there")
         except (RuntimeError, AssertionError, TypeError) as error:  # a build without CUDA asserts
             first = str(error).partition("\n")[0]
             raise ConfigError(f"device={device!r} is no device of this machine: {first}") from None

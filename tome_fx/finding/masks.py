@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.fx import Node
 
-from tome_fx.finding.parts import parts_of
+from tome_fx.finding.parts import Part, parts_of
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
     Axis,
@@ -61,11 +61,37 @@ def masks_of(core: Core) -> list[tuple[Node, bool]]:
     return found
 
 
-def all_masks_of(core: Core) -> list[tuple[Node, bool]]:
-    """These, and behind them what they are put together from."""
-    masks = masks_of(core)
-    parts = (part for mask in masks for part in parts_of(*mask))
-    return list(dict.fromkeys([*masks, *parts]))
+def parts_before(core: Core) -> list[Part]:
+    """What the mask of a fused attention, or the logits of a softmax, are put together from.
+
+    Each of them hides a key from an attention where it hides it.
+    """
+    kind = kind_of(core)
+    if kind not in ("sdpa", "softmax"):
+        return []
+    whole = bind(core.node).get("attn_mask" if kind == "sdpa" else "self")
+    return parts_of(whole) if isinstance(whole, Node) else []
+
+
+def all_masks_of(core: Core) -> list[Part]:
+    """The masks, and behind them what they are put together from."""
+    masks = (Part(*mask) for mask in masks_of(core))
+    return list(dict.fromkeys([*masks, *parts_before(core)]))
+
+
+def rows_before(core: Core, is_row: Callable[[Node], bool]) -> list[Part]:
+    """The parts with a row for each image, all of which hide; without what these are made of.
+
+    Where none of them is sure to hide, the nearest mask that is such a row.
+    """
+    found: list[Part] = []
+    below: set[Node] = set()
+    for part in parts_before(core):
+        if part.own and part.node not in below and is_row(part.node):
+            found.append(part)
+            below.update(inner.node for inner in parts_of(part.node, part.hides))
+    masks = (Part(*mask) for mask in masks_of(core))
+    return found or [mask for mask in masks if is_row(mask.node)][:1]
 
 
 def factors_of(core: Core) -> list[Node]:
@@ -151,6 +177,8 @@ def _factors(call: Call) -> list[tuple[Node, bool]]:
 
 def _applied(call: Call) -> tuple[list[tuple[Node, bool]], list[Node]]:
     """The masks that an op applies to logits, and what could be the logits before it."""
+    if getattr(tensor_value(call.node), "dtype", None) is torch.bool:
+        return [], []  # the logits are no truth, so it is what one of their masks is made of
     if call.name == "aten.add":
         both = [node for _, node in tensor_operands(call)]
         return [(node, False) for node in both], both
@@ -185,10 +213,10 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
     for site in findings.sites:
         for core in site.cores:
             keys = axis_of(findings.types[core.key][0], site.stream)
-            for node, _ in all_masks_of(core):
+            for node, _, own in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
-                row = type_ is not None and row_of_images(type_, keys) is not None
-                if row or pairs_of(node, core, findings, program) is not None:
+                row = own and type_ is not None and row_of_images(type_, keys) is not None
+                if row or (own > 1 and pairs_of(node, core, findings, program) is not None):
                     found.add(node)
     if not found:
         return frozenset()

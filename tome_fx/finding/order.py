@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from tome_fx.finding.masks import kind_of, masks_of
-from tome_fx.finding.parts import parts_of
+from tome_fx.finding.masks import all_masks_of, kind_of
 from tome_fx.finding.telling import known_value
 from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.graph.cones import cones_of
@@ -31,9 +30,8 @@ def is_causal(core: Core, program: Program) -> bool:
     """
     if bind(core.node).get("is_causal"):
         return True
-    parts = (part for mask in masks_of(core) for part in parts_of(*mask))
-    for node, hides in dict.fromkeys(parts):
-        value = known_value(node, program)
+    for node, hides, own in all_masks_of(core):
+        value = known_value(node, program) if own > 1 else None
         if value is not None and _is_triangle(value, hides):
             return True
     kind = kind_of(core)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import MutableMapping
@@ -11,7 +12,14 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.masks import all_masks_of, mask_type, masks_of, pairs_of, row_of_images
+from tome_fx.finding.masks import (
+    all_masks_of,
+    mask_type,
+    masks_of,
+    pairs_of,
+    row_of_images,
+    rows_before,
+)
 from tome_fx.graph.axes import (
     Axis,
     Batch,
@@ -56,17 +64,17 @@ def shown(
         told: what masks of pairs were found to say; filled here, as it is the same for every site.
     """
     coercer = lifter.coercer
-    row, pairs = _masks(lifter, core, keys)
+    rows, pairs = _masks(lifter, core, keys)
+    shows = [_shows(coercer, row, 1) for row in rows]
     if pairs is None:
         kinds, table = _kinds_of_table(lifter, core, keys, told)
-        visible = None if row is None else _shows(coercer, row, 1)
-        if visible is None:
+        if not shows:
             return None if kinds is None else Shown(None, kinds)
-        return Shown(visible, kinds, table)
+        return Shown(_all(coercer, shows), kinds, table)
     if pairs.value.node not in told:
         of_pairs = _shows(coercer, pairs, 2)
-        rows = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
-        told[pairs.value.node] = *rows, of_pairs
+        each_one = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
+        told[pairs.value.node] = *each_one, of_pairs
     # Of all tokens once: where an image of several is one token by now, it looks like padding.
     images = (Batch(lifter.program.batch),)
     whole = axis_of(lifter.findings.types[core.key][0], core.stream)
@@ -76,9 +84,14 @@ def shown(
         )
         for each, own in zip(told[pairs.value.node], (1, 1, 2), strict=True)
     )
-    if row is not None:
-        visible = coercer.emit(aten.logical_and.default, visible, _shows(coercer, row, 1))
-    return Shown(visible, kinds, sees)
+    return Shown(_all(coercer, [visible, *shows]), kinds, sees)
+
+
+def _all(coercer: Coercer, shows: list[Node]) -> Node:
+    """What all of several rows show."""
+    return functools.reduce(
+        lambda one, two: coercer.emit(aten.logical_and.default, one, two), shows
+    )
 
 
 def _kinds_of_table(
@@ -150,29 +163,39 @@ class _Mask:
     hides: bool
 
 
-def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[_Mask | None, _Mask | None]:
-    """The nearest mask with a row for each image, and the nearest with a row for each token.
+def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[list[_Mask], _Mask | None]:
+    """The masks with a row for each image, and the nearest with a row for each token.
 
-    The one of the ``keys`` as they are merged, the other of all tokens.
-    What a mask is made of stands behind it, and may be meant the other way round.
+    The former of the ``keys`` as they are merged, the latter of all tokens.
     """
-    row: _Mask | None = None
-    pairs: _Mask | None = None
-    for node, hides in all_masks_of(core):
-        value = lifter.values.get(node)
-        type_ = mask_type(node, value.types, lifter.program) if value is not None else None
-        if value is None or type_ is None:
-            continue
-        if type_.rank > value.types[0].rank:
-            value = Value(lifter.coercer.of_images(value.node), (type_,))
-        goal = row_of_images(value.types[0], keys)
-        if goal is not None:
-            row = row or _Mask(value, goal, hides)
-            continue
-        goal = pairs_of(node, core, lifter.findings, lifter.program)
-        if goal is not None:
-            pairs = pairs or _Mask(value, goal, hides)
-    return row, pairs
+
+    def row_of(node: Node) -> tuple[Value, TensorType] | None:
+        value = _mask_value(lifter, node)
+        goal = None if value is None else row_of_images(value.types[0], keys)
+        return None if value is None or goal is None else (value, goal)
+
+    rows = [
+        _Mask(*found, part.hides)
+        for part in rows_before(core, lambda node: row_of(node) is not None)
+        if (found := row_of(part.node)) is not None
+    ]
+    for node, hides, own in all_masks_of(core):
+        value = _mask_value(lifter, node) if own > 1 else None
+        goal = None if value is None else pairs_of(node, core, lifter.findings, lifter.program)
+        if value is not None and goal is not None:
+            return rows, _Mask(value, goal, hides)
+    return rows, None
+
+
+def _mask_value(lifter: Lifter, node: Node) -> Value | None:
+    """What a mask became, with an axis of images also where it is that of the only one."""
+    value = lifter.values.get(node)
+    type_ = mask_type(node, value.types, lifter.program) if value is not None else None
+    if value is None or type_ is None:
+        return None
+    if type_.rank > value.types[0].rank:
+        return Value(lifter.coercer.of_images(value.node), (type_,))
+    return value
 
 
 def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
