@@ -28,7 +28,7 @@ def is_causal(core: Core, program: Program) -> bool:
 
     Read where the model makes it without images, or from an input as the example has it.
     """
-    if bind(core.node).get("is_causal"):
+    if core.kind == "inner" and bind(core.node).get("is_causal"):
         return True
     for node, hides, own in all_masks_of(core):
         value = known_value(node, program) if own > 1 else None
