@@ -113,8 +113,10 @@ def checked(call: Call, expected: Tensor, what: str) -> Call:
     return call
 
 
-def measured(name: str, r: int, batch: int, rounds: int, folder: Path) -> list[Row]:
-    """One model in all runtimes that are here."""
+def measured(
+    name: str, r: int, batch: int, rounds: int, folder: Path, runtimes: list[str]
+) -> list[Row]:
+    """One model in those of ``runtimes`` that are here."""
     torch.manual_seed(0)
     original = timm.create_model(name).eval()
     fast = tome_fx.transform(original, r)
@@ -128,7 +130,8 @@ def measured(name: str, r: int, batch: int, rounds: int, folder: Path) -> list[R
     with torch.inference_mode():
         expected = {side: model(images) for side, (model, _) in sides.items()}
     flops, rows = fast.report.flop_ratio, []
-    for runtime, (package, place) in RUNTIMES.items():
+    for runtime in runtimes:
+        package, place = RUNTIMES[runtime]
         if importlib.util.find_spec(package) is None:
             continue
         calls = {
@@ -154,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=MODELS, help="name:r, with commas")
     parser.add_argument("--batch-sizes", default="1,8")
+    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="some of them, with commas")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--csv", type=Path, default=Path("runtimes.csv"))
     options = parser.parse_args()
@@ -163,7 +167,8 @@ def main() -> None:
         for entry in options.models.split(","):
             name, _, r = entry.partition(":")
             for batch in map(int, options.batch_sizes.split(",")):
-                rows += measured(name, int(r), batch, options.rounds, Path(folder))
+                runtimes = options.runtimes.split(",")
+                rows += measured(name, int(r), batch, options.rounds, Path(folder), runtimes)
     write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
 
