@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,7 +58,8 @@ def compiled(model: nn.Module, path: Path, images: Tensor) -> Call:
 
     def call() -> Tensor:
         with torch.inference_mode():
-            return program(images)  # type: ignore[no-any-return]
+            result: Tensor = program(images)
+        return result
 
     return call
 
@@ -114,30 +116,33 @@ def checked(call: Call, expected: Tensor, what: str) -> Call:
 
 
 def measured(
-    name: str, r: int, batch: int, rounds: int, folder: Path, runtimes: list[str]
+    name: str, r: int, batches: list[int], rounds: int, folder: Path, runtimes: list[str]
 ) -> list[Row]:
     """One model in those of ``runtimes`` that are here."""
     torch.manual_seed(0)
     original = timm.create_model(name).eval()
     fast = tome_fx.transform(original, r)
     size = original.default_cfg["input_size"]
-    images = torch.randn(batch, *size)
-    example = torch.randn(2, *size)
     sides = {
-        side: (model, written(model, folder / f"{name}-{side}.onnx", example))
+        side: (model, written(model, folder / f"{name}-{side}.onnx", torch.randn(2, *size)))
         for side, model in (("original", original), ("merged", fast))
     }
+    here = [name for name in runtimes if importlib.util.find_spec(RUNTIMES[name][0]) is not None]
+    images = {batch: torch.randn(batch, *size) for batch in batches}
     with torch.inference_mode():
-        expected = {side: model(images) for side, (model, _) in sides.items()}
-    flops, rows = fast.report.flop_ratio, []
-    for runtime in runtimes:
-        package, place = RUNTIMES[runtime]
-        if importlib.util.find_spec(package) is None:
-            continue
-        calls = {
-            side: checked(place(model, path, images), expected[side], f"{runtime}, {name}, {side}")
-            for side, (model, path) in sides.items()
+        expected = {
+            (batch, side): model(x)
+            for batch, x in images.items()
+            for side, (model, _) in sides.items()
         }
+    flops, rows = fast.report.flop_ratio, []
+    for batch, runtime in itertools.product(batches, here):
+        package, place = RUNTIMES[runtime]
+        calls = {
+            side: checked(place(model, path, images[batch]), expected[batch, side],
+                          f"{runtime}, {name}, {side}")
+            for side, (model, path) in sides.items()
+        }  # fmt: skip
         timings = interleaved(calls, rounds, 2, min_sample=0.05)
         before, after = timings["original"], timings["merged"]
         ratio, quartiles = speedup(before, after), paired_speedup(before, after).quartiles
@@ -162,13 +167,12 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("runtimes.csv"))
     options = parser.parse_args()
     print(f"{'model':24} batch {'runtime':14}  original ms  merged ms  ratio  FLOP ratio  share")
+    batches, runtimes = [*map(int, options.batch_sizes.split(","))], options.runtimes.split(",")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for entry in options.models.split(","):
             name, _, r = entry.partition(":")
-            for batch in map(int, options.batch_sizes.split(",")):
-                runtimes = options.runtimes.split(",")
-                rows += measured(name, int(r), batch, options.rounds, Path(folder), runtimes)
+            rows += measured(name, int(r), batches, options.rounds, Path(folder), runtimes)
     write_csv(options.csv, [asdict(row) for row in rows])
     print(f"saved: {options.csv}")
 

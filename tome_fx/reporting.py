@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
@@ -22,7 +21,7 @@ from tome_fx.graph.axes import (
     pieces,
     streams_of_axis,
 )
-from tome_fx.graph.extents import Extents, tensor_value
+from tome_fx.graph.extents import Extents, is_truth
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
@@ -179,9 +178,8 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bool:
     """Does a mask of an attention tell the tokens of each image apart, and is none of padding?"""
     for mask, *_ in (last for whole in masks_of(core) for last in last_parts_of(*whole)):
-        value = tensor_value(mask)
         # What is added to logits may be a bias from the image, which is averaged: no mask.
-        if mask in padding or (core.kind != "sdpa" and getattr(value, "dtype", 0) != torch.bool):
+        if mask in padding or (core.kind != "sdpa" and not is_truth(mask)):
             continue
         types = findings.types.get(mask, ())
         axes = types[0].axes if types else ()

@@ -136,11 +136,9 @@ def inputs_of(graph: Graph, example: Example) -> Iterator[tuple[Node, Any]]:
 
 def keep_containers(graph: Graph) -> None:
     """Let ``forward`` of ``graph`` refuse lists and dicts that are others than the captured."""
-    codegen = graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
-        return
-    if containers_of(codegen.pytree_info):
-        graph.set_codegen(Calling(codegen.pytree_info, {}, ()))
+    info = _call_of(graph)
+    if info is not None and containers_of(info):
+        graph.set_codegen(Calling(info, {}, ()))
 
 
 def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) -> None:
@@ -148,8 +146,8 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
 
     And refuse by name the optional ones that were, and those that it gathers by ``**``.
     """
-    codegen = graph._codegen
-    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
+    info = _call_of(graph)
+    if info is None:
         return
     parameters = inspect.signature(model.forward).parameters
     optional = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
@@ -157,5 +155,13 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
     own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     may_lack = optional.keys() | (given.keys() - own)
     needed = [name for name, value in given.items() if name in may_lack and value is not None]
-    if left or needed or containers_of(codegen.pytree_info):
-        graph.set_codegen(Calling(codegen.pytree_info, left, needed))
+    if left or needed or containers_of(info):
+        graph.set_codegen(Calling(info, left, needed))
+
+
+def _call_of(graph: Graph) -> _PyTreeInfo | None:
+    """How a graph is called, where that is by place and by name."""
+    codegen = graph._codegen
+    if not isinstance(codegen, _PyTreeCodeGen) or codegen.pytree_info.in_spec.num_children != 2:
+        return None
+    return codegen.pytree_info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch.fx import Node
@@ -24,7 +25,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import is_truth, tensor_value
 from tome_fx.graph.single import of_one
 from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.values import needed_for
@@ -41,6 +42,8 @@ _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum",
 _KEEPS = ("aten._to_copy", "aten.to", "aten.unsqueeze", "aten.squeeze", "aten.expand",
           "aten.reshape", "aten.view", "aten.contiguous", "aten.clone")  # fmt: skip
 _FILLS = ("aten.full", "aten.new_full", "aten.zeros_like")
+
+_Row = TypeVar("_Row")
 
 
 def masks_of(core: Core) -> list[tuple[Node, bool]]:
@@ -79,19 +82,22 @@ def all_masks_of(core: Core) -> list[Part]:
     return list(dict.fromkeys([*masks, *parts_before(core)]))
 
 
-def rows_before(core: Core, is_row: Callable[[Node], bool]) -> list[Part]:
-    """The parts with a row for each image, all of which hide; without what these are made of.
+def rows_before(core: Core, read: Callable[[Node], _Row | None]) -> list[tuple[_Row, bool]]:
+    """What ``read`` makes of parts with a row for each image, and whether True hides there.
 
-    Where none of them is sure to hide, the nearest mask that is such a row.
+    All of them hide; none is made of another. Where none is sure to hide, that of the nearest mask.
+    ``read`` gives None of what is no such row.
     """
-    found: list[Part] = []
+    found: list[tuple[_Row, bool]] = []
     below: set[Node] = set()
-    for part in parts_before(core):
-        if part.own and part.node not in below and is_row(part.node):
-            found.append(part)
-            below.update(inner.node for inner in parts_of(part.node, part.hides))
-    masks = (Part(*mask) for mask in masks_of(core))
-    return found or [mask for mask in masks if is_row(mask.node)][:1]
+    for node, hides, own in parts_before(core):
+        row = read(node) if own and node not in below else None
+        if row is not None:
+            found.append((row, hides))
+            below.update(inner.node for inner in parts_of(node, hides))
+    masks = ((read(node), hides) for node, hides in masks_of(core)) if not found else ()
+    nearest = next(((row, hides) for row, hides in masks if row is not None), None)
+    return found if nearest is None else [nearest]
 
 
 def factors_of(core: Core) -> list[Node]:
@@ -141,7 +147,7 @@ def _is_of_truth(mask: Node, inputs: bool, products: dict[Node, bool]) -> bool:
     while waiting:
         node = waiting.pop()
         given = inputs and node.op == "placeholder"
-        if given or getattr(tensor_value(node), "dtype", None) is torch.bool:
+        if given or is_truth(node):
             return True
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -160,7 +166,7 @@ def _is_of_truth(mask: Node, inputs: bool, products: dict[Node, bool]) -> bool:
 
 def is_truth_in_numbers(value: Node) -> bool:
     """Is a value 0 and 1 where a truth is, by casts and changes of layout alone?"""
-    while getattr(tensor_value(value), "dtype", None) is not torch.bool:
+    while not is_truth(value):
         before = value.all_input_nodes
         if not calls(value, _KEEPS) or not before:
             return False
@@ -171,13 +177,12 @@ def is_truth_in_numbers(value: Node) -> bool:
 def _factors(call: Call) -> list[tuple[Node, bool]]:
     """The masks that an op multiplies weights by."""
     both = tensor_operands(call) if call.name == "aten.mul" else []
-    of_bool = (n for _, n in both if getattr(tensor_value(n), "dtype", None) is torch.bool)
-    return [(node, False) for node in of_bool]
+    return [(node, False) for _, node in both if is_truth(node)]
 
 
 def _applied(call: Call) -> tuple[list[tuple[Node, bool]], list[Node]]:
     """The masks that an op applies to logits, and what could be the logits before it."""
-    if getattr(tensor_value(call.node), "dtype", None) is torch.bool:
+    if is_truth(call.node):
         return [], []  # the logits are no truth, so it is what one of their masks is made of
     if call.name == "aten.add":
         both = [node for _, node in tensor_operands(call)]

@@ -10,14 +10,14 @@ import torch
 from torch.fx import Node
 
 from tome_fx.graph.calls import Call, bind, calls
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import is_truth, tensor_value
 from tome_fx.ops.padding import HIDDEN
 
 _NOTS = ("aten.bitwise_not", "aten.logical_not")
 _ANDS = ("aten.bitwise_and", "aten.logical_and", "aten.__and__", "aten.mul")
 _ORS = ("aten.bitwise_or", "aten.logical_or", "aten.__or__", "aten.add")
-_SAME = ("aten.contiguous", "aten.clone", "aten.to", "aten._to_copy", "aten.alias",
-         "aten.detach")  # fmt: skip
+_SAME = ("aten.contiguous", "aten.clone", "aten.to", "aten._to_copy", "aten.alias", "aten.detach",
+         "aten.expand")  # fmt: skip
 _SHAPED = ("aten.reshape", "aten.view", "aten.flatten", "aten.unflatten")
 _ORDERED = ("aten.permute", "aten.transpose")
 # Tensors of one number, by the argument that says it.
@@ -115,8 +115,6 @@ def _kept(name: str, call: Call) -> int:
     if name == "aten.clamp":  # which may leave nothing that hides
         least = call.get("min")
         return 2 if least is None or (isinstance(least, (int, float)) and least < HIDDEN) else 0
-    if name == "aten.expand":
-        return 2
     if name == "aten.unsqueeze":
         return min(2, after.dim() - 1 - int(call["dim"]) % after.dim())
     if name == "aten.squeeze" and isinstance(call.get("dim"), int):
@@ -142,8 +140,3 @@ def _alike(before: Sequence[Any], after: Sequence[Any]) -> int:
     """How many of the last entries are alike, up to 2. Sizes by their text: none is guarded on."""
     same = (str(a) == str(b) for a, b in zip(reversed(before), reversed(after), strict=False))
     return min(2, len([*takewhile(bool, same)]))
-
-
-def is_truth(node: Node) -> bool:
-    """Is a value one of bools?"""
-    return getattr(tensor_value(node), "dtype", None) is torch.bool

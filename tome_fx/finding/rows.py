@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from tome_fx.graph.axes import Axis, Batch, TensorType, extent, is_uniform
 from tome_fx.graph.calls import UNTAGGED, Call, bind, tensor_operands
 from tome_fx.graph.cones import is_constant, made_of_inputs
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import is_truth, tensor_value
 
 # Places keep their order.
 _BROADCASTS = ("aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous", "aten.clone",
@@ -41,7 +41,7 @@ def rows_of(graph: Graph, types: Mapping[Node, tuple[TensorType, ...]]) -> dict[
     images, rows = made_of_inputs(graph), dict[Node, _Row]()
     for node in graph.nodes:
         if node.op == "placeholder":
-            rows[node] = _Row((node.name,), _is_truth(node))
+            rows[node] = _Row((node.name,), is_truth(node))
         elif isinstance(node.target, torch._ops.OpOverload) and node in images:
             row = _step(bind(node), rows, images, types)
             if row is not None:
@@ -70,7 +70,7 @@ def _step(
     known = pointwise or call.name in _MOVES
     if not known or not all(_is_even(node, types) for node in others):
         return None
-    return row if pointwise and row.truth else _Row(steps, row.truth or _is_truth(call.node))
+    return row if pointwise and row.truth else _Row(steps, row.truth or is_truth(call.node))
 
 
 def _keeps_places(call: Call, source: Node) -> bool:
@@ -81,11 +81,6 @@ def _keeps_places(call: Call, source: Node) -> bool:
     if call.name == "aten.slice":
         return before.shape == after.shape
     return call.name in ("aten.reshape", "aten.repeat") and before.shape[-1:] == after.shape[-1:]
-
-
-def _is_truth(node: Node) -> bool:
-    value = tensor_value(node)
-    return value is not None and value.dtype is torch.bool
 
 
 def _is_even(node: Node, types: Mapping[Node, tuple[TensorType, ...]]) -> bool:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from tome_fx.finding.masks import factors_of, is_of_truth, masks_of
 from tome_fx.graph.axes import TensorType, axis_of, extent, has_batch, holds, is_uniform
+from tome_fx.graph.extents import is_truth
 from tome_fx.graph.values import needed_for, value_of
 from tome_fx.ops.padding import HIDDEN
 from tome_fx.program import Core, Program
@@ -58,7 +59,7 @@ def uneven_masks(
             continue
         if not for_all and sides[0] != asking:
             continue
-        truth, value = node.meta["val"].dtype is torch.bool, known_value(node, program)
+        truth, value = is_truth(node), known_value(node, program)
         given = any(own.op == "placeholder" for own in needed_for(node))
         if value is None or given:
             if is_of_truth(node):

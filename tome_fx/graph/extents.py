@@ -101,3 +101,9 @@ def tensor_value(node: Node) -> torch.Tensor | None:
     """The fake tensor that a node yields, or None for anything else."""
     value = node.meta.get("val")
     return value if isinstance(value, torch.Tensor) else None
+
+
+def is_truth(node: Node) -> bool:
+    """Does a node yield bools?"""
+    value = tensor_value(node)
+    return value is not None and value.dtype is torch.bool

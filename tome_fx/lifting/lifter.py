@@ -151,9 +151,8 @@ class Lifter:
         axis = self.sizes.get(node)
         if axis is None or has_stream(axis):
             return False
-        source, dim = node.args
-        types = self.values[source].types  # type: ignore[index]
-        return bool(types) and types[0].axes[dim] == axis  # type: ignore[index]
+        now = {source: self.values[source].types for source in node.all_input_nodes}
+        return measured_axis(node, now) == axis
 
     def _call(self, call: Call) -> None:
         paths = {p: n for p, n in tensor_operands(call) if self.values[n].types}

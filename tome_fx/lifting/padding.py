@@ -174,11 +174,7 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[list[_Mask], _Mask |
         goal = None if value is None else row_of_images(value.types[0], keys)
         return None if value is None or goal is None else (value, goal)
 
-    rows = [
-        _Mask(*found, part.hides)
-        for part in rows_before(core, lambda node: row_of(node) is not None)
-        if (found := row_of(part.node)) is not None
-    ]
+    rows = [_Mask(*found, hides) for found, hides in rows_before(core, row_of)]
     for node, hides, own in all_masks_of(core):
         value = _mask_value(lifter, node) if own > 1 else None
         goal = None if value is None else pairs_of(node, core, lifter.findings, lifter.program)
