@@ -29,6 +29,7 @@ from tome_fx.graph.extents import settled
 from tome_fx.lifting.lifter import Lifter
 from tome_fx.lifting.merging import Merging
 from tome_fx.options import Remerge
+from tome_fx.own_matching import Function, OwnMatching
 from tome_fx.program import Coerced, Findings, MergeSchedule, Program, Step
 
 aten = torch.ops.aten
@@ -61,6 +62,7 @@ def lift(
     prop_attn: bool = True,
     maps_only: bool = False,
     remerge: Remerge = "mean",
+    matching: Function | None = None,
 ) -> LiftedGraph:
     """Rewrite ``program`` by ``schedule`` and the rules that ``findings`` come from.
 
@@ -71,8 +73,13 @@ def lift(
         maps_only: the result returns the index map of each step and nothing else.
         remerge: what becomes of values that an op told apart within a group, where they come back
             to their source: ``mean`` averages them, ``never`` gives all tokens back there.
+        matching: a function of the user that chooses what merges.
+
+    Raises:
+        ConfigError: ``matching`` cannot be asked at some site.
     """
-    walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule)
+    own = None if matching is None else OwnMatching(matching)
+    walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule, own)
     for node in program.graph.nodes:
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)
@@ -88,9 +95,10 @@ class _Walk:
 
     lifter: Lifter
     schedule: MergeSchedule
+    own: OwnMatching | None
 
     def __post_init__(self) -> None:
-        self.merging = Merging(self.lifter)
+        self.merging = Merging(self.lifter, self.own)
         self.first: tuple[Node, str] | None = None  # the first input with a batch, and its name
         self.steps: dict[Node, list[Step]] = {}
         for step in self.schedule.steps:

@@ -18,7 +18,7 @@ from tome_fx import ops
 
 # What places rows, by scatter or without.
 _PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops.assignment,
-            ops.padding_last)  # fmt: skip
+            ops.padding_last, ops.plan_of_pairs)  # fmt: skip
 
 
 def lower(graph: Graph, scatter: bool = True) -> Graph:

@@ -101,6 +101,12 @@ def test_deployment(names: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(names["again"](images()), names["fast"](images()))
 
 
+def test_matching(names: dict[str, Any]) -> None:
+    fast = ran("docs/matching.md", names)["fast"]
+    assert any(fast.schedule)
+    assert fast(images()).shape == (2, 10)
+
+
 def test_training(names: dict[str, Any]) -> None:
     before = names["model"].head.weight.detach().clone()
     ran("docs/training.md", names)

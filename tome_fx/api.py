@@ -30,6 +30,7 @@ from tome_fx.errors import (
 from tome_fx.grouping import Align
 from tome_fx.module import ToMeModule
 from tome_fx.options import Remerge, Settings, checked, reject_unknown, rule_table
+from tome_fx.own_matching import Function
 from tome_fx.report import Report
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding
@@ -57,6 +58,7 @@ def transform(
     hardware: DeviceModel | str | None = None,
     min_speedup: float = 1.0,
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
+    matching: Function | None = None,
     **unknown: Any,
 ) -> ToMeModule:
     """Rewrite a Vision Transformer to merge similar tokens between attention and MLP.
@@ -110,6 +112,10 @@ def transform(
             device of the model.
         min_speedup: what the estimate at this ``batch`` has to reach; 0 always applies merging.
         rules: rules for more ops, ``(torch.ops.ns.op, rule)`` each; see ``tome_fx.rules``.
+        matching: another way to choose what merges: a function that is given by keyword what its
+            parameters are named for, of ``metric``, ``r``, ``keys``, ``x``, ``size`` and
+            ``position``, and returns ``(src, dst)``, which tokens merge away and into which
+            (``docs/matching.md``); None for bipartite soft matching.
 
     Returns:
         A graph module with the model's inputs, outputs, parameters and mode.
@@ -143,6 +149,7 @@ def transform(
             batch,
             hardware,
             min_speedup,
+            matching,
         )
     )
     model = _unwrapped(model)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
+from torch.utils.flop_counter import FlopCounterMode
 
 from tome_fx import ops
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.leaves import Leaf
+from tome_fx.own_matching import OwnMatching
 
 _Count = Callable[[Call, Extents], int]
 
@@ -37,11 +41,22 @@ def _macs(node: Node, extents: Extents) -> int:
     if node.target is ops.similarity:
         metric = _shape(node.args[0], extents)
         return math.prod(_shape(node, extents)) * metric[-1]
+    if isinstance(node.target, OwnMatching):
+        return _within(node.target, node.kwargs)
     if not isinstance(node.target, torch._ops.OpOverload):
         return 0
     call = bind(node)
     counter = _COUNTERS.get(call.name)
     return counter(call, extents) if counter else 0
+
+
+def _within(own: OwnMatching, given: Mapping[str, Any]) -> int:
+    """Of a function of the user, which is no list of ops before it runs."""
+    values = {k: v.meta["val"] if isinstance(v, Node) else v for k, v in given.items()}
+    fake = next(v.fake_mode for v in values.values() if isinstance(v, FakeTensor))
+    with fake, FlopCounterMode(display=False) as counter:
+        own(**values)
+    return int(counter.get_total_flops()) // 2
 
 
 def _shape(node: object, extents: Extents) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from tome_fx.costs.hardware import DeviceModel, device_model
 from tome_fx.errors import ConfigError
 from tome_fx.grouping import Align
 from tome_fx.ops import FORMS
+from tome_fx.own_matching import Function, asked_by
 from tome_fx.rules.base import Rule
 from tome_fx.schedule import Rounding, asked, is_list
 
@@ -46,6 +47,7 @@ class Settings:
     batch: int | None = None
     hardware: DeviceModel | str | None = None
     min_speedup: float = 1.0
+    matching: Function | None = None
 
     def with_r(self, r: Any) -> Settings:
         """The same settings with another, checked ``r``."""
@@ -58,8 +60,9 @@ OPTIONS = (*_OWN, "example_inputs", "example_kwargs")
 # A compiler captures by itself.
 COMPILED = tuple(name for name in _OWN if name not in ("capture", "check"))
 BACKEND_OPTIONS = (*COMPILED, "inner_backend", "mode", "inner_options")
-# Rules are code, and r says more than JSON can tell apart.
-SAVED_OPTIONS = tuple(name for name in _OWN if name not in ("r", "rules"))
+# Some options are code, and r says more than JSON can tell apart.
+CODE = ("rules", "matching")
+SAVED_OPTIONS = tuple(name for name in _OWN if name not in ("r", *CODE))
 
 
 def checked(settings: Settings) -> Settings:
@@ -83,6 +86,8 @@ def checked(settings: Settings) -> Settings:
     if settings.attention not in ATTENTION:
         raise ConfigError(f"attention={settings.attention!r} is not one of {', '.join(ATTENTION)}.")
     _check_ratio("min_ratio", settings.min_ratio, "FLOP ratio")
+    if settings.matching is not None:
+        asked_by(settings.matching)
     _check_planning(settings)
     hardware: Any = settings.hardware
     hardware = device_model(hardware) if isinstance(hardware, Mapping) else hardware

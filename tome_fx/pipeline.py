@@ -219,6 +219,7 @@ def _lifted(
         settings.prop_attn,
         maps_only,
         settings.remerge,
+        settings.matching,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import errno
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -20,6 +19,8 @@ from tome_fx.errors import ConfigError, InputError
 from tome_fx.files import file_path, replacing, unwritten
 from tome_fx.module import ToMeModule
 from tome_fx.options import SAVED_OPTIONS, Settings, checked
+from tome_fx.own_matching import Function, name_of
+from tome_fx.recipe_weights import check_values, load_weights, save_weights
 from tome_fx.rules.base import Rule
 
 FORMAT, VERSION = "tome_fx recipe", 1
@@ -42,17 +43,14 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
 
     Raises:
         TypeError: ``module`` is no result of a transform, or ``path`` no path.
-        ConfigError: it was made with rules of the user, which are code; or ``path`` takes no file;
+        ConfigError: it was made with code of the user (rules, a matching), or ``path``
+            takes no file,
             or its weights have no values.
     """
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
     path = file_path(path, "A recipe")
-    if module.settings.rules:
-        raise ConfigError(
-            f"This transform uses rules for {', '.join(module.settings.rules)}. Rules are code and "
-            "are not saved: give them to apply_recipe, and transform without them to save."
-        )
+    _refuse_code(module.settings)
     from tome_fx import __version__
 
     # Only a ``.json`` makes room: what stands behind the point of vit.v1 is part of its name.
@@ -71,12 +69,12 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         "weights": beside.name if weights else None,
     }
     if weights:
-        _check_values(module, "This result", "Load its weights first")
+        check_values(module, "This result", "Load its weights first")
     try:
         with replacing(path) as file:
             file.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
             if weights:
-                _save(module, beside)  # they are there before what names them
+                save_weights(module, beside)  # they are there before what names them
     except OSError as error:
         raise unwritten(error) from None
     return path
@@ -89,6 +87,7 @@ def apply_recipe(
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     rules: Iterable[tuple[Any, Rule]] | Mapping[Any, Rule] = (),
+    matching: Function | None = None,
 ) -> ToMeModule:
     """Transform ``model`` as a recipe says.
 
@@ -100,7 +99,7 @@ def apply_recipe(
         path: a file of :func:`save_recipe`.
         example_inputs, example_kwargs: as for :func:`tome_fx.transform`; by default zeros of the
             shapes in the recipe.
-        rules: rules that the recipe cannot hold.
+        rules, matching: code, which a recipe cannot hold.
 
     Raises:
         TypeError: ``model`` is not a model, or ``path`` no path.
@@ -127,7 +126,7 @@ def apply_recipe(
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if recipe["weights"]:
-        _check_values(model, "The model", "Make it on a device that holds them")
+        check_values(model, "The model", "Make it on a device that holds them")
         model = copy.deepcopy(model)  # which keeps its own weights
     try:
         result = transform(
@@ -136,6 +135,7 @@ def apply_recipe(
             example_inputs=example_inputs,
             example_kwargs=example_kwargs,
             rules=rules,
+            matching=matching,
             **settings,
         )
     except InputError as error:
@@ -153,8 +153,18 @@ def apply_recipe(
             "model that it was made for, or transform this one."
         )
     if recipe["weights"]:
-        _load(result, path.parent / recipe["weights"])
+        load_weights(result, path.parent / recipe["weights"])
     return result
+
+
+def _refuse_code(settings: Settings) -> None:
+    told = [f"rules for {', '.join(settings.rules)}"] if settings.rules else []
+    told += [f"{name_of(settings.matching)} as its matching"] if settings.matching else []
+    if told:
+        raise ConfigError(
+            f"This transform uses {' and '.join(told)}. That is code and is not saved: give it to "
+            "apply_recipe, and transform without it to save."
+        )
 
 
 def _settings(module: ToMeModule) -> dict[str, Any]:
@@ -166,22 +176,6 @@ def _settings(module: ToMeModule) -> dict[str, Any]:
     elif told is not None:
         found["hardware"] = told.hardware
     return {**found, "align": module.report.aligned}
-
-
-def _load(module: ToMeModule, weights: Path) -> None:
-    package = _safetensors()
-    try:
-        package.safe_open(str(weights), "pt")  # a damaged file has an error of its own kind
-    except Exception as error:
-        raise ConfigError(f"{weights} cannot be read: {error}.") from None
-    try:
-        package.torch.load_model(module, str(weights), strict=True)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise InputError(
-            f"The weights in {weights} do not fit: {lines[min(1, len(lines) - 1)].strip()} Apply "
-            "the recipe to the model that it was made for."
-        ) from None
 
 
 def _written(r: Any) -> dict[str, Any]:
@@ -235,25 +229,6 @@ def _zeros(inputs: Any, model: nn.Module, path: Path) -> tuple[torch.Tensor, ...
         raise ConfigError(f"{path}: its inputs are not shapes and dtypes ({first}).") from None
 
 
-def _check_values(module: nn.Module | torch.export.ExportedProgram, what: str, step: str) -> None:
-    """Raise ConfigError where a tensor of ``module`` has no memory to read or to write."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_meta:
-            raise ConfigError(
-                f"{what} has no values for {name}, which is on the meta device: its weights can "
-                f"neither be saved nor loaded. {step}."
-            )
-
-
-def _save(module: ToMeModule, weights: Path) -> None:
-    package = _safetensors()
-    with replacing(weights) as file:
-        try:
-            package.torch.save_model(module, str(file))
-        except package.SafetensorError as error:
-            raise OSError(errno.EIO, str(error)) from None
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
@@ -288,13 +263,3 @@ def _reject(found: Mapping[str, Any], known: tuple[str, ...], path: Path, where:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{path}: {key!r} is not known in its {where}.{hint}")
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ConfigError(
-            "Weights of a recipe need the package safetensors: pip install safetensors."
-        ) from None
-    return safetensors

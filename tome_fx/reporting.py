@@ -26,6 +26,7 @@ from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
 from tome_fx.options import Settings
+from tome_fx.own_matching import OwnMatching, name_of
 from tome_fx.passes.lift import LiftedGraph
 from tome_fx.passes.verify import BATCH
 from tome_fx.program import (
@@ -58,7 +59,7 @@ def report_of(done: Done, model: str, settings: Settings) -> Report:
     batch = done.program.batch if done.program.static_batch else BATCH
     before = macs_of(done.program.graph, done.sizes, batch)
     after = macs_of(done.graph, done.sizes, batch)
-    matching = sum(n for node, n in after.items() if node.target is ops.similarity)
+    matching = sum(n for node, n in after.items() if _matches(node))
     return Report(
         model=model,
         capture=done.program.how,
@@ -76,6 +77,10 @@ def report_of(done: Done, model: str, settings: Settings) -> Report:
         align=settings.align,
         aligned=done.schedule.align,
     )
+
+
+def _matches(node: Node) -> bool:
+    return node.target is ops.similarity or isinstance(node.target, OwnMatching)
 
 
 def _blocks(done: Done, before: Mapping[Node, int], after: Mapping[Node, int]) -> Iterable[Block]:
@@ -213,6 +218,8 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
                 f"layer {index}: {_asked(step, settings)} clamped to {step.before // 2}, "
                 f"half of the {step.before} tokens that may merge there"
             )
+    if settings.matching is not None:
+        yield f"what merges is chosen by {name_of(settings.matching)}"
     yield from _mask_notes(done)
     yield from _program_notes(done.program)
 

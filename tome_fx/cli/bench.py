@@ -76,6 +76,7 @@ def bench(
     strict: o.Strict = False,
     every: o.Every = 1,
     align: o.Align = "1",
+    matching: o.Matching = None,
     pretrained: o.Pretrained = False,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -126,11 +127,17 @@ def bench(
     )
     loaded = merging.load_quietly(spec)
     options = merging.MergeOptions(
-        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+        prop_attn,
+        capture,
+        rounding,
+        strict,
+        every=every,
+        align=o.parse_align(align),
+        matching=merging.matching_of(matching),
     )
     fast = {text: merging.transform(loaded, one, options) for text, one in by_r(rs).items()}
     rows = measure(loaded, subjects(loaded, fast), settings)
-    around = results.environment(loaded, settings)
+    around = results.environment(loaded, settings) | {"matching": matching or ""}
     if results_file:
         results.write(results_file, kind, rows, around)
     if as_json:

@@ -21,6 +21,7 @@ def explain(
     strict: o.Strict = False,
     every: o.Every = 1,
     align: o.Align = "1",
+    matching: o.Matching = None,
     batch: Annotated[
         int | None, typer.Option(help="Estimate for calls on so many images whether merging pays.")
     ] = None,
@@ -53,7 +54,13 @@ def explain(
     )
     steps = o.parse_r(r)
     options = merging.MergeOptions(
-        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+        prop_attn,
+        capture,
+        rounding,
+        strict,
+        every=every,
+        align=o.parse_align(align),
+        matching=merging.matching_of(matching),
     )
     report = merging.explain(
         merging.load_quietly(spec),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import tome_fx
 from tome_fx.cli.console import PATIENT, stage
+from tome_fx.cli.functions import load_function
 from tome_fx.cli.models import Loaded, ModelSpec, load
 from tome_fx.cli.options import show_r
 from tome_fx.report import Report
@@ -24,6 +25,12 @@ class MergeOptions:
     scatter: bool = True
     every: int = 1
     align: int | str = 1
+    matching: Any = None
+
+
+def matching_of(text: str | None) -> Any:
+    """Return the function that ``--matching`` names, if it does."""
+    return None if text is None else load_function(text, "--matching")
 
 
 def load_quietly(spec: ModelSpec) -> Loaded:
@@ -37,7 +44,7 @@ def transform(loaded: Loaded, r: Any, options: MergeOptions) -> Any:
     with stage(f"transforming {loaded.name}, r={show_r(r)}", after=PATIENT):
         example = (loaded.example(2),)
         return tome_fx.transform(
-            loaded.model, r, example_inputs=example, min_ratio=0, **asdict(options)
+            loaded.model, r, example_inputs=example, min_ratio=0, **vars(options)
         )
 
 
@@ -51,5 +58,5 @@ def explain(loaded: Loaded, r: Any, options: MergeOptions, **planning: Any) -> R
                 "ignore", "(Merging .* is not applied|Nothing merges)", tome_fx.ToMeWarning
             )
             return tome_fx.explain(
-                loaded.model, r, example_inputs=example, **asdict(options), **planning
+                loaded.model, r, example_inputs=example, **vars(options), **planning
             )

@@ -78,6 +78,11 @@ Every = Annotated[
 Align = Annotated[
     str, typer.Option(help="Bring token counts to a multiple: 8, or auto.", rich_help_panel=MERGING)
 ]
+Matching = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.py:NAME", help="A function of yours that chooses what merges.",
+                 rich_help_panel=MERGING),
+]  # fmt: skip
 R = Annotated[
     str,
     typer.Option(

@@ -101,6 +101,7 @@ def validate(
     strict: o.Strict = False,
     every: o.Every = 1,
     align: o.Align = "1",
+    matching: o.Matching = None,
     pretrained: o.Pretrained = True,
     checkpoint: o.Checkpoint = None,
     img_size: o.ImgSize = None,
@@ -144,7 +145,13 @@ def validate(
         data_argument or data_dir, dataset, split, class_map, labels=labels == "data"
     )
     options = merging.MergeOptions(
-        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
+        prop_attn,
+        capture,
+        rounding,
+        strict,
+        every=every,
+        align=o.parse_align(align),
+        matching=merging.matching_of(matching),
     )
     if threads:
         torch.set_num_threads(threads)
@@ -172,6 +179,7 @@ def validate(
         "processes": processes.world,
         "compile": torchcompile or "",
         "weights": ready.loaded.weights,
+        "matching": matching or "",
     }
     tell(scores_of(ready, data, sums), environment, data.name, results_file, kind, as_json)
 

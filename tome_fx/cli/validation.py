@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tome_fx.cli import console, datasets, evaluate, merging, partial, results
+from tome_fx.cli.functions import identity
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.processes import Processes
 from tome_fx.cli.scores import Score, Sums, score
@@ -68,7 +69,8 @@ def settings_of(
         "batch_size": course.reading.batch_size,
         "torchcompile": backend,
         **asdict(loaded.config),
-        **asdict(options),
+        **asdict(replace(options, matching=None)),
+        "matching": options.matching and identity(options.matching),
         **{key: machine[key] for key in ("tome_fx", "torch", "device_name")},
     }
 

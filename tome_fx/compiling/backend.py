@@ -181,7 +181,7 @@ def backend(
         inner_options: its options.
         options: ``prop_attn``, ``rounding``, ``strict``, ``protect``, ``remerge``, ``min_ratio``,
             ``scatter``, ``attention``, ``every``, ``align``, ``batch``, ``hardware``,
-            ``min_speedup`` and ``rules`` of :func:`tome_fx.transform`.
+            ``min_speedup``, ``rules`` and ``matching`` of :func:`tome_fx.transform`.
 
     Raises:
         ConfigError: an option is unknown or outside its range.

@@ -15,13 +15,14 @@ from tome_fx.costs.ours import with_kernels
 from tome_fx.costs.work import work_of
 from tome_fx.graph.extents import Extents
 from tome_fx.macs import macs_of
+from tome_fx.own_matching import OwnMatching
 
 # One of them for each merge, even where the sum in front of it, its end, is part of a kernel.
-_MATCH = (ops.match, ops.match_keys, ops.match_metric)
+_MATCH = (ops.match, ops.match_keys, ops.match_metric, ops.plan_of_pairs)
 # What a single merge consists of. All else that is inserted (weights of keys, unmerges) is shared.
 _MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.prefer_alike, ops.match,
           ops.padding_last, ops.merged_size, ops.merge, ops.merge_sum, ops.match_keys,
-          ops.match_metric, ops.merge_norm)  # fmt: skip
+          ops.match_metric, ops.merge_norm, ops.plan_of_pairs)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def estimate(
     """
 
     def inserted(node: Node) -> bool:
-        return node.graph is after.graph and (node not in origin or node.target in _MERGE)
+        return node.graph is after.graph and (node not in origin or _is_merge(node))
 
     if device.kernels:
         graph, origin = with_kernels(after.graph, origin)
@@ -110,7 +111,7 @@ def estimate(
             spent[1][stage] += kernel.seconds(device)
             continue
         merging += took
-        if stage and kernel.node.target in _MERGE:
+        if stage and _is_merge(kernel.node):
             costs[stage - 1] += took
     saved = _saved(spent, merges)
     told = Estimate(
@@ -118,6 +119,10 @@ def estimate(
     )
     rows = zip(merges, costs, saved, strict=True)
     return Costs(told, {merge.layer: (cost, gain) for merge, cost, gain in rows})
+
+
+def _is_merge(node: Node) -> bool:
+    return node.target in _MERGE or isinstance(node.target, OwnMatching)
 
 
 def _seconds(kernels: Sequence[Kernel], device: DeviceModel) -> list[float]:

@@ -19,6 +19,7 @@ from tome_fx.finding.cores import Anchor, is_tokens, runs
 from tome_fx.graph.axes import Axis, Batch, TensorType, extent, has_batch, has_stream
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
+from tome_fx.graph.ends import channels_of
 from tome_fx.graph.grids import fused
 from tome_fx.program import Core, Site
 
@@ -48,9 +49,8 @@ def inner_cores(graph: Graph, found: Iterable[tuple[Anchor, ...]], types: Types)
 
 def by_features(site: Site, types: Types) -> Site:
     """The site with its own value as what matching compares."""
-    axes = types[site.node][0].axes
-    inner = [i for i, axis in enumerate(axes) if extent(axis) > 1 and not has_stream(axis)]
-    return replace(site, cores=(replace(site.cores[0], key=site.node, channel=inner[-1]),))
+    channel = channels_of(types[site.node][0])
+    return replace(site, cores=(replace(site.cores[0], key=site.node, channel=channel),))
 
 
 def uncut(node: Node, types: Types) -> Node:

@@ -60,6 +60,12 @@ def tokens_of(type_: TensorType, stream: int) -> int:
     return own.count + sum(ends_of(axis, place_of(axis, stream)))
 
 
+def channels_of(type_: TensorType) -> int:
+    """The axis of a value of tokens that holds the features of each."""
+    inner = [i for i, axis in enumerate(type_.axes) if extent(axis) > 1 and not has_stream(axis)]
+    return inner[-1]
+
+
 def forget_streams(type_: TensorType) -> TensorType:
     """``type_`` with plain axes for its tokens: rows of a table, merged where used."""
 

@@ -16,6 +16,8 @@ from tome_fx.lifting.joint import key_of
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import Key, emit_scores
 from tome_fx.lifting.padding import Shown, shown
+from tome_fx.lifting.pairs import Place, emit_pairs
+from tome_fx.own_matching import OwnMatching
 from tome_fx.program import Core, Step
 
 # What masks say of the tokens of a site, and how many of these never merge at the ends of a row.
@@ -32,6 +34,7 @@ class Merging:
     """
 
     lifter: Lifter
+    own: OwnMatching | None = None
     depths: dict[tuple[Node, int], int] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     told: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Merging:
         removing = [step for step in steps if step.removed]
         held = self._brought(node, now) if removing else node
         if removing:
-            self._match(removing, levels, now)
+            self._match(removing, levels, now, held)
         merged = now
         for step in steps:
             stream = step.site.stream
@@ -57,12 +60,15 @@ class Merging:
             lifter.before.setdefault(node, Value(held, (now,)))
             lifter.put(node, lifter.coercer.coerce(held, now, merged), (merged,))
 
-    def _match(self, steps: Sequence[Step], levels: dict[int, int], now: TensorType) -> None:
-        """New levels of streams at a site, whose value is of type ``now``: alike ones at once."""
+    def _match(
+        self, steps: Sequence[Step], levels: dict[int, int], now: TensorType, held: Node
+    ) -> None:
+        """New levels of streams at a site, ``held`` of type ``now``: alike ones at once."""
         coercer = self.lifter.coercer
         masks = [self._masks(step, levels) for step in steps]
         row = axis_of(now, steps[0].site.stream) if len(steps) > 1 and not any(masks) else ()
         several = key_of(row) is not None and all(holds(row, step.site.stream) for step in steps)
+        several = several and self.own is None
         merges = []
         for step in steps:
             keys = tuple(self._key(core, levels, several) for core in step.site.cores)
@@ -71,9 +77,12 @@ class Merging:
         if several:
             merge_alike(coercer, merges, row)
             return
-        for merge, mask in zip(merges, masks, strict=True):
-            scores, parity = emit_scores(coercer, merge.keys, now, merge.stream)
-            plan = self._plan(scores, merge.removed, parity, mask)
+        for step, merge, mask in zip(steps, merges, masks, strict=True):
+            if self.own is not None:
+                place = Place(step.site.cores[0].node, held, now, mask is not None)
+                plan = emit_pairs(coercer, self.own, merge, place)
+            else:
+                plan = self._plan(merge, now, mask)
             size = coercer.levels.size(merge.stream, merge.level)
             size = coercer.emit(ops.merged_size, plan, size, merge.keys[0].node)
             coercer.levels.add(merge.stream, plan, size, merge.removed, merge.level)
@@ -107,9 +116,10 @@ class Merging:
                 told.append((found, ends_of(keys, place_of(keys, stream))))
         return next((each for each in told if each[0].visible is not None), next(iter(told), None))
 
-    def _plan(self, scores: Node, removed: int, parity: int, mask: _Masks | None) -> Node:
+    def _plan(self, merge: Merge, now: TensorType, mask: _Masks | None) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
-        emit = self.lifter.coercer.emit
+        emit, removed = self.lifter.coercer.emit, merge.removed
+        scores, parity = emit_scores(self.lifter.coercer, merge.keys, now, merge.stream)
         if mask is None:
             return emit(ops.match, scores, removed, parity)
         told, ends = mask

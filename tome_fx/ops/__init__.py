@@ -46,6 +46,11 @@ from tome_fx.ops.padding import padding_last as padding_last
 from tome_fx.ops.padding import prefer_alike as prefer_alike
 from tome_fx.ops.padding import seen as seen
 from tome_fx.ops.padding import shown as shown
+from tome_fx.ops.pairs import by_head as by_head
+from tome_fx.ops.pairs import features as features
+from tome_fx.ops.pairs import joined as joined
+from tome_fx.ops.pairs import plan_of_pairs as plan_of_pairs
+from tome_fx.ops.pairs import single as single
 from tome_fx.ops.patches import embed_patches as embed_patches
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment

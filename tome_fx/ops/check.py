@@ -108,7 +108,7 @@ def check_fixed(x: Tensor, captured: list[Any], name: str) -> None:
         f"the model was captured with {name} = {captured}, which is part of the program. "
         "Transform the model again with other numbers in its example inputs"
     )
-    if torch.compiler.is_compiling() or _is_traced(x):
+    if torch.compiler.is_compiling() or is_traced(x):
         torch._assert_async(same, text)
     elif not torch._C._functorch.is_functorch_wrapped_tensor(x) and not x.is_meta and not same:
         raise ShapeError(f"{name} is {_told(x.tolist())}, but {text}.")
@@ -131,6 +131,6 @@ def _told(value: object) -> str:
     return text if len(text) < 200 else f"a {type(value).__name__}"
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Are its numbers those of a program to be, which are asserted where it runs?"""
     return isinstance(x, FakeTensor) or torch._C._len_torch_dispatch_stack() > 0

@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from tome_fx import ops
 from tome_fx.graph.calls import bind
 from tome_fx.graph.cones import Cones, cones_of
+from tome_fx.own_matching import OwnMatching
 from tome_fx.program import Core, Findings, Site
 
 PROJECTIONS, ATTENTION, MLP, NORM = "projections", "attention", "mlp", "norm"
@@ -35,7 +36,8 @@ STEM, HEAD = "stem", "head"
 _BY_STEP = {
     MATCHING: (ops.head_mean, ops.similarity, ops.match, ops.match_keys, ops.match_metric,
                ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last,
-               ops.prefer_alike, ops.stretches, ops.own_plan),
+               ops.prefer_alike, ops.stretches, ops.own_plan, ops.by_head, ops.features,
+               ops.joined, ops.single, ops.plan_of_pairs),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
               ops.total, ops.for_images, ops.place_batch, ops.join_plans,
               ops.join_alike),
@@ -89,6 +91,8 @@ def places(graph: Graph, origin: Mapping[Node, Node], captured: Graph, findings:
             layer = place.layer
         if node.target in OF_FUNCTION:
             found[node] = Place(layer, OF_FUNCTION[node.target])
+        elif isinstance(node.target, OwnMatching):
+            found[node] = Place(layer, MATCHING)
         elif place is not None:
             found[node] = place
         else:

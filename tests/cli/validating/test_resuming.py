@@ -74,6 +74,13 @@ def test_partial_sums_of_other_runs_are_refused(
         return err
 
     assert "with batch_size 4, not 2" in refusal("-b", 2)
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def pairs(metric, r):\n"
+        "    return 2 * torch.arange(r), 2 * torch.arange(r) + 1\n",
+        encoding="utf-8",
+    )
+    assert "with matching None, not pairs" in refusal("--matching", f"{tmp_path}/mine.py:pairs")
     paint(data / "val" / "n2" / "9.png", 1)
     assert "with files" in refusal()
     validate(*args, "--fresh")
