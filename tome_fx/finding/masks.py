@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from torch.fx import Node
 
+from tome_fx.finding.hidden import hidden_beside
+from tome_fx.finding.mask_types import mask_type, pairs_of_images, row_of_images
 from tome_fx.finding.parts import Part, parts_of
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
-    Axis,
-    Batch,
     TensorType,
     axis_of,
-    batch_axis,
-    extent,
-    has_batch,
-    has_stream,
     holds,
-    is_uniform,
 )
 from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import is_truth, tensor_value
-from tome_fx.graph.single import of_one
 from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
@@ -79,23 +73,27 @@ def parts_before(core: Core) -> list[Part]:
 def all_masks_of(core: Core) -> list[Part]:
     """The masks, and behind them what they are put together from."""
     masks = (Part(*mask) for mask in masks_of(core))
-    return list(dict.fromkeys([*masks, *parts_before(core)]))
+    return list(dict.fromkeys([*masks, *parts_before(core), *_beside(core)]))
 
 
-def rows_before(core: Core, read: Callable[[Node], _Row | None]) -> list[tuple[_Row, bool]]:
+def _beside(core: Core) -> list[Part]:
+    return hidden_beside(core.node, kind_of(core), core.key)
+
+
+def rows_before(core: Core, read: Callable[[Node, int], _Row | None]) -> list[tuple[_Row, bool]]:
     """What ``read`` makes of parts with a row for each image, and whether True hides there.
 
     All of them hide; none is made of another. Where none is sure to hide, that of the nearest mask.
-    ``read`` gives None of what is no such row.
+    ``read`` gives None of what is no such row; it is told how many of the last axes are the mask's.
     """
     found: list[tuple[_Row, bool]] = []
     below: set[Node] = set()
-    for node, hides, own in parts_before(core):
-        row = read(node) if own and node not in below else None
+    for node, hides, own in (*parts_before(core), *_beside(core)):
+        row = read(node, own) if own and node not in below else None
         if row is not None:
             found.append((row, hides))
             below.update(inner.node for inner in parts_of(node, hides))
-    masks = ((read(node), hides) for node, hides in masks_of(core)) if not found else ()
+    masks = ((read(node, 2), hides) for node, hides in masks_of(core)) if not found else ()
     nearest = next(((row, hides) for row, hides in masks if row is not None), None)
     return found if nearest is None else [nearest]
 
@@ -220,7 +218,7 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
             keys = axis_of(findings.types[core.key][0], site.stream)
             for node, _, own in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
-                row = own and type_ is not None and row_of_images(type_, keys) is not None
+                row = own and type_ is not None and row_of_images(type_, keys, own) is not None
                 if row or (own > 1 and pairs_of(node, core, findings, program) is not None):
                     found.add(node)
     if not found:
@@ -241,58 +239,9 @@ def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> Te
     keys = axis_of(findings.types[core.key][0], core.stream)
     if type_ is None or row_of_images(type_, keys) is not None:
         return None
-    goal = _pairs_of_images(type_, keys)
+    goal = pairs_of_images(type_, keys)
     own = any(holds(axis, core.stream) for axis in asking.axes)
     if goal is None or not own or axis_of(asking, core.stream) != keys:
         return None
     of_images = mask in program.of_images and is_of_truth(mask)
     return goal if of_images and not {core.query, core.key} & set(needed_for(mask)) else None
-
-
-def mask_type(mask: Node, types: Sequence[TensorType], program: Program) -> TensorType | None:
-    """What a mask is, with an axis of images also where it is that of the only one."""
-    if not types:
-        return None
-    own = program.one_image and mask in program.of_images and batch_axis(types[0]) is None
-    return of_one(types[0]) if own else types[0]
-
-
-def _of_images(axis: Axis) -> bool:
-    """Images, each of them one or several times: on the axis of images and heads, say."""
-    return bool(axis) and isinstance(axis[0], Batch) and (len(axis) == 1 or is_uniform(axis[1:]))
-
-
-def row_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
-    """A mask's type with its last axis about ``keys``, if it is one row for each image."""
-    around = _around(type_.axes[:-1]) if type_.rank else None
-    if around is None or not _is_about(type_.axes[-1], keys):
-        return None
-    return TensorType((*around, keys))
-
-
-def _pairs_of_images(type_: TensorType, keys: Axis) -> TensorType | None:
-    """A mask's type with its last two axes about ``keys``, if it has a row for each of them."""
-    around = _around(type_.axes[:-2]) if type_.rank > 2 else None
-    if around is None or not all(_is_about(axis, keys) for axis in type_.axes[-2:]):
-        return None
-    return TensorType((*around, keys, keys))
-
-
-def _around(axes: tuple[Axis, ...]) -> list[Axis] | None:
-    """The axes in front of those of tokens: images, and what is the same for all heads."""
-    found: list[Axis] = []
-    images = 0
-    for axis in axes:
-        images += has_batch(axis)
-        single = extent(axis) == 1 or is_uniform(axis)
-        if not single and not _of_images(axis):
-            return None
-        found.append(() if single else axis)
-    return found if images == 1 else None
-
-
-def _is_about(axis: Axis, keys: Axis) -> bool:
-    """Could an axis of a mask be that of the keys: is it theirs, or as long and of no tokens?"""
-    if extent(axis) != extent(keys) or is_uniform(axis) or has_batch(axis):
-        return False
-    return not has_stream(axis) or [len(axis), extent(axis)] == [len(keys), extent(keys)]

@@ -101,7 +101,7 @@ def _stacked(coercer: Coercer, cut: list[tuple[Key, int]]) -> Node:
     """Metrics of keys that each stand by themselves, as images."""
     found = []
     for key, stream in cut:
-        standard, ends = by_head(coercer, key, stream)
+        standard, ends, _ = by_head(coercer, key, stream)
         found.append(coercer.emit(ops.head_mean, standard, *ends))
     if len(found) == 1:
         return found[0]
@@ -111,8 +111,8 @@ def _stacked(coercer: Coercer, cut: list[tuple[Key, int]]) -> Node:
 def _from_row(coercer: Coercer, cut: list[tuple[Key, int]], tokens: int) -> Node:
     """The metrics of stretches of one row of keys, as images."""
     heads = [by_head(coercer, key, stream) for key, stream in cut]
-    starts = [front for _, (front, _) in heads]
-    keys = coercer.emit(ops.stretches, heads[0][0], starts, tokens)
+    starts = [each.ends[0] for each in heads]
+    keys = coercer.emit(ops.stretches, heads[0].node, starts, tokens)
     return coercer.emit(ops.head_mean, keys, 0, 0)
 
 

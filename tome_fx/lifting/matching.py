@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.fx import Node
@@ -46,19 +48,37 @@ class Key:
         return count(self.type.axes[self.channel])
 
 
+@dataclass(frozen=True)
+class Views:
+    """Which keys are seen in which view of an image, or frame or head: ``[B, V, N]``.
+
+    ``parts`` are the extents of the axes that make up ``V``.
+    """
+
+    node: Node
+    parts: tuple[int, ...]
+
+
 def emit_scores(
-    coercer: Coercer, keys: Sequence[Key], site: TensorType, stream: int
+    coercer: Coercer,
+    keys: Sequence[Key],
+    site: TensorType,
+    stream: int,
+    views: Views | None = None,
 ) -> tuple[Node, int]:
     """Scores of A tokens to B tokens, and the parity of the first stream token.
 
-    Parallel cores that share a site share one match: their similarities are averaged.
+    Parallel cores that share a site share one match: their similarities are averaged. What a view
+    does not see is no part of the mean over views.
     """
     axis = axis_of(site, stream)
     parity = fixed_before(axis, place_of(axis, stream)) % 2
     parts = []
     for key in keys:
-        standard, ends = by_head(coercer, key, stream)
-        metric = coercer.emit(ops.head_mean, standard, *ends)
+        node, ends, heads = by_head(coercer, key, stream)
+        if views is not None and views.parts == heads[: len(views.parts)]:
+            node = coercer.emit(ops.in_view, node, views.node)
+        metric = coercer.emit(ops.head_mean, node, *ends)
         parts.append(coercer.emit(ops.similarity, metric, parity))
     return mean_of(coercer, parts), parity
 
@@ -71,7 +91,15 @@ def mean_of(coercer: Coercer, scores: list[Node]) -> Node:
     return coercer.emit(aten.div.Tensor, total, len(scores)) if len(scores) > 1 else total
 
 
-def by_head(coercer: Coercer, key: Key, stream: int) -> tuple[Node, tuple[int, int]]:
+class Heads(NamedTuple):
+    """Keys ``[B, H, N, C]``, the protected tokens at the ends of ``N``, and what makes up ``H``."""
+
+    node: Node
+    ends: tuple[int, int]
+    parts: tuple[int, ...]
+
+
+def by_head(coercer: Coercer, key: Key, stream: int) -> Heads:
     """K as ``[B, H, N, C]`` in any layout: what is not batch, tokens or channel is a head."""
     node, type_, channel = key.node, key.type, key.channel
     if batch_axis(type_) is None:
@@ -87,15 +115,16 @@ def by_head(coercer: Coercer, key: Key, stream: int) -> tuple[Node, tuple[int, i
     heads = [i for i in range(len(flat)) if i not in (batch, token, *inner)]
     tokens = type_.axes[places[token][0]]
     ends = ends_of(tokens, place_of(tokens, stream))
+    parts = tuple(factor_count(flat[i]) for i in heads)
     plain = all(len(axis) == 1 for axis in type_.axes)
     if plain and len(heads) == 1 and [batch, *heads, token, *inner] == [0, 1, 2, 3]:
-        return node, ends
+        return Heads(node, ends, parts)
     node = coercer.emit(aten.reshape.default, node, [_size(f) for f in flat])
     order = [batch, *heads, token, *inner]
     if order != sorted(order):
         node = coercer.emit(aten.permute.default, node, order)
-    width = [_product(flat, heads), factor_count(flat[token]), _product(flat, inner)]
-    return coercer.emit(aten.reshape.default, node, [-1, *width]), ends
+    width = [math.prod(parts), factor_count(flat[token]), _product(flat, inner)]
+    return Heads(coercer.emit(aten.reshape.default, node, [-1, *width]), ends, parts)
 
 
 def _own_piece(

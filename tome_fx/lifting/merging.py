@@ -119,7 +119,8 @@ class Merging:
     def _plan(self, merge: Merge, now: TensorType, mask: _Masks | None) -> Node:
         """A plan that holds padding apart, where an attention of the site has a mask of images."""
         emit, removed = self.lifter.coercer.emit, merge.removed
-        scores, parity = emit_scores(self.lifter.coercer, merge.keys, now, merge.stream)
+        views = mask[0].views if mask else None
+        scores, parity = emit_scores(self.lifter.coercer, merge.keys, now, merge.stream, views)
         if mask is None:
             return emit(ops.match, scores, removed, parity)
         told, ends = mask

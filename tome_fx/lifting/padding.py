@@ -12,12 +12,11 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
+from tome_fx.finding.mask_types import mask_type, row_of_images
 from tome_fx.finding.masks import (
     all_masks_of,
-    mask_type,
     masks_of,
     pairs_of,
-    row_of_images,
     rows_before,
 )
 from tome_fx.graph.axes import (
@@ -27,11 +26,13 @@ from tome_fx.graph.axes import (
     axis_of,
     count,
     extent,
+    factor_count,
     is_merged,
     is_uniform,
 )
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lifter import Lifter, Value
+from tome_fx.lifting.matching import Views
 from tome_fx.program import Core
 
 aten = torch.ops.aten
@@ -45,11 +46,14 @@ class Shown:
         visible: ``[B, N]``, which are no padding; None if all are.
         kinds: ``[B or 1, N]``, which see the same; None where a mask says no more than that.
         pairs: ``[B or 1, N, N]``, which see which, where both of these are told.
+        views: ``[B, V, N]``, in which of several views of an image, or frames or heads, they are
+            visible, and the extents that make up ``V``; where a mask tells these apart.
     """
 
     visible: Node | None
     kinds: Node | None = None
     pairs: Node | None = None
+    views: Views | None = None
 
 
 def shown(
@@ -57,20 +61,21 @@ def shown(
 ) -> Shown | None:
     """What the masks of ``core`` show of its ``keys``; None for all.
 
-    A mask that differs from head to head is no padding, nor is one that shows queries other keys
-    than each other, unless queries and keys are the same tokens.
+    A mask that shows queries other keys than each other is no padding, unless queries and keys are
+    the same tokens and all heads see alike. One that differs between views, frames or heads has
+    tokens merge that are seen in the same of them.
 
     Args:
         told: what masks of pairs were found to say; filled here, as it is the same for every site.
     """
     coercer = lifter.coercer
     rows, pairs = _masks(lifter, core, keys)
-    shows = [_shows(coercer, row, 1) for row in rows]
+    shows, patterns, views = _rows(coercer, rows)
     if pairs is None:
         kinds, table = _kinds_of_table(lifter, core, keys, told)
         if not shows:
             return None if kinds is None else Shown(None, kinds)
-        return Shown(_all(coercer, shows), kinds, table)
+        return Shown(_all(coercer, shows), _together(coercer, kinds, patterns), table, views)
     if pairs.value.node not in told:
         of_pairs = _shows(coercer, pairs, 2)
         each_one = coercer.emit(ops.seen, of_pairs), coercer.emit(ops.kinds, of_pairs)
@@ -84,7 +89,28 @@ def shown(
         )
         for each, own in zip(told[pairs.value.node], (1, 1, 2), strict=True)
     )
-    return Shown(_all(coercer, [visible, *shows]), kinds, sees)
+    kinds = _together(coercer, kinds, patterns)
+    return Shown(_all(coercer, [visible, *shows]), kinds, sees, views)
+
+
+def _rows(coercer: Coercer, rows: list[_Mask]) -> tuple[list[Node], list[Node], Views | None]:
+    """What rows show in any view of an image; and in which, as kinds, and of the first in full."""
+    shows, patterns, views = [], [], None
+    for row in rows:
+        shown = _shows(coercer, row, 1)
+        parts = _views(row.goal)
+        if parts:
+            views = views or Views(shown, parts)
+            patterns.append(coercer.emit(ops.patterns, shown))
+            shown = coercer.emit(aten.any.dim, shown, 1)
+        shows.append(shown)
+    return shows, patterns, views
+
+
+def _together(coercer: Coercer, kinds: Node | None, patterns: list[Node]) -> Node | None:
+    """Kinds of tokens that are alike by all of several."""
+    found = [*([] if kinds is None else [kinds]), *patterns]
+    return functools.reduce(lambda a, b: coercer.emit(ops.both, a, b), found) if found else None
 
 
 def _all(coercer: Coercer, shows: list[Node]) -> Node:
@@ -169,9 +195,9 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[list[_Mask], _Mask |
     The former of the ``keys`` as they are merged, the latter of all tokens.
     """
 
-    def row_of(node: Node) -> tuple[Value, TensorType] | None:
+    def row_of(node: Node, own: int) -> tuple[Value, TensorType] | None:
         value = _mask_value(lifter, node)
-        goal = None if value is None else row_of_images(value.types[0], keys)
+        goal = None if value is None else row_of_images(value.types[0], keys, own)
         return None if value is None or goal is None else (value, goal)
 
     rows = [_Mask(*found, hides) for found, hides in rows_before(core, row_of)]
@@ -194,14 +220,33 @@ def _mask_value(lifter: Lifter, node: Node) -> Value | None:
     return value
 
 
+def _views(goal: TensorType) -> tuple[int, ...]:
+    """The extents of what a row is repeated for, if it differs between some: views or heads."""
+    around = [f for axis in goal.axes[:-1] for f in axis if not isinstance(f, Batch)]
+    return () if all(is_uniform((f,)) for f in around) else tuple(map(factor_count, around))
+
+
 def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
-    """What a mask shows, as ``[B, N]``, or ``[B, N, N]`` with its last two axes ``own``."""
+    """What a mask shows, as ``[B, N]``, or ``[B, N, N]`` with its last two axes ``own``.
+
+    Of several views ``[B, V, N]``.
+    """
     goal = mask.goal
     node = coercer.coerce(mask.value.node, mask.value.types[0], goal)
     sizes = [count(axis) for axis in goal.axes[-own:]]
-    times = math.prod(count(axis[1:]) for axis in goal.axes[:-own] if axis)
+    around = [factor for axis in goal.axes[:-own] for factor in axis]
+    # An axis of one image alone is none of the goal.
+    images = next((i for i, factor in enumerate(around) if isinstance(factor, Batch)), 0)
+    if images:
+        flat = [-1 if i == images else factor_count(f) for i, f in enumerate(around)]
+        order = [images, *(i for i in range(len(flat) + own) if i != images)]
+        node = coercer.emit(aten.reshape.default, node, [*flat, *sizes])
+        node = coercer.emit(aten.permute.default, node, order)
+    times = math.prod(factor_count(f) for f in around if not isinstance(f, Batch))
     if times > 1:
         node = coercer.emit(aten.reshape.default, node, [-1, times, *sizes])
+        if own == 1 and _views(goal):
+            return coercer.emit(ops.shown, node, mask.hides)
         node = coercer.emit(aten.select.int, node, 1, 0)
     node = coercer.emit(aten.reshape.default, node, [-1, *sizes])
     return coercer.emit(ops.shown, node, mask.hides)

@@ -94,7 +94,7 @@ class _Asking:
 
     def emit(self, op: Callable[..., Any], key: Key) -> Node:
         """``op`` on ``[B, H, N, C]`` and the protected tokens at its ends."""
-        standard, ends = by_head(self.coercer, key, self.merge.stream)
+        standard, ends, _ = by_head(self.coercer, key, self.merge.stream)
         return self.coercer.emit(op, standard, *ends)
 
 

@@ -40,9 +40,12 @@ from tome_fx.ops.merging import take as take
 from tome_fx.ops.merging import take_constant as take_constant
 from tome_fx.ops.merging import total as total
 from tome_fx.ops.merging import unmerge as unmerge
+from tome_fx.ops.padding import both as both
+from tome_fx.ops.padding import in_view as in_view
 from tome_fx.ops.padding import keep_apart as keep_apart
 from tome_fx.ops.padding import kinds as kinds
 from tome_fx.ops.padding import padding_last as padding_last
+from tome_fx.ops.padding import patterns as patterns
 from tome_fx.ops.padding import prefer_alike as prefer_alike
 from tome_fx.ops.padding import seen as seen
 from tome_fx.ops.padding import shown as shown

@@ -63,6 +63,23 @@ def kinds(pairs: Tensor) -> Tensor:
     return _hashed(sees) + is_seen
 
 
+def patterns(shows: Tensor) -> Tensor:
+    """A number for the views that show a token: ``[B, N]`` int64 from ``[B, V, N]``, as kinds."""
+    number = torch.arange(1, shows.shape[1] + 1, device=shows.device)
+    return (shows.long() * (_hashed(number) % 2**40)[:, None]).sum(1)
+
+
+def in_view(keys: Tensor, shows: Tensor) -> Tensor:
+    """Keys ``[B, H, N, C]``, 0 where ``shows`` ``[B, V, N]`` hides them: ``H`` holds each view."""
+    times = keys.shape[1] // shows.shape[1]
+    return torch.where(shows.repeat_interleave(times, dim=1)[..., None], keys, 0.0)
+
+
+def both(one: Tensor, other: Tensor) -> Tensor:
+    """Kinds ``[B or 1, N]`` of tokens that are of the same one by two of them."""
+    return _hashed(one) + other
+
+
 def _diagonal(pairs: Tensor) -> Tensor:
     place = torch.arange(pairs.shape[2], device=pairs.device)
     return place[:, None] == place

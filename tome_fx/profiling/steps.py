@@ -35,9 +35,9 @@ STEM, HEAD = "stem", "head"
 
 _BY_STEP = {
     MATCHING: (ops.head_mean, ops.similarity, ops.match, ops.match_keys, ops.match_metric,
-               ops.shown, ops.seen, ops.kinds, ops.keep_apart, ops.padding_last,
-               ops.prefer_alike, ops.stretches, ops.own_plan, ops.by_head, ops.features,
-               ops.joined, ops.single, ops.plan_of_pairs),
+               ops.shown, ops.seen, ops.kinds, ops.patterns, ops.both, ops.in_view,
+               ops.keep_apart, ops.padding_last, ops.prefer_alike, ops.stretches, ops.own_plan,
+               ops.by_head, ops.features, ops.joined, ops.single, ops.plan_of_pairs),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
               ops.total, ops.for_images, ops.place_batch, ops.join_plans,
               ops.join_alike),
