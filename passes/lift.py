@@ -76,7 +76,7 @@ def lift(
         matching: a function of the user that chooses what merges.
 
     Raises:
-        ConfigError: ``matching`` cannot be asked at some site.
+        MatchingError: ``matching`` cannot be asked at some site.
     """
     own = None if matching is None else OwnMatching(matching)
     walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule, own)

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from tome_fx import kernels, ops
-from tome_fx.errors import ConfigError, VerificationError
+from tome_fx.errors import MatchingError, VerificationError
 from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.fakes import FakeRun, MetaRun, only_device
@@ -36,7 +37,7 @@ def verify(module: GraphModule, program: Program) -> Extents:
         The sizes that the values were made with: the captured ones, at :data:`BATCH` images.
 
     Raises:
-        ConfigError: a matching of the user fails, or its answer is none.
+        MatchingError: a matching of the user fails, or its answer is none.
         VerificationError: a node cannot run on the shapes it is given, or an output has changed
             its shape or dtype; the text names the node and where it comes from.
     """
@@ -63,7 +64,7 @@ def verify(module: GraphModule, program: Program) -> Extents:
 def _run(module: GraphModule, captured: Graph, sizes: Extents) -> Any:
     """The outputs; each node has its value in ``meta`` then."""
     device = only_device(captured, module.graph)
-    # A function of the user is run once alone, where it makes no random numbers of the process.
+    # A function of the user runs on fake tensors alone: there it draws no numbers of the process.
     if device is not None and not any(map(_own_of, module.graph.nodes)):
         quick = _Quick(module, sizes, device)
         # What the meta device cannot do is no fault of the graph: fake tensors have the last word.
@@ -96,9 +97,10 @@ class _Checker(FakeRun):
             value = super().run_node(n)
             _check_written(n, self.env)
         except Exception as error:
-            if _own_of(n) is not None:
+            own = _own_of(n)
+            if own is not None:
                 self.extra_traceback = False  # what failed is no line of the model
-                raise ConfigError(_own_failed(n, error)) from error
+                raise _own_failed(own, n, error) from error
             raise VerificationError(
                 f"{n.name} ({n.target}) cannot run on merged tokens: {error}. It comes from "
                 f"{module_path(n) or 'the model'} {source_line(n)}. This is a defect of tome_fx "
@@ -114,17 +116,16 @@ def _own_of(node: Node) -> OwnMatching | None:
     return target if isinstance(target, OwnMatching) else None
 
 
-def _own_failed(node: Node, error: Exception) -> str:
-    own = _own_of(node)
-    assert own is not None, "it is one"
-    if isinstance(error, ConfigError):
-        return f"{error} The function is {own.told}, asked at {module_path(node)}."
-    first = str(error).partition("\n")[0]
-    return (
-        f"matching: {own.told} fails at {module_path(node)}: {type(error).__name__}: "
-        f"{first} It is run on tensors without values there: it takes any number of "
-        "images, and reads no number out of a tensor."
-    )
+def _own_failed(own: OwnMatching, node: Node, error: Exception) -> MatchingError:
+    if isinstance(error, MatchingError):
+        return error
+    step = "."
+    if isinstance(error, DataDependentOutputException):
+        step = " reads a number out of a tensor: it is run on tensors without values there, and "
+        step += "traced by compilers."
+    first = str(error).partition("\n")[0].rstrip(".")
+    told = f"{type(error).__name__}: {first}" if step == "." else first
+    return MatchingError(f"matching: {own.told} fails at {module_path(node)}: {told}{step}")
 
 
 def _check_written(node: Node, made: Mapping[Node, Any]) -> None:

@@ -226,6 +226,7 @@ def test_between_blocks_it_gets_all_tokens() -> None:
     fast = tome_fx.transform(source, 3, example_inputs=image)
     assert fast.schedule == (3, 3)
     assert sum("step stays a call" in note for note in fast.report.notes) == 1
+    assert "the call of step" in [unmerge.op for unmerge in fast.report.unmerges]
     tiles = image[:, :, :2, :2].repeat(1, 1, 4, 4)
     assert distance(fast(tiles), source(tiles)) < 1e-12
     assert distance(fast(image), source(image)) > 1e-6

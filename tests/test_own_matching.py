@@ -5,21 +5,20 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from timm.models.vision_transformer import ParallelThingsBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 import tome_fx
 from tests.laws.common import distance
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 from tome_fx import ops
-from tome_fx.own_matching import ASKED
+from tome_fx.own_matching import ASKED, asked_by, identity_of, name_of
 
 pytestmark = TINY
 
@@ -194,83 +193,75 @@ def test_a_recipe_says_that_it_is_code(tmp_path: Path) -> None:
     assert torch.equal(again(x), fast(x))
 
 
-def padded(masked: bool) -> nn.Module:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = tiny(class_token=False, global_pool="avg")
+def test_it_may_write_to_what_it_is_given() -> None:
+    def writing(metric: Tensor, keys: Tensor, x: Tensor, size: Tensor, position: Tensor, r: int):  # type: ignore[no-untyped-def]  # fmt: skip
+        for value in (metric, keys, x, size, position):
+            value.zero_()
+        return neighbours(metric, r)
 
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-            tokens = self.body.patch_embed(x).flatten(1, -2) + self.body.pos_embed
-            for block in self.body.blocks:
-                q, k, v = (
-                    block.attn.qkv(block.norm1(tokens))
-                    .reshape(*tokens.shape[:2], 3, 2, -1)
-                    .permute(2, 0, 3, 1, 4)
-                )
-                seen = mask[:, None, None] if masked else None
-                y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-                tokens = tokens + block.attn.proj(y.transpose(1, 2).flatten(2))
-                tokens = tokens + block.mlp(block.norm2(tokens))
-            return tokens.sum(1)
-
-    return Model().eval()
-
-
-def test_padding_is_not_left_to_it() -> None:
-    x, mask = images(), torch.ones(2, 9, dtype=torch.bool)
-    mask[0, 7:] = False
-    with pytest.raises(
-        tome_fx.ConfigError, match=r"neighbours cannot be asked at .*padding.*list for r"
-    ):
-        tome_fx.transform(padded(True), 2, example_inputs=(x, mask), matching=neighbours)
-    fast = tome_fx.transform(padded(True), [0, 0], example_inputs=(x, mask), matching=neighbours)
-    assert fast.schedule == (0, 0)
-    assert tome_fx.transform(
-        padded(False), 2, example_inputs=(x, mask), matching=neighbours
-    ).schedule == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("function", "says"),
-    [
-        (3, "matching=3 is not None or a function"),
-        ("random", "matching='random' is not None or a function"),
-        (nn.Linear(2, 2), "Linear is a module, whose weights"),
-        (lambda metrics, r: None, "asks for 'metrics', which there is not.*metric, r, keys"),
-        (lambda: None, "asks for nothing"),
-        (lambda metric, r: metric, "not a pair (src, dst) of whole numbers [B, 2]"),
-        (lambda metric, r: (metric, metric), "src is a tensor of torch.float32"),
-        (lambda metric, r: 2 * (torch.arange(3),), "src has shape (3,) where 2 of 9 tokens"),
-        (lambda metric, r: 2 * (torch.zeros(3, 2).long(),), "src has shape (3, 2) where"),
-        (lambda metric, r: metric[0, 0, 0].item(), "reads no number out of a tensor"),
-        (lambda metric, r: metric @ metric, "fails at blocks.0: RuntimeError"),
-    ],
-)
-def test_what_is_no_matching_is_refused(function: Any, says: str) -> None:
-    with pytest.raises(tome_fx.ConfigError, match=re.escape(says).replace(r"\.\*", ".*")):
-        tome_fx.transform(tiny(), 2, matching=function)
-
-
-@pytest.mark.parametrize(
-    ("src", "dst", "says"),
-    [
-        ([0, 9], [1, 1], "positions from 0 to below"),
-        ([0, 2], [1, -1], "positions from 0 to below"),
-        ([2, 2], [1, 1], "take each token away once"),
-        ([0, 1], [1, 2], "merge none into one that is taken away itself"),
-        ([3, 4], [3, 1], "merge none into one that is taken away itself"),
-    ],
-)
-def test_answers_that_are_no_plan_are_refused_where_they_come(
-    src: list[int], dst: list[int], says: str
-) -> None:
-    def wrong(metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor(src, device=metric.device), torch.tensor(dst, device=metric.device)
-
-    fast = tome_fx.transform(tiny(), [2, 0], matching=wrong)
-    with pytest.raises(tome_fx.ConfigError, match=says):
-        fast(images())
+    x = images()
+    fast = tome_fx.transform(tiny(), 2, matching=writing)
+    calm = tome_fx.transform(tiny(), 2, matching=neighbours)
+    assert torch.equal(fast(x), calm(x))
+    for one, other in zip(fast.token_map(x), calm.token_map(x), strict=True):
+        assert torch.equal(one, other)
     compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
-    with pytest.raises((RuntimeError, IndexError)):
-        compiled(images())
+    assert torch.equal(compiled(x), calm(x))
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+@torch.no_grad()
+def test_tensors_that_it_holds_are_constants_of_the_backend(inner: str) -> None:
+    weight = torch.randn(16, 4)
+
+    def learned(metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        return as_the_paper(metric @ weight, r)
+
+    model, x = tiny(), images()
+    backend = tome_fx.backend([3, 0], matching=learned, inner_backend=inner)
+    y = tome_fx.transform(model, [3, 0], matching=learned)(x)
+    assert distance(torch.compile(model, backend=backend)(x), y) < 1e-5
+    fast = torch.compile(tome_fx.transform(model, [3, 0], matching=learned), backend=inner)
+    assert distance(fast(x), y) < 1e-5
+
+
+def test_the_backend_says_what_is_wrong_with_it() -> None:
+    backend = tome_fx.backend(2, matching=lambda metric, r: metric)
+    with pytest.raises(Exception, match="not a pair"):
+        torch.compile(tiny(), backend=backend)(images())
+
+
+def test_a_bound_method_is_the_same_function_wherever_it_is_read() -> None:
+    class Method:
+        def pairs(self, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+            return neighbours(metric, r)
+
+    one, other = Method(), Method()
+    assert tome_fx.backend(2, matching=one.pairs) == tome_fx.backend(2, matching=one.pairs)
+    assert tome_fx.backend(2, matching=one.pairs) != tome_fx.backend(2, matching=other.pairs)
+
+
+def test_what_a_partial_binds_stays_bound() -> None:
+    function = functools.partial(chosen, start=1, r=2)
+    assert asked_by(function) == ("metric",)
+    assert name_of(function) == "chosen"
+
+
+def test_functions_are_known_by_their_code() -> None:
+    functions = [
+        lambda metric, r: None,
+        lambda metric, r: None,
+    ]
+    assert len({identity_of(function) for function in functions}) == 2
+    assert identity_of(Chooser()) == identity_of(Chooser())
+    assert identity_of(torch.no_grad()(neighbours)) == identity_of(neighbours)
+
+
+def test_what_it_computes_is_counted() -> None:
+    def by_a_vector(metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        score = metric.flatten(0, 1) @ torch.ones(16)
+        return neighbours(score[:, None], r)
+
+    assert tome_fx.explain(tiny(), [2, 0], matching=by_a_vector).macs_matching == 9 * 16
+    plain = tome_fx.explain(tiny(), 0, matching=by_a_vector)
+    assert not any("is chosen by" in note for note in plain.notes)

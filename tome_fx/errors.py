@@ -14,6 +14,10 @@ class ConfigError(ToMeError, ValueError):
     """An option has a value outside its range; the text names field, value and range."""
 
 
+class MatchingError(ConfigError):
+    """A function of the user that chooses what merges fails, or its answer is none."""
+
+
 class InputError(ToMeError, ValueError):
     """The example inputs are missing, or the model itself rejects them."""
 

@@ -43,9 +43,8 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
 
     Raises:
         TypeError: ``module`` is no result of a transform, or ``path`` no path.
-        ConfigError: it was made with code of the user (rules, a matching), or ``path``
-            takes no file,
-            or its weights have no values.
+        ConfigError: it was made with code of the user (rules, a matching), or ``path`` takes no
+            file, or its weights have no values.
     """
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")

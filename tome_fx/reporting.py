@@ -218,13 +218,13 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
                 f"layer {index}: {_asked(step, settings)} clamped to {step.before // 2}, "
                 f"half of the {step.before} tokens that may merge there"
             )
-    if settings.matching is not None:
+    if settings.matching is not None and any(step.removed for step in done.schedule.steps):
         yield f"what merges is chosen by {name_of(settings.matching)}"
-    yield from _mask_notes(done)
+    yield from _mask_notes(done, settings.matching is not None)
     yield from _program_notes(done.program)
 
 
-def _mask_notes(done: Done) -> Iterable[str]:
+def _mask_notes(done: Done, own_matching: bool) -> Iterable[str]:
     padding = padding_masks(done.findings, done.program)
     cores = [core for site in done.findings.sites for core in site.cores]
     if any(_mask_varies(core, done.findings, padding) for core in cores):
@@ -243,7 +243,13 @@ def _mask_notes(done: Done) -> Iterable[str]:
             "a mask says of each image which tokens see which; those that it treats alike merge "
             "first, others only where no such pairs are left"
         )
-    if done.findings.uneven:
+    if done.findings.uneven and own_matching:
+        yield (
+            "a mask of the model hides some tokens from some others, which what chooses does not "
+            "see; a group sees what its representative sees, which is not exact where its members "
+            "differ in that"
+        )
+    elif done.findings.uneven:
         yield (
             "a mask of the model hides some tokens from some others; those that it treats alike "
             "merge first, unless it differs from head to head, and a group sees what its "

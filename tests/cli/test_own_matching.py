@@ -10,7 +10,7 @@ import pytest
 from tests.cli.test_commands import SHORT, TINY, Run
 from tests.cli.test_commands import command as command
 from tome_fx.cli import functions, main
-from tome_fx.cli.failure import CliError
+from tome_fx.own_matching import identity_of
 
 CODE = """
 import torch
@@ -74,13 +74,35 @@ def test_what_is_none(
     assert err.count("\n") == 1
 
 
-def test_an_edit_is_another_function(folder: Path) -> None:
-    pairs = functions.load_function("mine.py:pairs", "--matching")
-    before = functions.identity(pairs)
-    assert before == functions.identity(functions.load_function("mine.py:pairs", "--matching"))
-    (folder / "mine.py").write_text(CODE.replace("+ helper.STEP", "+ 1"), encoding="utf-8")
-    after = functions.identity(functions.load_function("mine.py:pairs", "--matching"))
-    assert after != before
-    assert after.startswith("pairs ")
-    with pytest.raises(CliError):
-        functions.load_function("mine.py", "--matching")
+KINDS = """
+from __future__ import annotations
+import functools
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class Chooser:
+    step: int = 1
+    def __call__(self, metric, r):
+        return plain(metric, r)
+
+def plain(metric, r):
+    src = 2 * torch.arange(r)
+    return src, src + 1
+
+chooser = Chooser()
+decorated = torch.no_grad()(plain)
+partial = functools.partial(decorated)
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "chooser", "decorated", "partial"])
+def test_an_edit_is_another_function(folder: Path, name: str) -> None:
+    def identity() -> str:
+        return identity_of(functions.load_function(f"kinds.py:{name}", "--matching"))
+
+    (folder / "kinds.py").write_text(KINDS, encoding="utf-8")
+    before = identity()
+    assert before == identity()
+    (folder / "kinds.py").write_text(KINDS.replace("src + 1", "1 + src"), encoding="utf-8")
+    assert identity() != before

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tome_fx.cli.failure import CliError, one_line
-from tome_fx.own_matching import name_of
 
 
 def load_function(text: str, flag: str) -> Any:
@@ -32,14 +29,6 @@ def load_function(text: str, flag: str) -> Any:
     return getattr(module, name)
 
 
-def identity(function: Any) -> str:
-    """Return its name and what stands for the code of its file, so that an edit is seen."""
-    code = getattr(function, "func", function)
-    file = inspect.getsourcefile(code if inspect.isroutine(code) else type(code))
-    told = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
-    return f"{name_of(function)} {told}"
-
-
 def _imported(name: str) -> ModuleType:
     # A script that is installed has not the folder that it is called in on its path.
     here = str(Path.cwd())
@@ -51,12 +40,14 @@ def _imported(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a file may be called like a module that something imports.
+    spec = importlib.util.spec_from_file_location(f"matching_in_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError("no file of Python")
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)  # as `python FILE.py` has it
+    sys.modules[spec.name] = module  # where its classes look for it
     try:
         spec.loader.exec_module(module)
     finally:

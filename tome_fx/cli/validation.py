@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tome_fx.cli import console, datasets, evaluate, merging, partial, results
-from tome_fx.cli.functions import identity
 from tome_fx.cli.models import Loaded, ModelSpec
 from tome_fx.cli.processes import Processes
 from tome_fx.cli.scores import Score, Sums, score
 from tome_fx.measuring.kept import weights_of
+from tome_fx.own_matching import identity_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def settings_of(
         "torchcompile": backend,
         **asdict(loaded.config),
         **asdict(replace(options, matching=None)),
-        "matching": options.matching and identity(options.matching),
+        "matching": options.matching and identity_of(options.matching),
         **{key: machine[key] for key in ("tome_fx", "torch", "device_name")},
     }
 

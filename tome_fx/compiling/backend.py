@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +19,14 @@ from tome_fx.errors import (
     AlreadyTransformedError,
     CaptureError,
     ConfigError,
+    MatchingError,
     NoAttentionFoundError,
     warn,
 )
 from tome_fx.locating import LOCK, locate_captured
 from tome_fx.marks import refuse_marked
 from tome_fx.options import BACKEND_OPTIONS, COMPILED, Settings, checked, reject_unknown, rule_table
+from tome_fx.own_matching import closures_allowed
 from tome_fx.pipeline import rewrite
 from tome_fx.program import Program
 from tome_fx.report import Report
@@ -73,7 +76,8 @@ class Backend:
         merged = self._merged(folded, inputs)
         if merged is None:
             return self._inner(module, example_inputs)
-        compiled = self._inner(merged, example_inputs)
+        with self._held_tensors(example_inputs):
+            compiled = self._inner(merged, example_inputs)
         return self._checking(compiled, inputs.numbers, module) if inputs.numbers else compiled
 
     def _merged(self, module: GraphModule, inputs: Given) -> GraphModule | None:
@@ -103,6 +107,8 @@ class Backend:
         target = _root(inputs, program)
         try:
             report = rewrite(target, located, self.settings, "a graph of torch.compile").report
+        except MatchingError:
+            raise
         except ConfigError as error:
             self._tell(
                 f"A graph is compiled without merging: {error} A part of a model has its own "
@@ -114,6 +120,12 @@ class Backend:
             self._tell(report.skipped)
             return None
         return _with_inputs(target, inputs)
+
+    def _held_tensors(self, example_inputs: Sequence[Any]) -> AbstractContextManager[Any]:
+        """What compiles meets tensors that a function of the user holds, and that no graph does."""
+        if self.settings.matching is None:
+            return nullcontext()
+        return closures_allowed(example_inputs)
 
     def _inner(self, module: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
         options = dict(self.inner_options)
@@ -225,8 +237,10 @@ def _plain(backend: Backend) -> dict[str, Any]:
 
 
 def _identity(value: Any) -> str:
-    """What stands for a rule in a key: itself, and no other that reads alike."""
-    return f"{getattr(value, '__qualname__', value)!s} at {id(value)}"
+    """What stands for a function in a key: itself, and no other that reads alike."""
+    # A bound method is made anew wherever it is read.
+    parts = (getattr(value, "__self__", None), getattr(value, "__func__", value))
+    return f"{getattr(value, '__qualname__', value)!s} at {[id(part) for part in parts]}"
 
 
 def _copied(graph: Graph) -> Graph:

@@ -22,7 +22,8 @@ _MATCH = (ops.match, ops.match_keys, ops.match_metric, ops.plan_of_pairs)
 # What a single merge consists of. All else that is inserted (weights of keys, unmerges) is shared.
 _MERGE = (ops.head_mean, ops.similarity, ops.keep_apart, ops.prefer_alike, ops.match,
           ops.padding_last, ops.merged_size, ops.merge, ops.merge_sum, ops.match_keys,
-          ops.match_metric, ops.merge_norm, ops.plan_of_pairs)  # fmt: skip
+          ops.match_metric, ops.merge_norm, ops.by_head, ops.features, ops.joined,
+          ops.single, ops.plan_of_pairs)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,9 @@ class Leaf:
         self.given, self.result, self._made = given, result, made
         _LEAVES[self.key] = self
 
+    def __str__(self) -> str:
+        return f"the call of {self.path}"
+
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run the module.
 

@@ -79,7 +79,8 @@ class Merging:
             return
         for step, merge, mask in zip(steps, merges, masks, strict=True):
             if self.own is not None:
-                place = Place(step.site.cores[0].node, held, now, mask is not None)
+                masked = mask is not None and mask[0].visible is not None
+                place = Place(step.site.cores[0].node, held, now, masked)
                 plan = emit_pairs(coercer, self.own, merge, place)
             else:
                 plan = self._plan(merge, now, mask)

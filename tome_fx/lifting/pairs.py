@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.errors import ConfigError
+from tome_fx.errors import MatchingError
 from tome_fx.graph.axes import TensorType
 from tome_fx.graph.ends import channels_of
 from tome_fx.graph.provenance import module_path
@@ -39,17 +39,20 @@ def emit_pairs(coercer: Coercer, own: OwnMatching, merge: Merge, place: Place) -
     """The plan of a merge, by a function of the user.
 
     Raises:
-        ConfigError: masks tell the tokens of the site apart, or there is not what it asks for.
+        MatchingError: masks tell the tokens of the site apart, or there is not what it asks for.
     """
     asking = _Asking(coercer, own, merge, place)
     if place.masked:
         asking.refuse(
-            "it has a mask that tells tokens of an image apart (padding), and only the built-in "
-            "matching keeps those from merging"
+            "it has a mask of padding, or of several images in a row, and only the built-in "
+            "matching keeps apart what such a mask does"
         )
-    metric = asking.metric()
     given = {name: _GIVEN[name](asking) for name in own.asks}
-    return coercer.emit(ops.plan_of_pairs, coercer.emit(own, **given), metric, merge.removed)
+    like = next(value for value in given.values() if isinstance(value, Node))
+    tokens = next(s.count for s in place.type.streams if s.id == merge.stream)
+    where = f"{own.told} at {asking.where}"
+    pairs = coercer.emit(own, **given)
+    return coercer.emit(ops.plan_of_pairs, pairs, like, tokens, merge.removed, where)
 
 
 class _Asking:
@@ -57,12 +60,12 @@ class _Asking:
 
     def __init__(self, coercer: Coercer, own: OwnMatching, merge: Merge, place: Place) -> None:
         self.coercer, self.own, self.merge, self.place = coercer, own, merge, place
+        self.where = module_path(place.attention) or "an attention of the model"
 
     def refuse(self, reason: str) -> NoReturn:
-        where = module_path(self.place.attention) or "an attention of the model"
-        raise ConfigError(
-            f"matching: {self.own.told} cannot be asked at {where}: {reason}. Leave that layer "
-            "out, by a list for r with 0 there, or leave out matching."
+        raise MatchingError(
+            f"matching: {self.own.told} cannot be asked at {self.where}: {reason}. Leave that "
+            "layer out, by a list for r with 0 there, or leave out matching."
         )
 
     def metric(self) -> Node:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tome_fx.errors import ConfigError
+from tome_fx.errors import MatchingError
 from tome_fx.ops.check import is_traced
 from tome_fx.ops.placing import added, permuted
 from tome_fx.ops.plan import MergePlan
@@ -39,28 +39,31 @@ def single(metric: Tensor) -> Tensor:
     return metric.new_ones(metric.shape[:2], dtype=wide(metric.dtype))
 
 
-def plan_of_pairs(pairs: Any, metric: Tensor, r: int, onehot: bool = False) -> MergePlan:
+def plan_of_pairs(
+    pairs: Any, like: Tensor, n: int, r: int, where: str = "", onehot: bool = False
+) -> MergePlan:
     """The plan that merges each first token of ``pairs`` into the second one.
 
     What is left keeps its order.
 
     Args:
-        pairs: ``(src, dst)``, whole numbers that expand to ``[B, r]``: positions among the tokens
-            of ``metric``. No token stands twice in a row of ``src``, and none of these in ``dst``.
-        metric: ``[B, n, C]``.
+        pairs: ``(src, dst)``, whole numbers that expand to ``[B, r]``: positions among ``n``
+            tokens. No token stands twice in a row of ``src``, and none of these in ``dst``.
+        like: any ``[B, ...]`` on the device of the tokens.
+        where: what is in front of a message: which function, asked at which layer.
         onehot: without scatter, see ``ops.placing``.
 
     Raises:
-        ConfigError: ``pairs`` are not that. A compiled program, one on another device than the
+        MatchingError: ``pairs`` are not that. A compiled program, one on another device than the
             CPU, asserts what values must be where it runs.
     """
-    src, dst = _checked(pairs, metric, r)
-    batch, n = metric.shape[:2]
-    _check_values(torch.cat([src, dst], 1), n, "hold positions from 0 to below the tokens' number")
+    src, dst = _checked(pairs, like, n, r, where)
+    batch = like.shape[0]
+    _check_values(torch.cat([src, dst], 1), n, f"{where} must answer with positions below {n}")
     gone = added(src.new_zeros(batch, n), src, torch.ones_like(src), onehot).long()
     again = torch.cat([gone - gone.clamp(max=1), gone.gather(1, dst)], 1)
-    once = "take each token away once, and merge none into one that is taken away itself"
-    _check_values(again, 1, once)
+    once = "must take each token away once, and merge none into one that is taken away itself"
+    _check_values(again, 1, f"{where} {once}")
     before = gone.cumsum(-1) - gone
     index = torch.arange(n, device=src.device)
     # A permutation: what is left in its order, then what goes in its own.
@@ -69,31 +72,40 @@ def plan_of_pairs(pairs: Any, metric: Tensor, r: int, onehot: bool = False) -> M
     return MergePlan(order[:, : n - r], src, place.gather(1, dst))
 
 
-def _checked(pairs: Any, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
+def _checked(pairs: Any, like: Tensor, n: int, r: int, where: str) -> tuple[Tensor, Tensor]:
     """Both as int64 ``[B, r]``."""
-    wanted = f"a pair (src, dst) of whole numbers [B, {r}]"
+    batch = like.shape[0]
     if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
-        raise ConfigError(f"matching: the answer is {_told(pairs)}, not {wanted}.")
+        raise MatchingError(
+            f"matching: {where} answers with {_told(pairs)}, not a pair (src, dst) of whole "
+            f"numbers [B, {r}]."
+        )
     found = []
     for name, value in zip(("src", "dst"), pairs, strict=True):
-        good = isinstance(value, Tensor) and not value.dtype.is_floating_point
-        if not good or value.dtype in (torch.bool, torch.complex64, torch.complex128):
-            raise ConfigError(f"matching: {name} is {_told(value)}, which is not {wanted}.")
-        shape = (metric.shape[0], r)
-        rows = value.shape[0] if value.dim() == 2 else 1
-        if value.dim() not in (1, 2) or value.shape[-1] != r or rows not in (shape[0], 1):
-            raise ConfigError(
-                f"matching: {name} has shape {tuple(value.shape)} where {r} of "
-                f"{metric.shape[1]} tokens are to merge away in each of {shape[0]} images: it is "
-                f"not {wanted}."
+        real = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        if not isinstance(value, Tensor) or real or value.dtype == torch.bool:
+            raise MatchingError(
+                f"matching: {where} answers with {_told(value)} for {name}, not with whole numbers "
+                f"[B, {r}]."
             )
-        found.append(value.long().expand(shape))
+        rows = value.shape[0] if value.dim() == 2 else 1
+        if value.dim() not in (1, 2) or value.shape[-1] != r or rows not in (batch, 1):
+            raise MatchingError(
+                f"matching: {where} answers with {name} of shape {tuple(value.shape)}, where {r} "
+                f"of {n} tokens are to merge away in each of {batch} images: give [B, {r}]."
+            )
+        if value.device != like.device:
+            raise MatchingError(
+                f"matching: {where} answers with {name} on {value.device}, and the tokens are on "
+                f"{like.device}: make tensors on the device of what it is given."
+            )
+        found.append(value.long().expand(batch, r))
     return found[0], found[1]
 
 
-def _check_values(values: Tensor, limit: int, must: str) -> None:
+def _check_values(values: Tensor, limit: int, text: str) -> None:
     """Are all ``values`` from 0 to below ``limit``?"""
-    text = f"matching: src and dst must {must}"
+    text = f"matching: {text}"
     good = ((values >= 0) & (values < limit)).all()
     if torch.compiler.is_compiling():
         torch._assert_async(good, text)
@@ -102,7 +114,8 @@ def _check_values(values: Tensor, limit: int, must: str) -> None:
     elif is_traced(values) or values.device.type != "cpu":
         torch._assert_async(good, text)
     elif not good:
-        raise ConfigError(f"{text}, and they do not.")
+        image = int(((values < 0) | (values >= limit)).any(1).nonzero()[0, 0])
+        raise MatchingError(f"{text}, and does not for image {image}.")
 
 
 def _told(value: object) -> str:

@@ -14,7 +14,7 @@ from tome_fx.measuring.kept import hash_of, weights_of
 from tome_fx.measuring.machine import device_name
 from tome_fx.module import ToMeModule
 from tome_fx.options import SAVED_OPTIONS
-from tome_fx.own_matching import name_of
+from tome_fx.own_matching import identity_of
 from tome_fx.tuning.speed import Timed
 
 
@@ -38,7 +38,7 @@ def facts(
         "images": hash_of(tensors),
         **{name: getattr(fast.settings, name) for name in SAVED_OPTIONS},
         "rules": sorted(fast.settings.rules),
-        "matching": fast.settings.matching and name_of(fast.settings.matching),
+        "matching": fast.settings.matching and identity_of(fast.settings.matching),
         "compiled": timed.compiled,
         "rounds": timed.rounds,
         "warmup": timed.warmup,
