@@ -1,4 +1,4 @@
-"""Padding that differs between the views of an image, and padding by factors: it stays apart.
+"""Padding that differs between the views of an image, and padding beside gates and biases.
 
 What padding holds is changed; what real tokens become must not move. Each model attends to what its
 mask shows alone, which is asserted too.
@@ -105,65 +105,66 @@ def test_tokens_of_some_views_merge_with_their_like() -> None:
     assert torch.allclose(fast(x, mask)[mask], model(x, mask)[mask], atol=1e-12)
 
 
-def linear(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    q, k, seen = F.elu(q) + 1, F.elu(k) + 1, mask.to(q.dtype)[..., None]
-    k, v = k * seen, v * seen
-    return (q @ (k.mT @ v)) / (q @ k.sum(1, keepdim=True).mT + 1e-6)
+def fill_and_gate(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    return (q @ k.mT).masked_fill(~mask[:, None, None], -1e9).relu() @ (v * mask[:, None, :, None])
 
 
-def values_alone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return q.softmax(-1) @ (k.relu().mT @ v.masked_fill(~mask[..., None], 0)) / 16
+def sigmoid_and_bias(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    return (q @ k.mT + (~mask[:, None, None]).to(q.dtype) * -1e9 + bias).sigmoid() @ v / 16
 
 
-def on_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.mT).relu() @ (v * mask.to(v.dtype)[..., None]) / 16
+def query_gate(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    logits = (q @ k.mT / 4).masked_fill(~mask[:, None, None], -torch.inf)
+    return (logits.softmax(-1) * mask[:, None, :, None]) @ v
 
 
-def filled_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.mT).relu() @ v.masked_fill(~mask[..., None], 0) / 16
+def scaled_and_bias(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    logits = (q @ k.mT + (~mask[:, None, None]).to(q.dtype) * -1e9) / 1.5 + bias
+    return logits.softmax(-1) @ v
 
 
-def chosen_values(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.mT).relu() @ torch.where(mask[..., None], v, torch.zeros_like(v)) / 16
+def bias_alone(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    return (q @ k.mT / 4 + bias).softmax(-1) @ v
 
 
-def weights_in_numbers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return ((q @ k.mT).relu() * mask.to(q.dtype)[:, None]) @ v / 16
+class Beside(nn.Module):
+    """Padding with something else that tells tokens apart: a gate, or a bias for each head."""
 
-
-def behind_a_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    weights = (q @ k.mT / 4).softmax(-1) * mask.to(q.dtype)[:, None]
-    return (weights / weights.sum(-1, keepdim=True)) @ v
-
-
-def filled_behind_a_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    weights = (q @ k.mT / 4).softmax(-1).masked_fill(~mask[:, None], 0)
-    return (weights / weights.sum(-1, keepdim=True)) @ v
-
-
-class Factors(nn.Module):
     def __init__(self, attention: Callable[..., Tensor]) -> None:
         super().__init__()
         self.blocks, self.attention = blocks(), attention
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
         for qkv, out in self.blocks:
-            x = x + out(self.attention(*qkv(x).chunk(3, -1), mask))
+            q, k, v = qkv(x).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+            y = self.attention(q, k, v, mask, bias[:, :, None])
+            x = x + out(y.transpose(1, 2).flatten(2))
         return x
 
 
 @pytest.mark.parametrize(
-    "attention",
-    [linear, values_alone, on_values, filled_values, chosen_values, weights_in_numbers,
-     behind_a_softmax, filled_behind_a_softmax],
-)  # fmt: skip
-@pytest.mark.parametrize("r", [2, [5, 0, 0]])
+    "attention", [fill_and_gate, sigmoid_and_bias, query_gate, scaled_and_bias]
+)
 @torch.no_grad()
-def test_padding_by_factors(attention: Callable[..., Tensor], r: int | list[int]) -> None:
+def test_what_stands_beside_it_does_not_hide_padding(attention: Callable[..., Tensor]) -> None:
     x, mask = random(3, TOKENS, WIDTH), torch.ones(3, TOKENS, dtype=torch.bool)
     mask[1, 8:] = False
-    model = Factors(attention).double().eval()
-    fast = tome_fx.transform(model, r, example_inputs=(x, mask), min_ratio=0)
-    assert sum(fast.schedule) >= 5
-    assert moved(model, x, mask) < 1e-14
-    assert moved(fast, x, mask) < 1e-12
+    bias = random(3, 2, TOKENS)
+    model = Beside(attention).double().eval()
+    fast = tome_fx.transform(model, 2, example_inputs=(x, mask, bias), min_ratio=0)
+    noise = torch.where(mask[..., None], x, 3 * x.flip(0) + 1)
+    gap = fast(x, mask, bias) - fast(noise, mask, bias)
+    assert sum(fast.schedule) > 3
+    assert gap[mask].abs().max() < 1e-12
+
+
+@torch.no_grad()
+def test_a_bias_of_heads_is_no_mask() -> None:
+    """Unmerged tokens keep their own: exact on duplicates under ``never``, whatever it says."""
+    x = random(2, TOKENS // 2, WIDTH).repeat_interleave(2, dim=1)
+    mask, bias = torch.ones(2, TOKENS, dtype=torch.bool), random(2, 2, TOKENS // 2)
+    bias = bias.repeat_interleave(2, dim=2)
+    model = Beside(bias_alone).double().eval()
+    fast = tome_fx.transform(model, [6, 0, 0], example_inputs=(x, mask, bias), min_ratio=0)
+    assert fast.schedule == (6, 0, 0)
+    assert torch.allclose(fast(x, mask, bias), model(x, mask, bias), atol=1e-12)

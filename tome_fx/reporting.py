@@ -225,7 +225,7 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
 
 
 def _mask_notes(done: Done, own_matching: bool) -> Iterable[str]:
-    padding = padding_masks(done.findings, done.program)
+    padding = padding_masks(done.findings, done.program, views=True)
     cores = [core for site in done.findings.sites for core in site.cores]
     if any(_mask_varies(core, done.findings, padding) for core in cores):
         yield (

@@ -12,6 +12,7 @@ from tome_fx.graph.axes import (
     TensorType,
     batch_axis,
     extent,
+    factor_count,
     has_batch,
     has_stream,
     is_uniform,
@@ -53,6 +54,12 @@ def row_of_images(type_: TensorType, keys: Axis, own: int = 2) -> TensorType | N
             return None
         around.append(() if single else axis)
     return TensorType((*around, keys)) if images == 1 else None
+
+
+def views_of(goal: TensorType) -> tuple[int, ...]:
+    """The extents of what a row is repeated for, if it differs between some: views or heads."""
+    around = [f for axis in goal.axes[:-1] for f in axis if not isinstance(f, Batch)]
+    return () if all(is_uniform((f,)) for f in around) else tuple(map(factor_count, around))
 
 
 def pairs_of_images(type_: TensorType, keys: Axis) -> TensorType | None:

@@ -8,8 +8,7 @@ from typing import TypeVar
 import torch
 from torch.fx import Node
 
-from tome_fx.finding.hidden import hidden_beside
-from tome_fx.finding.mask_types import mask_type, pairs_of_images, row_of_images
+from tome_fx.finding.mask_types import mask_type, pairs_of_images, row_of_images, views_of
 from tome_fx.finding.parts import Part, parts_of
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
@@ -73,11 +72,7 @@ def parts_before(core: Core) -> list[Part]:
 def all_masks_of(core: Core) -> list[Part]:
     """The masks, and behind them what they are put together from."""
     masks = (Part(*mask) for mask in masks_of(core))
-    return list(dict.fromkeys([*masks, *parts_before(core), *_beside(core)]))
-
-
-def _beside(core: Core) -> list[Part]:
-    return hidden_beside(core.node, kind_of(core), core.key)
+    return list(dict.fromkeys([*masks, *parts_before(core)]))
 
 
 def rows_before(core: Core, read: Callable[[Node, int], _Row | None]) -> list[tuple[_Row, bool]]:
@@ -88,7 +83,7 @@ def rows_before(core: Core, read: Callable[[Node, int], _Row | None]) -> list[tu
     """
     found: list[tuple[_Row, bool]] = []
     below: set[Node] = set()
-    for node, hides, own in (*parts_before(core), *_beside(core)):
+    for node, hides, own in parts_before(core):
         row = read(node, own) if own and node not in below else None
         if row is not None:
             found.append((row, hides))
@@ -162,6 +157,21 @@ def _is_of_truth(mask: Node, inputs: bool, products: dict[Node, bool]) -> bool:
     return False
 
 
+def tells_views(mask: Node) -> bool:
+    """Does a mask come of a truth, or of an input of whole numbers? Else it is a bias of heads."""
+    waiting, seen = [mask], {mask}
+    while waiting:
+        node = waiting.pop()
+        value = tensor_value(node)
+        whole = node.op == "placeholder" and value is not None and not value.is_floating_point()
+        if whole or is_truth(node):
+            return True
+        before = [] if calls(node, _PRODUCTS) else read_values(node)
+        waiting += [source for source in before if source not in seen]
+        seen.update(before)
+    return False
+
+
 def is_truth_in_numbers(value: Node) -> bool:
     """Is a value 0 and 1 where a truth is, by casts and changes of layout alone?"""
     while not is_truth(value):
@@ -207,10 +217,11 @@ def _is_filled(value: object) -> bool:
     return alone or str(value.target).startswith(_FILLS)
 
 
-def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
+def padding_masks(findings: Findings, program: Program, views: bool = False) -> frozenset[Node]:
     """The masks that say which tokens of each image are padding, and what follows from the same.
 
-    No group holds padding beside other tokens, so all of these are the same for its members.
+    No group holds padding beside other tokens, so all of these are the same for its members. With
+    ``views`` also those that say it of each view or head, of which groups may hold several kinds.
     """
     found = set()
     for site in findings.sites:
@@ -218,7 +229,8 @@ def padding_masks(findings: Findings, program: Program) -> frozenset[Node]:
             keys = axis_of(findings.types[core.key][0], site.stream)
             for node, _, own in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
-                row = own and type_ is not None and row_of_images(type_, keys, own) is not None
+                goal = row_of_images(type_, keys, own) if own and type_ is not None else None
+                row = goal is not None and (not views_of(goal) or (views and tells_views(node)))
                 if row or (own > 1 and pairs_of(node, core, findings, program) is not None):
                     found.add(node)
     if not found:

@@ -12,12 +12,13 @@ import torch
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.finding.mask_types import mask_type, row_of_images
+from tome_fx.finding.mask_types import mask_type, row_of_images, views_of
 from tome_fx.finding.masks import (
     all_masks_of,
     masks_of,
     pairs_of,
     rows_before,
+    tells_views,
 )
 from tome_fx.graph.axes import (
     Axis,
@@ -98,7 +99,7 @@ def _rows(coercer: Coercer, rows: list[_Mask]) -> tuple[list[Node], list[Node], 
     shows, patterns, views = [], [], None
     for row in rows:
         shown = _shows(coercer, row, 1)
-        parts = _views(row.goal)
+        parts = views_of(row.goal)
         if parts:
             views = views or Views(shown, parts)
             patterns.append(coercer.emit(ops.patterns, shown))
@@ -198,7 +199,9 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[list[_Mask], _Mask |
     def row_of(node: Node, own: int) -> tuple[Value, TensorType] | None:
         value = _mask_value(lifter, node)
         goal = None if value is None else row_of_images(value.types[0], keys, own)
-        return None if value is None or goal is None else (value, goal)
+        if value is None or goal is None or (views_of(goal) and not tells_views(node)):
+            return None
+        return value, goal
 
     rows = [_Mask(*found, hides) for found, hides in rows_before(core, row_of)]
     for node, hides, own in all_masks_of(core):
@@ -220,12 +223,6 @@ def _mask_value(lifter: Lifter, node: Node) -> Value | None:
     return value
 
 
-def _views(goal: TensorType) -> tuple[int, ...]:
-    """The extents of what a row is repeated for, if it differs between some: views or heads."""
-    around = [f for axis in goal.axes[:-1] for f in axis if not isinstance(f, Batch)]
-    return () if all(is_uniform((f,)) for f in around) else tuple(map(factor_count, around))
-
-
 def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
     """What a mask shows, as ``[B, N]``, or ``[B, N, N]`` with its last two axes ``own``.
 
@@ -245,7 +242,7 @@ def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
     times = math.prod(factor_count(f) for f in around if not isinstance(f, Batch))
     if times > 1:
         node = coercer.emit(aten.reshape.default, node, [-1, times, *sizes])
-        if own == 1 and _views(goal):
+        if own == 1 and views_of(goal):
             return coercer.emit(ops.shown, node, mask.hides)
         node = coercer.emit(aten.select.int, node, 1, 0)
     node = coercer.emit(aten.reshape.default, node, [-1, *sizes])
