@@ -150,13 +150,25 @@ def measure(rs: list[int], epochs: int, seeds: int, rounds: int) -> dict[str, An
     }
 
 
+def percent(values: list[float]) -> str:
+    """The mean over seeds, lowest and highest."""
+    mean = statistics.mean(values)
+    return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def write(
+    results: dict[str, Any], out: Path, rows: str, page: Path, marks: tuple[str, str]
+) -> None:
+    """Write the results, and their table between the marks of a page if there is one."""
+    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if page.exists():
+        before, _, rest = page.read_text(encoding="utf-8").partition(marks[0])
+        after = rest.partition(marks[1])[2]
+        page.write_text(f"{before}{marks[0]}\n{rows}\n{marks[1]}{after}", encoding="utf-8")
+
+
 def table(results: dict[str, Any]) -> str:
-    """The figures in Markdown: accuracies as the mean over seeds, lowest and highest."""
-
-    def percent(values: list[float]) -> str:
-        mean = statistics.mean(values)
-        return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
-
+    """The figures in Markdown."""
     base = results["rows"][0]
     lines = [
         "| r | tokens after each layer | FLOP ratio | forward | training "
@@ -194,13 +206,8 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     results = measure(rs, options.epochs, options.seeds, options.rounds)
     results["seconds"] = time.perf_counter() - start
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = table(results)
-    if options.page.exists():
-        before, _, rest = options.page.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page = f"{before}{MARKS[0]}\n{rows}\n{MARKS[1]}{after}"
-        options.page.write_text(page, encoding="utf-8")
+    write(results, options.out, rows, options.page, MARKS)
     print(rows)  # noqa: T201
 
 

@@ -13,14 +13,12 @@ It downloads nothing and writes docs/benchmarks/matchings.json and the table of 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from digits import MODEL, ROOT, accuracy, digits, train
+from digits import MODEL, ROOT, accuracy, digits, percent, train, write
 from torch import Tensor
 
 import tome_fx
@@ -134,12 +132,7 @@ def measure(rs: list[int], epochs: int, seeds: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures in Markdown: the mean over seeds, lowest and highest."""
-
-    def percent(values: list[float]) -> str:
-        mean = statistics.mean(values)
-        return f"{mean:.1f} ({min(values):.1f} to {max(values):.1f})"
-
+    """The figures in Markdown."""
     rs = list(next(iter(results["rows"].values())))
     lines = [
         "| matched by | " + " | ".join(f"r = {r}" for r in rs) + " |",
@@ -162,13 +155,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     results = measure([int(r) for r in options.r.split(",")], options.epochs, options.seeds)
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = table(results)
-    if options.page.exists():
-        before, _, rest = options.page.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        page = f"{before}{MARKS[0]}\n{rows}\n{MARKS[1]}{after}"
-        options.page.write_text(page, encoding="utf-8")
+    write(results, options.out, rows, options.page, MARKS)
     print(rows)  # noqa: T201
 
 

@@ -13,7 +13,7 @@ from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.graph.extents import is_truth, tensor_value
 from tome_fx.ops.padding import HIDDEN
 
-NOTS = ("aten.bitwise_not", "aten.logical_not")
+_NOTS = ("aten.bitwise_not", "aten.logical_not")
 _ANDS = ("aten.bitwise_and", "aten.logical_and", "aten.__and__", "aten.mul")
 _ORS = ("aten.bitwise_or", "aten.logical_or", "aten.__or__", "aten.add")
 _SAME = ("aten.contiguous", "aten.clone", "aten.to", "aten._to_copy", "aten.alias", "aten.detach",
@@ -23,7 +23,6 @@ _ORDERED = ("aten.permute", "aten.transpose")
 # Tensors of one number, by the argument that says it.
 _NUMBERS = {"aten.full": "fill_value", "aten.full_like": "fill_value",
             "aten.new_full": "fill_value", "aten.scalar_tensor": "s"}  # fmt: skip
-_ZEROS = ("aten.zeros", "aten.zeros_like", "aten.new_zeros")
 
 
 class Part(NamedTuple):
@@ -63,7 +62,7 @@ def _direct(part: Part) -> Iterator[Part]:
     call, truth = bind(mask), is_truth(mask)
     written = call.name.endswith("_") and not call.name.endswith("__")
     name = call.name.removesuffix("_") if written else call.name  # a table may be written to
-    if truth and name in NOTS:
+    if truth and name in _NOTS:
         yield Part(call["self"], not hides, own)
     elif truth and name in (_ORS if hides else _ANDS):
         yield from (Part(n, hides, own) for n in mask.all_input_nodes if is_truth(n))
@@ -98,21 +97,12 @@ def _filled(name: str, call: Call, truth: bool, part: Part) -> Iterator[Part]:
 
 def _hides(value: Any, truth: bool, hides: bool) -> bool:
     """Is a value one number that hides?"""
-    value = number_of(value)
-    if value is None:
+    if isinstance(value, Node):
+        call = bind(value) if isinstance(value.target, torch._ops.OpOverload) else None
+        value = call.get(_NUMBERS.get(call.name, "")) if call is not None else None
+    if isinstance(value, (Node, type(None))):
         return False
     return bool(value) == hides if truth else value < HIDDEN
-
-
-def number_of(value: Any) -> Any:
-    """The one number that a value is, or that a tensor was filled with; None if there is none."""
-    if not isinstance(value, Node):
-        return value
-    call = bind(value) if isinstance(value.target, torch._ops.OpOverload) else None
-    if call is not None and call.name in _ZEROS:
-        return 0
-    found = call.get(_NUMBERS.get(call.name, "")) if call is not None else None
-    return None if isinstance(found, Node) else found
 
 
 def _kept(name: str, call: Call) -> int:
