@@ -1,8 +1,10 @@
 """A matching of the user at a site: what it asks for, its call, and the plan of what it answers.
 
-metric = head_mean(k, 1, 0)
-pairs = mine(metric=metric, r=16, size=size)
-plan = plan_of_pairs(pairs, metric, 16)
+    metric = head_mean(k, 1, 0)
+    pairs = matching_mine(metric=metric, r=16, size=size)
+    plan = plan_of_pairs(pairs, metric, 196, 16, "mine at blocks.0.attn")
+
+Masks of padding are for the built-in matching alone.
 """
 
 from __future__ import annotations

@@ -46,9 +46,14 @@ def similarity(metric: Tensor, parity: int = 0) -> Tensor:
 
 def _parts(metric: Tensor, parity: int) -> tuple[Tensor, Tensor]:
     """A and B of unit length."""
-    norm = metric.norm(dim=-1, keepdim=True)
-    unit = torch.where(norm > 0, metric / norm, torch.zeros_like(metric))
+    unit = of_unit_length(metric)
     return unit[:, parity::2], unit[:, 1 - parity :: 2]
+
+
+def of_unit_length(metric: Tensor) -> Tensor:
+    """Each row of ``[B, n, C]`` over its length; a zero vector stays one."""
+    norm = metric.norm(dim=-1, keepdim=True)
+    return torch.where(norm > 0, metric / norm, torch.zeros_like(metric))
 
 
 def _scores(rows: Tensor, others: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tome_fx.errors import MatchingError
 from tome_fx.ops.check import is_traced
+from tome_fx.ops.matching import of_unit_length
 from tome_fx.ops.placing import added, permuted
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import wide
@@ -29,9 +30,7 @@ def joined(metrics: list[Tensor]) -> Tensor:
 
     Cosine similarities of the result are the means of those of its parts.
     """
-    norms = [metric.norm(dim=-1, keepdim=True) for metric in metrics]
-    parts = [torch.where(n > 0, m / n, 0.0) for m, n in zip(metrics, norms, strict=True)]
-    return torch.cat(parts, dim=-1)
+    return torch.cat([of_unit_length(metric) for metric in metrics], dim=-1)
 
 
 def single(metric: Tensor) -> Tensor:
