@@ -17,28 +17,25 @@ model does, since its code acts differently while it is traced, the next way is 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tome_fx.capturing.alike import picks_across
 from tome_fx.capturing.backwards import OWN_GRADIENT, Backwards
+from tome_fx.capturing.by_export import by_export, decided_by
 from tome_fx.capturing.calling import inputs_of
-from tome_fx.capturing.decided import DecidedByBuffers
-from tome_fx.capturing.describing import images_of, written
+from tome_fx.capturing.describing import images_of
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_export, from_exported_program
 from tome_fx.capturing.faithful import check_faithful, treats_one_apart
-from tome_fx.capturing.fixed import as_constants, fixed_inputs, has_numbers
-from tome_fx.capturing.known import ranges_known
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.original import Original
 from tome_fx.capturing.results import register_results
-from tome_fx.capturing.skeleton import structure_copy
+from tome_fx.capturing.skeleton import fresh, structure_copy
 from tome_fx.capturing.tracing import from_graph_module, symbolic_trace
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.program import Program
@@ -146,113 +143,16 @@ def _module(model: nn.Module, example: Example, door: Door, check: Check) -> Pro
 
 
 def _exported(model: nn.Module, example: Example, check: Check) -> Program:
-    program = _by_export(model, example)
+    program = by_export(model, example)
     check(program)
     return program
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What is known while export traces, beside shapes: inputs of numbers, and ``arange``."""
-
-    numbers: bool = False
-    ranges: bool = False
-
-    def export(
-        self, model: nn.Module, example: Example, buffers: DecidedByBuffers | None = None
-    ) -> Program:
-        """By ``torch.export``, knowing that, and ``buffers``."""
-        with contextlib.ExitStack() as known:
-            if self.numbers:
-                known.enter_context(as_constants(model, example))
-            if self.ranges:
-                known.enter_context(ranges_known())
-            if buffers is not None:
-                known.enter_context(buffers)
-            # It is of no use to rows beside a grid, which have no batch.
-            batched = self == _Known() or _has_images(example)
-            program = _plainly(model, example, strict=batched)
-        return replace(program, fixed=fixed_inputs(program, example)) if self.numbers else program
-
-
-def _has_images(example: Example) -> bool:
-    """Is there an input with more than a row of numbers for each place on its first axis?"""
-    return any(example.has_rows(leaf) and leaf.dim() > 2 for leaf in example.leaves)
-
-
-def _by_export(model: nn.Module, example: Example) -> Program:
-    """By ``torch.export``; where values stop it, with those that may be known as constants."""
-    numbers, failures = has_numbers(example), dict[_Known, CaptureError]()
-    ways = [*dict.fromkeys((_Known(), _Known(numbers), _Known(numbers, ranges=True)))]
-    for known, buffers in _tries(ways, failures):
-        reading = DecidedByBuffers(model) if buffers else None
-        if reading is not None and not reading.serves:
-            continue
-        try:
-            program = known.export(model, example, reading)
-        except CaptureError as failure:
-            if reading is None or reading.names:
-                failures[known] = failure
-        else:
-            return program if reading is None else _decided(program, reading.names)
-    raise list(failures.values())[-1]
-
-
-def _tries(
-    ways: Sequence[_Known], failures: Mapping[_Known, CaptureError]
-) -> Iterator[tuple[_Known, bool]]:
-    """What to know, and whether the values of buffers are, each if what was before it failed.
-
-    Buffers come last: what is captured without them does not read them. They come first where the
-    failure does not say that it is one of values, as where a number is looked up.
-    """
-    plain = ways[0]
-    yield plain, False
-    looked_up = not failures[plain].reads_values
-    if looked_up:
-        yield plain, True
-    if failures[plain].reads_values:
-        yield from ((known, False) for known in ways[1:])
-        yield from ((known, True) for known in ways if known != plain or not looked_up)
-
-
-def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
-    """By export as it is, with a batch if there is a way; ``strict``: it may read the code."""
-    program = from_export(model, example)
-    if not program.static_batch or example.batch < 2:
-        return program
-    if strict:
-        with contextlib.suppress(CaptureError):
-            # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
-            read = from_export(structure_copy(model), example, strict=True)
-            if picks_across(read):
-                with contextlib.suppress(CaptureError):
-                    return from_export(structure_copy(model), example, shared=True, strict=True)
-            if not read.static_batch:
-                return read
-    if sum(map(example.has_rows, example.leaves)) > 1:
-        with contextlib.suppress(CaptureError):
-            # A size of one input that is compared with that of another is no number.
-            return from_export(model, example, shared=True)
-    return program if example.single is None else from_export(model, example.single)
 
 
 def _traced(model: nn.Module, example: Example, check: Check) -> Program:
     traced, names = symbolic_trace(model)
-    program = _decided(from_graph_module(traced, model, example, "symbolic_trace"), names)
+    program = decided_by(from_graph_module(traced, model, example, "symbolic_trace"), names)
     check(program)
     return program
-
-
-def _decided(program: Program, names: Set[str]) -> Program:
-    """The program that the values of buffers decided, if it leaves them as they are."""
-    changed = ", ".join(sorted(names & written(program.graph)))
-    if changed:
-        raise CaptureError(
-            f"The model's code branches on the values of {changed} and writes to it, so that one "
-            "call may do something else than the one before."
-        )
-    return replace(program, decided=tuple(sorted(names)))
 
 
 def _with_backwards(
@@ -279,18 +179,19 @@ def _around_leaves(
     model: nn.Module, example: Example, first: CaptureError, check: Check
 ) -> Program:
     """The program with the modules that cannot be captured as calls, found one by one."""
-    failure, reasons = first, dict[str, str]()
+    failure, traced, reasons = first, model, dict[str, str]()
     for _ in range(MOST):
-        path = culprit(failure, model)
+        path = culprit(failure, traced)
         if not path or path in reasons:
             break
         reasons = {p: why for p, why in reasons.items() if not p.startswith(path + ".")}
         reasons[path] = failure.found
+        tried = fresh(model)
         try:
-            with as_leaves(model, reasons, example):
-                return _exported(model, example, check)
+            with as_leaves(tried, reasons, example):
+                return _exported(tried, example, check)
         except CaptureError as error:
-            failure = error
+            failure, traced = error, tried
     if failure.found == first.found:
         raise first
     text = f"{first} With the module that it is in left out: {failure}"

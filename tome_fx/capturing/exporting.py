@@ -7,12 +7,14 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.export._trace as export_trace
 from torch import nn
+from torch._functorch._aot_autograd import frontend_utils
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -112,12 +114,17 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
 def _untold() -> Iterator[None]:
     """Within, export says nothing of its own where it fails: another way may not.
 
-    It prints the graph so far, and logs that a value which it cannot know has no name in code.
+    It prints the graph so far, and logs that a value which it cannot know has no name in code. It
+    warns that what code keeps for later calls should be a buffer: a copy need not care for that.
     """
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     log.addFilter(_names_a_value)
+    quiet = SimpleNamespace(warn=lambda *args, **kwargs: None)
     try:
-        with patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True):
+        with (
+            patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True),
+            patch.object(frontend_utils, "warnings", quiet),  # of which it has no others
+        ):
             yield
     finally:
         log.removeFilter(_names_a_value)

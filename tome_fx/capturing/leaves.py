@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from tome_fx.capturing.blame import blame
 from tome_fx.capturing.calling import other_forward
 from tome_fx.capturing.containers import PLAIN
 from tome_fx.capturing.examples import Example, run_apart
+from tome_fx.capturing.skeleton import fresh
 from tome_fx.errors import CaptureError
 from tome_fx.graph.leaves import Form, Leaf, Made, Measured, Slot, leaf
 
@@ -56,15 +58,15 @@ def as_leaves(model: nn.Module, reasons: Mapping[str, str], example: Example) ->
         CaptureError: the model does not run, or one of them cannot be an op: what it makes does
             not follow from the shapes of what it gets.
     """
-    modules = {path: model.get_submodule(path) for path in reasons}
+    modules, running = {path: model.get_submodule(path) for path in reasons}, fresh(model)
     try:
-        first = _recorded(model, modules, example)
+        first = _recorded(running, reasons, example)
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError("The model does not run on its example inputs.") from error
     try:
-        second = _recorded(model, modules, _larger(example))
+        second = _recorded(running, reasons, _larger(example))
     except Exception:  # the model's own code fixes the batch
         second = first
     with ExitStack() as stack:
@@ -91,14 +93,13 @@ class _Call:
     flops: int
 
 
-def _recorded(
-    model: nn.Module, modules: Mapping[str, nn.Module], example: Example
-) -> dict[str, list[_Call]]:
-    """The calls of ``modules`` in a run on the example, which leaves the model as it was."""
-    found: dict[str, list[_Call]] = {path: [] for path in modules}
+def _recorded(model: nn.Module, paths: Iterable[str], example: Example) -> dict[str, list[_Call]]:
+    """The calls of some modules in a run on the example, which leaves the model as it was."""
+    found: dict[str, list[_Call]] = {path: [] for path in paths}
     counter = _Counter()
     with ExitStack() as stack:
-        for path, module in modules.items():
+        for path in found:
+            module = model.get_submodule(path)
             stack.enter_context(
                 other_forward(module, _Recorder(path, module, found[path], counter))
             )
@@ -160,6 +161,9 @@ class _Stub:
 
     def __init__(self, module: nn.Module, leaves: list[Leaf]) -> None:
         self.module, self.leaves, self.calls = module, leaves, 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Stub:
+        return _Stub(copy.deepcopy(self.module, memo), self.leaves)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given, came = Form.of((args, kwargs))

@@ -16,17 +16,28 @@ def structure_copy(model: nn.Module) -> nn.Module:
     Where an attribute cannot be copied (a lock, a value with a gradient), the modules are copied
     one by one and share their plain attributes.
     """
-    shared = [*model.parameters(), *model.buffers()]
-    memo = {id(tensor): tensor for tensor in shared}
-    try:
-        result = copy.deepcopy(model, memo)
-    except Exception:
-        result = shell(model)
+    result = _copied(model) or shell(model)
     for module in result.modules():
         # They have no place in a program, and would wrap every value of it.
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return result
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """Such a copy for one try, or the model itself where an attribute cannot be copied.
+
+    What code keeps for later calls, a table in a dict say, would hold values of a try that failed.
+    """
+    return _copied(model) or model
+
+
+def _copied(model: nn.Module) -> nn.Module | None:
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception:
+        return None
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

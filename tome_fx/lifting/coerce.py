@@ -141,7 +141,7 @@ class Coercer:
     ) -> tuple[Node, TensorType]:
         stream = list(streams_of_axis(have.axes[at[0]]))[at[1]]
         if table and goal.level and not stream.level:
-            node = self._table(node, have, at, goal)
+            node = self.table(node, have, at, goal)
             have, stream = changed(have, at, goal)
         other = stream.level != goal.level
         back = other and self.levels.step(stream, goal.level) < stream.level
@@ -160,7 +160,7 @@ class Coercer:
                 node = self.by_size(node, have, at, ops.scale_by_size)
         return node, have
 
-    def _table(self, node: Node, type_: TensorType, at: Spot, goal: Stream) -> Node:
+    def table(self, node: Node, type_: TensorType, at: Spot, goal: Stream) -> Node:
         """The representative's rows of a table with an axis of images, or the sum of all rows."""
         if not goal.extensive:
             rows = ops.take, self.levels.origin(goal.id, goal.level)

@@ -47,13 +47,16 @@ def ask(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
 
 
 def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
-    """Would a table be merged along tokens that share their axis, those of all frames say?
+    """Would a table of logits be merged along tokens that share their axis, as of all frames?
 
-    Its rows there are of places in frames, and a group has its members in one frame.
+    It may hide a place in one frame alone, and a group has the same places in each. Of a table of
+    features each frame has the row of its representative; images are no such frames.
     """
+    logits = wanted.rank > 0 and has_stream(wanted.axes[-1])
     pairs = zip(reversed(have.axes), reversed(wanted.axes), strict=False)
     return any(
         len(target) > 1
+        and (logits or has_batch(target))
         and is_merged_axis(target)
         and extent(axis) != 1
         and not has_stream(axis)
