@@ -120,7 +120,7 @@ class Followed(TorchFunctionMode):
         if any(len(row) != len(traced) for row in rows):
             return result
         for leaf, *values in zip(traced, *rows, strict=True):
-            if values and all(isinstance(v, Tensor) and v.numel() <= self._most for v in values):
+            if values and isinstance(values[0], Tensor) and values[0].numel() <= self._most:
                 self._known[id(leaf)] = Known(leaf, tuple(values), names)
         return result
 
@@ -188,7 +188,7 @@ def _sized(number: Any, more: int) -> Any:
     """
     if not isinstance(number, _NUMBERS):
         return number
-    node = number.node
+    node: Any = number.node
     if node.hint is None:
         raise ValueError("it follows from values")
     if not more:

@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from tome_fx.capturing.followed import OF_SHAPE, Followed, Known
 
-# Numbers in a value that is followed.
-_MOST = 1 << 16
+# Numbers in a value that is followed: positions of some hundred frames.
+_MOST = 1 << 22
+# Images beside those of the example that each is computed for.
+_MORE = (0, 1, 14)
 _MAKE = frozenset(
     {"arange", "eye", "full", "linspace", "logspace", "ones", "tensor", "tril_indices",
      "triu_indices", "zeros"}
@@ -27,13 +29,13 @@ _MAKE = frozenset(
 class MadeKnown(Followed):
     """Within, reading a number of what is made of sizes and constants alone gives that number.
 
-    It is computed for the example's images and for one more: what follows the batch is not read.
+    It is computed for the example's images and for more: what follows the batch is not read.
     """
 
     follows_writes = True
 
     def __init__(self) -> None:
-        super().__init__(_MOST, more=(0, 1))
+        super().__init__(_MOST, _MORE)
         self._made = 0
 
     def known_by_itself(self, tensor: Tensor) -> Known | None:
@@ -42,7 +44,7 @@ class MadeKnown(Followed):
         if not plain or isinstance(tensor, FakeTensor) or tensor.numel() > self._most:
             return None
         with _disable_current_modes():
-            values = tensor.clone(), tensor.clone()
+            values = tuple(tensor.clone() for _ in _MORE)
         return Known(tensor, values, frozenset({self._new()}))
 
     def name_of_new(self, func: Any) -> str | None:
