@@ -111,7 +111,7 @@ def _for_several_or_one(
     if example.single is not None:
         with contextlib.suppress(CaptureError):
             return captured(example.single)
-    return replace(program, several=True)
+    return replace(program, least=max(program.least, 2))
 
 
 def _with_given(program: Program, example: Example) -> Program:

@@ -141,7 +141,8 @@ class _Walk:
         if not batched:
             return emit(ops.check_whole, new, shape, name)
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
-        batch = (None, 2) if program.several else batch
+        if program.most is not None or program.least > 1:
+            batch = (None, program.least, program.most)
         tokens = self.lifter.findings.tokens
         new = emit(ops.check_input, new, shape, name, tokens, *batch)
         return self._with_as_many_rows(new, name)

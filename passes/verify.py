@@ -34,7 +34,8 @@ def verify(module: GraphModule, program: Program) -> Extents:
     """Check ``module`` against the captured program and set each node's value in ``meta``.
 
     Returns:
-        The sizes that the values were made with: the captured ones, at :data:`BATCH` images.
+        The sizes that the values were made with: the captured ones, at :data:`BATCH` images, or
+        as near to it as the program takes.
 
     Raises:
         MatchingError: a matching of the user fails, or its answer is none.
@@ -42,7 +43,7 @@ def verify(module: GraphModule, program: Program) -> Extents:
             its shape or dtype; the text names the node and where it comes from.
     """
     module.graph.lint()
-    sizes = Extents(BATCH)
+    sizes = Extents(program.batch_near(BATCH))
     # The plain steps: what is fused later does them too.
     with kernels.using("portable"):
         after = tree_leaves(_run(module, program.graph, sizes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -191,3 +192,49 @@ def test_a_class_of_results_without_ways() -> None:
     assert type(result) is Output
     with pytest.raises(tome_fx.CaptureError, match="result, tensor 1 differs by"):
         tome_fx.transform(Wayless(off=1.0).eval(), 2, example_inputs=x)
+
+
+class Readable(dict):  # type: ignore[type-arg]
+    """A dict whose values are read as attributes, dicts in it too (addict, Box)."""
+
+    def __init__(self, *items: Any, **named: Any) -> None:
+        super().__init__(*items, **named)
+        for name, value in self.items():
+            self[name] = Readable(value) if isinstance(value, dict) else value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Titled(Readable):
+    """One that has more than its items."""
+
+    def __init__(self, title: str, *items: Any) -> None:
+        super().__init__(*items)
+        object.__setattr__(self, "title", title)
+
+
+class Reading(nn.Module):
+    def __init__(self, titled: bool) -> None:
+        super().__init__()
+        self.body, self.titled = tiny(), titled
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        items = {"logits": self.body(x), "more": {"first": x.mean(), "none": {}}}
+        return Titled("one", items) if self.titled else Readable(items)
+
+
+def test_dicts_of_a_class_of_their_own() -> None:
+    x, model = images(3), Reading(titled=False).eval()
+    fast = tome_fx.transform(model, 2, example_inputs=x[:2])
+    assert fast.schedule == (2, 2)
+    result, expected = fast(x), model(x)
+    assert type(result) is type(result.more) is type(result.more.none) is Readable
+    assert torch.equal(result.more.first, expected["more"]["first"])
+    assert [*result] == [*expected]
+    torch.export.save(torch.export.export(fast, (x,)), io.BytesIO())
+    with pytest.raises(tome_fx.CaptureError, match="Titled"):
+        tome_fx.transform(Reading(titled=True).eval(), 2, example_inputs=x[:2])

@@ -32,7 +32,8 @@ class Program:
         batched: placeholders whose first axis is the batch; none in a program for one image
             whose patches, say, are the rows of its input.
         static_batch: the model's own code fixed the batch size.
-        several: it is for two images or more; for one the model's own code goes another way.
+        least: images that it is for; for fewer the model's own code goes another way.
+        most: the same for more, if there are such.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         backwards: by module, functions with a gradient of their own that the program does not have.
@@ -48,7 +49,8 @@ class Program:
     batch: int
     batched: frozenset[str]
     static_batch: bool
-    several: bool = False
+    least: int = 1
+    most: int | None = None
     guarded: bool = False
     checkpointed: bool = False
     backwards: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +72,12 @@ class Program:
     def one_image(self) -> bool:
         """Is it for one image alone? Then its values need no axis of images."""
         return self.batch == 1
+
+    def batch_near(self, images: int) -> int:
+        """The batch that it is for, or the one nearest to so many images."""
+        if self.static_batch:
+            return self.batch
+        return max(self.least, images if self.most is None else min(images, self.most))
 
     def __str__(self) -> str:
         batch = f"batch {self.batch}" if self.static_batch else "any batch"

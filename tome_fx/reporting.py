@@ -25,6 +25,7 @@ from tome_fx.graph.extents import Extents, is_truth
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
+from tome_fx.ops.check import batches
 from tome_fx.options import Settings
 from tome_fx.own_matching import OwnMatching, name_of
 from tome_fx.passes.lift import LiftedGraph
@@ -56,7 +57,7 @@ class Done:
 
 def report_of(done: Done, model: str, settings: Settings) -> Report:
     """The report of a transform."""
-    batch = done.program.batch if done.program.static_batch else BATCH
+    batch = done.program.batch_near(BATCH)
     before = macs_of(done.program.graph, done.sizes, batch)
     after = macs_of(done.graph, done.sizes, batch)
     matching = sum(n for node, n in after.items() if _matches(node))
@@ -270,7 +271,12 @@ def _program_notes(program: Program) -> Iterable[str]:
             f"the model's code branches on the values of {', '.join(program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
-    if program.several:
+    if program.most is not None or program.least > 2:
+        yield (
+            "the model's own code goes another way for other batches: this program is for "
+            f"{batches(program.least, program.most)}"
+        )
+    elif program.least > 1:
         yield (
             "the model's own code goes another way for one image than for several: this program is "
             "for several; transform again with one image as example for the other"

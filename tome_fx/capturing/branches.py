@@ -19,13 +19,34 @@ _READERS = (os.path.dirname(torch._dynamo.__file__) + os.sep, torch.nn.modules.m
 _FEW, _MOST = 66, 4096
 
 
-def branches_on_batch(program: Program) -> bool:
-    """Does the model's code compare a size that may change with a number, or with another such?
+def batches_of(program: Program, batch: int) -> tuple[int, int | None] | None:
+    """The fewest and the most images, around ``batch``, that a program is for.
 
-    The program is that of one branch, and its graph does not say for which batches. What was asked
-    while tracing is known to torch; some of it holds for every batch.
+    The model's code may compare a size that may change with a number, or with another such: the
+    program is that of one branch, and its graph does not say for which batches. What was asked
+    while tracing is known to torch; some of it holds for every batch. None where it is for
+    ``batch`` alone, as far as can be told.
     """
-    return any(not _always(condition, by_model) for condition, by_model in _asked(program))
+    asked = list(_asked(program))
+    branches = [asking for asking in asked if not _always(*asking)]
+    if not branches:
+        return 1, None
+    symbols = _symbols(program)
+    if len(symbols) > 1:
+        return None
+    (size,) = symbols
+    tried = sorted({batch, *(n for condition, _ in branches for n in _likely(condition))})
+    kept = [n for n in tried if all(_holds(condition, size, n) for condition, _ in branches)]
+    if batch not in kept:
+        return None
+    place = tried.index(batch)
+    first = next((i for i in range(place, -1, -1) if tried[i] not in kept), -1)
+    last = next((i for i in range(place, len(tried)) if tried[i] not in kept), len(tried))
+    # Of one image ops ask more than holds: torch takes for granted that there are several.
+    one = first < 0 and all(_holds(c, size, 1) for c, by_model in branches if by_model)
+    least = 1 if one else tried[first + 1]
+    most = None if last == len(tried) else tried[last - 1]
+    return None if least == most else (least, most)
 
 
 def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
@@ -33,16 +54,28 @@ def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
 
     And whether it was the model's own code that asked, not an op.
     """
-    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
-    values = (tensor_value(node) for node in nodes)
-    sizes: Iterator[Any] = (s for value in values if value is not None for s in value.shape)
-    env = next((size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)), None)
-    if env is None:
+    size = next(_sizes(program), None)
+    if size is None:
         return
+    env = size.node.shape_env
     for guard in env.guards:
         place = getattr(guard.sloc.framework_loc, "filename", "")
         by_op = place.startswith(TORCH) and not place.startswith(_READERS)
         yield guard.expr.xreplace(env.replacements), not by_op
+
+
+def _sizes(program: Program) -> Iterator[Any]:
+    """The sizes of inputs that may change."""
+    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
+    values = (tensor_value(node) for node in nodes)
+    sizes: Iterator[Any] = (s for value in values if value is not None for s in value.shape)
+    yield from (size for size in sizes if isinstance(size, torch.SymInt))
+
+
+def _symbols(program: Program) -> set[Any]:
+    """The numbers of images, texts, ... that inputs have, each that is equal to another once."""
+    expressions = (s.node.expr.xreplace(s.node.shape_env.replacements) for s in _sizes(program))
+    return {symbol for expression in expressions for symbol in expression.free_symbols}
 
 
 def _always(condition: Any, by_model: bool) -> bool:
@@ -53,7 +86,11 @@ def _always(condition: Any, by_model: bool) -> bool:
     symbols = list(getattr(condition, "free_symbols", ()))
     if len(symbols) != 1:
         return not symbols or not by_model
-    return all(condition.subs(symbols[0], batch) != False for batch in _likely(condition))  # noqa: E712
+    return all(_holds(condition, symbols[0], batch) for batch in _likely(condition))
+
+
+def _holds(condition: Any, symbol: Any, batch: int) -> bool:
+    return bool(condition.subs(symbol, batch) != False)  # noqa: E712
 
 
 def _likely(condition: Any) -> Iterator[int]:

@@ -16,7 +16,7 @@ from tome_fx.capturing.alike import picks_across
 from tome_fx.capturing.decided import DecidedByBuffers
 from tome_fx.capturing.describing import written
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.exporting import from_export
+from tome_fx.capturing.exporting import UNKNOWN_RESULT, from_export
 from tome_fx.capturing.fixed import as_constants, fixed_inputs, has_numbers
 from tome_fx.capturing.followed import followed_in
 from tome_fx.capturing.known import ranges_known
@@ -70,6 +70,8 @@ def by_export(model: nn.Module, example: Example) -> Program:
             program = known.export(tried, example, reading)
         except CaptureError as failure:
             failure.module = failure.module or culprit(failure, tried)
+            if UNKNOWN_RESULT in failure.found:
+                raise  # it was captured to its end
             if reading is None or reading.names:
                 failures[known] = failure
         else:

@@ -7,6 +7,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
-from tome_fx.capturing.branches import branches_on_batch
+from tome_fx.capturing.branches import batches_of
 from tome_fx.capturing.calling import accept_defaults, keep_containers, spelled_out
 from tome_fx.capturing.describing import (
     KEPT,
@@ -31,7 +32,7 @@ from tome_fx.capturing.describing import (
     read_by,
 )
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.known import WRITE_IN, compute, constants_known
+from tome_fx.capturing.known import WRITE_IN, compute, constants_known, count_again
 from tome_fx.errors import CaptureError
 from tome_fx.graph.casts import copy_casts
 from tome_fx.graph.checks import is_check
@@ -49,6 +50,8 @@ from tome_fx.program import Program
 
 _NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
+# What torch says where it cannot take apart what ``forward`` returns.
+UNKNOWN_RESULT = "in output, which is not a known type"
 _PACKED = (
     "Such an object holds weights where no graph can read them, as the modules of "
     "torch.ao.quantization do. Quantise by torchao in its place: its weights are tensors."
@@ -75,8 +78,11 @@ def from_export(
     shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
     with said_to_be_alike(model, example) if shared else contextlib.nullcontext():
         program = _exported(model, example, shapes, strict)
-    if _divides(program) or branches_on_batch(program):
+    limits = None if _divides(program) else batches_of(program, example.batch)
+    if limits is None:
         program = _exported(model, example, None, strict)
+    else:
+        program = replace(program, least=limits[0], most=limits[1])
     if shared and program.static_batch:
         raise CaptureError("With one batch for all inputs, the model's code fixes it.")
     call_leaves(program.graph)
@@ -166,7 +172,9 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
         module = _without_writes(exported)
     read = read_by(module)
     made = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
-    compute(module, {name: read[name] for name in read.keys() & made})
+    constants = {name: read[name] for name in read.keys() & made}
+    compute(module, constants)
+    count_again(module.graph, constants)
     keep_containers(module.graph)
     return describe(module.graph, read_by(module), "export")
 

@@ -168,6 +168,7 @@ def _samples(program: Program, example: Example) -> Iterator[Example]:
     if program.static_batch:
         yield example.sized(program.batch)
         return
-    yield example.few
-    if example.few is not example:
+    if example.few.batch >= program.least:
+        yield example.few
+    if example.few is not example or example.few.batch < program.least:
         yield example

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import torch
 import torch._subclasses.fake_tensor as fake
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
 
 from tome_fx.graph.calls import bind
@@ -57,6 +57,22 @@ class ranges_known(TorchFunctionMode):
         if func is not torch.arange or not plain or len(range(*numbers)) > _MOST:
             return func(*args, **named)
         return torch.tensor([*range(*numbers)], **{"dtype": torch.int64, **allowed})
+
+
+def count_again(graph: Graph, constants: Mapping[str, Any]) -> None:
+    """Let constants that count 0, 1, 2, ... be calls of ``arange`` again, as rules read them."""
+    for node in graph.find_nodes(op="get_attr"):
+        value = constants.get(node.target)
+        if not isinstance(value, torch.Tensor) or value.dim() != 1 or not node.users:
+            continue
+        if value.dtype is not torch.int64 or value.tolist() != [*range(len(value))]:
+            continue
+        options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
+        with graph.inserting_before(node):
+            made = graph.call_function(torch.ops.aten.arange.default, (len(value),), options)
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def compute(module: GraphModule, constants: Mapping[str, Any]) -> None:

@@ -23,10 +23,11 @@ def check_input(
     tokens: int,
     batch: int | None = None,
     least: int = 1,
+    most: int | None = None,
 ) -> Tensor:
     """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``.
 
-    ``batch`` is the only one that the program serves, ``least`` the smallest.
+    ``batch`` is the only one that the program serves, ``least`` the smallest, ``most`` the largest.
     """
     if not isinstance(x, Tensor):
         raise ShapeError(
@@ -40,7 +41,14 @@ def check_input(
             f"{batch} alone: the model's code, or its export, fixes that. Transform it again "
             "with example_inputs of this batch, or export it with a dynamic one."
         )
-    if least > 1 and x.shape[0] < least:
+    below, above = x.shape[0] < least, most is not None and x.shape[0] > most
+    if above or (below and least > 2):
+        raise ShapeError(
+            f"{name} has a batch of {x.shape[0]}, for which the model's own code does something "
+            f"else than for {batches(least, most)}. Transform it again with example_inputs of this "
+            "batch."
+        )
+    if below and least > 1:
         raise ShapeError(
             f"{name} holds one image, for which the model's own code does something else than for "
             "two or more. This program is for two or more; one image in example_inputs makes the "
@@ -54,6 +62,13 @@ def check_input(
             "ExportedProgram, export it with them first."
         )
     return x
+
+
+def batches(least: int, most: int | None) -> str:
+    """For how many images a program is, in words."""
+    if most is None:
+        return f"{least} images or more"
+    return f"{least} to {most} images" if least > 1 else f"{most} images or fewer"
 
 
 def check_rows(x: Tensor, like: Tensor, name: str, other: str) -> Tensor:

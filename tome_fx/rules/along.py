@@ -22,7 +22,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import bind
 from tome_fx.graph.grids import has_grid
-from tome_fx.graph.regroup import axis_kind
+from tome_fx.graph.regroup import axis_kind, factor_kind
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 
@@ -81,12 +81,12 @@ def _changed(
         if i not in dims:
             axes.append(axis)
         elif keeps:
-            axes.append(_new(context, axis, i, shape[i]))
+            axes.append(_new(context, axis_kind(axis), i, shape[i]))
     return TensorType(tuple(axes))
 
 
-def _new(context: Context, axis: Axis, place: int, size: int) -> Axis:
-    atom = Atom(size, Origin(axis_kind(axis), context.call.node.name, (place,)))
+def _new(context: Context, kind: str, place: int, size: int) -> Axis:
+    atom = Atom(size, Origin(kind, context.call.node.name, (place,)))
     return (atom,) if size != 1 else ()
 
 
@@ -152,7 +152,11 @@ def _picked(context: Context, axis: Axis, index: Axis, place: int) -> Axis:
         return index
     places = any(f.origin.kind == "conv" for f in index if isinstance(f, Atom))
     own = places or has_stream(index) or has_batch(index)
-    return index if own else _new(context, axis, place, extent(index))
+    if own:
+        return index
+    # Frames that are picked, or put in another order, are frames.
+    kind = "input" if set(map(factor_kind, axis)) == {"input"} else axis_kind(axis)
+    return _new(context, kind, place, extent(index))
 
 
 def _of_each_image(
