@@ -125,10 +125,12 @@ def measured_axis(node: Node, types: Mapping[Node, Types]) -> Axis | None:
 def _born(program: Program, node: Node, kind: str) -> Types:
     """Axes without a history: each plain, but the first of a batched input."""
     rows = []
+    values = output_values(node)
     for place, shape in enumerate(output_shapes(program.extents, node)):
         axes: list[Axis] = []
+        whole = kind == "input" and not values[place].is_floating_point()
         for dim, size in enumerate(shape):
-            atom = Atom(size, Origin(kind, node.name, (place, dim)))
+            atom = Atom(size, Origin(kind, node.name, (place, dim), whole))
             axes.append((atom,) if size != 1 else ())
         images = _image_axes(program, node, kind, shape)
         rows.append(

@@ -39,12 +39,13 @@ class Origin:
     in the program, with the same value at each position), ``images`` (several images side by side
     on the axis of the images), ``copies`` (several values of one, there too), ``frames`` (several
     images on an axis of their own), ``border`` (copies of an axis's own positions, put around it),
-    ``unknown`` (an op without a rule).
+    ``unknown`` (an op without a rule). ``whole``: at an input of whole numbers: places of tokens?
     """
 
     kind: str
     node: str
     place: tuple[int, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)

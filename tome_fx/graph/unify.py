@@ -10,6 +10,7 @@ from tome_fx.graph.axes import (
     Concat,
     Factor,
     GridAxis,
+    Origin,
     Stream,
     TensorType,
     extent,
@@ -26,6 +27,8 @@ from tome_fx.graph.single import stretch_of
 # What a plain axis's history is worth when two histories meet: data indexed by an axis (a
 # parameter, a written size) takes the name of the axis that it indexes.
 _WORTH = {"conv": 4, "input": 4, "channel": 3, "unknown": 2, "constant": 1, "literal": 0}
+# An input of whole numbers may be positions, by which a table is looked up for the tokens.
+_WHOLE = 3.9
 
 
 def unify(left: Axis, right: Axis) -> Axis | None:
@@ -122,9 +125,11 @@ def unify_all(axes: Iterable[Axis]) -> Axis | None:
 def broadcast(types: Sequence[TensorType]) -> TensorType | None:
     """The type that broadcasting ``types`` makes (aligned at the last axis), or None.
 
-    An axis of extent 1 gives way to any other.
+    An axis of extent 1 gives way to any other. Of two names that are worth the same, the one of a
+    value with images stays: the other value is a table for its places.
     """
     rank = max((type_.rank for type_ in types), default=0)
+    types = sorted(types, key=lambda type_: not any(map(has_batch, type_.axes)))
     axes: list[Axis] = []
     for position in range(-rank, 0):
         here = [type_.axes[position] for type_ in types if type_.rank >= -position]
@@ -173,10 +178,12 @@ def _worthier(left: Axis, right: Axis) -> Axis:
 def _worth(axis: Axis) -> float:
     if not _plain(axis):
         return 10.0
-    kinds = [
-        _WORTH.get(f.origin.kind, 2) if isinstance(f, Atom) else _worth_of_row(f) for f in axis
-    ]
+    kinds = [_worth_of(f.origin) if isinstance(f, Atom) else _worth_of_row(f) for f in axis]
     return sum(kinds) / max(1, len(kinds))
+
+
+def _worth_of(origin: Origin) -> float:
+    return _WHOLE if origin.whole else _WORTH.get(origin.kind, 2)
 
 
 def _worth_of_row(row: Factor) -> float:

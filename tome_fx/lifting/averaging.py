@@ -11,7 +11,7 @@ from functools import cached_property
 
 from torch.fx import Node
 
-from tome_fx.finding.masks import padding_masks
+from tome_fx.finding.masks import all_masks_of, padding_masks
 from tome_fx.graph.axes import (
     Atom,
     Axis,
@@ -83,6 +83,26 @@ class Averages:
         return frozenset(
             n for n in found if any(n is own or self.cones.depends(n, own) for own in pixels)
         )
+
+    @cached_property
+    def of_numbers(self) -> frozenset[Node]:
+        """Captured values that follow from inputs of whole numbers alone, and mask no attention.
+
+        Positions, say. Numbers have no mean: what they lead to is a table for each image.
+        """
+        floating = set[Node]()
+        for node in self.program.graph.nodes:
+            value = tensor_value(node)
+            given = node.op == "placeholder" and value is not None and value.is_floating_point()
+            if given or any(source in floating for source in read_values(node)):
+                floating.add(node)
+        cores = (core for site in self.findings.sites for core in site.cores)
+        masks = {part.node for core in cores for part in all_masks_of(core)}
+        return self.program.of_images - floating - masks
+
+    def is_table(self, node: Node, have: TensorType) -> bool:
+        """Has a group the row of its representative there, and not the mean of its members?"""
+        return node not in self.of_images or (node in self.of_numbers and not have.streams)
 
     @cached_property
     def tokens(self) -> frozenset[Node]:
@@ -165,7 +185,7 @@ class Averages:
         What has no axis of images is a table, the same for all, though the model was given it.
         """
         held = batch_axis(have) is not None or self.program.one_image
-        own = node in self.of_images and held
+        own = not self.is_table(node, have) and held
         return own and node not in self.mixed and not have.streams
 
 

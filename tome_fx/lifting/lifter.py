@@ -178,12 +178,10 @@ class Lifter:
             if answer.unmerges and _is_deeper(met[path], want[path]):
                 why = answer.unmerges
                 self.coerced.append(Coerced("unmerge", call.node, why, self._bytes(node)))
-        nodes = {
-            path: self.coercer.coerce(
-                self.values[node].node, have[path], want[path], node not in self.averages.of_images
-            )
-            for path, node in paths.items()
-        }
+        nodes: dict[str, Node] = {}
+        for path, node in paths.items():
+            table, value = self.averages.is_table(node, have[path]), self.values[node].node
+            nodes[path] = self.coercer.coerce(value, have[path], want[path], table)
         new = self._emit(call, answer, nodes)
         results = self.names.of_all(call.node, answer.results)
         told = answer.tells_apart and any(t.streams for t in results)
