@@ -143,6 +143,8 @@ class _Walk:
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
         if program.most is not None or program.least > 1:
             batch = (None, program.least, program.most)
+        if program.times > 1:
+            batch = (None, 1, None, program.times)
         tokens = self.lifter.findings.tokens
         new = emit(ops.check_input, new, shape, name, tokens, *batch)
         return self._with_as_many_rows(new, name)

@@ -34,6 +34,7 @@ class Program:
         static_batch: the model's own code fixed the batch size.
         least: images that it is for; for fewer the model's own code goes another way.
         most: the same for more, if there are such.
+        times: its code takes images in groups of so many, the frames of a clip, say.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         backwards: by module, functions with a gradient of their own that the program does not have.
@@ -51,6 +52,7 @@ class Program:
     static_batch: bool
     least: int = 1
     most: int | None = None
+    times: int = 1
     guarded: bool = False
     checkpointed: bool = False
     backwards: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Program:
         return self.batch == 1
 
     def batch_near(self, images: int) -> int:
-        """The batch that it is for, or the one nearest to so many images."""
+        """The batch that it is for, or the one nearest to so many images (or groups)."""
         if self.static_batch:
             return self.batch
         return max(self.least, images if self.most is None else min(images, self.most))

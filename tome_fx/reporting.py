@@ -57,7 +57,7 @@ class Done:
 
 def report_of(done: Done, model: str, settings: Settings) -> Report:
     """The report of a transform."""
-    batch = done.program.batch_near(BATCH)
+    batch = done.program.batch_near(BATCH) * done.program.times
     before = macs_of(done.program.graph, done.sizes, batch)
     after = macs_of(done.graph, done.sizes, batch)
     matching = sum(n for node, n in after.items() if _matches(node))
@@ -271,6 +271,8 @@ def _program_notes(program: Program) -> Iterable[str]:
             f"the model's code branches on the values of {', '.join(program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
+    if program.times > 1:
+        yield f"the model's own code takes its images in groups of {program.times}"
     if program.most is not None or program.least > 2:
         yield (
             "the model's own code goes another way for other batches: this program is for "

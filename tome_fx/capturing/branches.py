@@ -49,6 +49,26 @@ def batches_of(program: Program, batch: int) -> tuple[int, int | None] | None:
     return None if least == most else (least, most)
 
 
+def group_of(program: Program, batch: int) -> int | None:
+    """In groups of how many the model's code takes its images, if a program is for all multiples.
+
+    Frames of a clip, say, or pairs. The example's ``batch`` is such a multiple, of two groups at
+    least: of one, as of one image, ops ask more than holds.
+    """
+    branches = [
+        condition for condition, by_model in _asked(program) if not _always(condition, by_model)
+    ]
+    symbols = _symbols(program)
+    if len(symbols) != 1:
+        return None
+    (size,) = symbols
+    for times in range(2, min(batch, _FEW) // 2 + 1):
+        tried = range(2 * times, _FEW * 2, times)
+        if batch % times == 0 and all(_holds(c, size, n) for c in branches for n in tried):
+            return times
+    return None
+
+
 def _asked(program: Program) -> Iterator[tuple[Any, bool]]:
     """What was taken for true of dynamic sizes, all that are equal under one name.
 
@@ -90,7 +110,10 @@ def _always(condition: Any, by_model: bool) -> bool:
 
 
 def _holds(condition: Any, symbol: Any, batch: int) -> bool:
-    return bool(condition.subs(symbol, batch) != False)  # noqa: E712
+    try:
+        return bool(condition.subs(symbol, batch) != False)  # noqa: E712
+    except ZeroDivisionError:  # a part of the batch is what another size is divided by
+        return False
 
 
 def _likely(condition: Any) -> Iterator[int]:

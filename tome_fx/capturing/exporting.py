@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.alike import said_to_be_alike
 from tome_fx.capturing.blame import blame
-from tome_fx.capturing.branches import batches_of
+from tome_fx.capturing.branches import batches_of, group_of
 from tome_fx.capturing.calling import accept_defaults, keep_containers, spelled_out
 from tome_fx.capturing.describing import (
     KEPT,
@@ -72,15 +72,12 @@ def from_export(
         CaptureError: the model cannot be exported; ``shared`` fixes its batch.
     """
 
-    def spec(value: Any) -> Any:
-        return {0: torch.export.Dim.AUTO} if example.has_rows(value) and example.batch > 1 else None
-
-    shapes = pytree.tree_map(spec, (example.args, dict(example.kwargs)))
     with said_to_be_alike(model, example) if shared else contextlib.nullcontext():
-        program = _exported(model, example, shapes, strict)
+        program = _exported(model, example, _sizes(example, torch.export.Dim.AUTO), strict)
     limits = None if _divides(program) else batches_of(program, example.batch)
     if limits is None:
-        program = _exported(model, example, None, strict)
+        grouped = None if strict else _in_groups(model, example, program)
+        program = grouped or _exported(model, example, None, strict)
     else:
         program = replace(program, least=limits[0], most=limits[1])
     if shared and program.static_batch:
@@ -90,6 +87,28 @@ def from_export(
     # What ``forward`` gathers has one name there; a call names each.
     accept_defaults(program.graph, model, {**given.arguments, **example.kwargs})
     return program
+
+
+def _sizes(example: Example, images: Any) -> Any:
+    """``images`` for the first axis of each input that has a row for each of several."""
+
+    def spec(value: Any) -> Any:
+        return {0: images} if example.has_rows(value) and example.batch > 1 else None
+
+    return pytree.tree_map(spec, (example.args, dict(example.kwargs)))
+
+
+def _in_groups(model: nn.Module, example: Example, program: Program) -> Program | None:
+    """The program for any number of groups of images, where the code takes them in such."""
+    times = group_of(program, example.batch)
+    if times is None:
+        return None
+    groups = torch.export.Dim("groups", min=1)
+    with contextlib.suppress(CaptureError):
+        grouped = _exported(model, example, _sizes(example, times * groups), strict=False)
+        if not _divides(grouped) and batches_of(grouped, example.batch // times) == (1, None):
+            return replace(grouped, times=times)
+    return None
 
 
 def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:

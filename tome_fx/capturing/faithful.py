@@ -74,7 +74,7 @@ def treats_one_apart(program: Program, original: Original, example: Example) -> 
     """
     if program.static_batch or not _can_tell(program, original, example):
         return False
-    one = example.first(1)
+    one = example.first(program.times)
     try:
         expected = original.run(one)
     except Exception:
@@ -168,7 +168,8 @@ def _samples(program: Program, example: Example) -> Iterator[Example]:
     if program.static_batch:
         yield example.sized(program.batch)
         return
-    if example.few.batch >= program.least:
+    fits = example.few.batch >= program.least and example.few.batch % program.times == 0
+    if fits:
         yield example.few
-    if example.few is not example or example.few.batch < program.least:
+    if example.few is not example or not fits:
         yield example

@@ -24,10 +24,12 @@ def check_input(
     batch: int | None = None,
     least: int = 1,
     most: int | None = None,
+    times: int = 1,
 ) -> Tensor:
     """Return ``x`` if its shape behind the batch is ``shape``; else raise ``ShapeError``.
 
-    ``batch`` is the only one that the program serves, ``least`` the smallest, ``most`` the largest.
+    ``batch`` is the only one that the program serves, ``least`` the smallest, ``most`` the largest;
+    it serves multiples of ``times``.
     """
     if not isinstance(x, Tensor):
         raise ShapeError(
@@ -40,6 +42,11 @@ def check_input(
             f"{name} has a batch of {x.shape[0]}, but the program was captured for a batch of "
             f"{batch} alone: the model's code, or its export, fixes that. Transform it again "
             "with example_inputs of this batch, or export it with a dynamic one."
+        )
+    if times > 1 and x.shape[0] % times:
+        raise ShapeError(
+            f"{name} has a batch of {x.shape[0]}, and the model's own code takes images in groups "
+            f"of {times}: give a multiple of it."
         )
     below, above = x.shape[0] < least, most is not None and x.shape[0] > most
     if above or (below and least > 2):
