@@ -113,6 +113,12 @@ class _Reading:
                 again, better = self._captured(example, shared=True)
                 more = len(better.sites) > len(found.sites)
                 program, found = (again, better) if more else (program, found)
+        if not found.sites and example is not None and leaves_of(program.graph):
+            # What reads a grid may stay a call, and the attention with it.
+            given = example.single or example
+            whole = self._whole(given) if has_numbers(replace(given, batch=0)) else None
+            if whole is not None:
+                return whole
         if found.sites or not found.misses:  # there is no attention, however it is read
             return program, found
         return self._for_one_image(example, program) or (program, found)

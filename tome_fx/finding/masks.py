@@ -197,6 +197,8 @@ def _applied(call: Call) -> tuple[list[tuple[Node, bool]], list[Node]]:
         return [(node, False) for node in both], both
     if call.name == "aten.baddbmm":
         return [(call["self"], False)], []
+    if call.name == "aten.cat":  # with logits of what is no token: a sink
+        return [], call.node.all_input_nodes
     if call.name == "aten.masked_fill":
         return [(call["mask"], True)], [call["self"]]
     if call.name == "aten.where":

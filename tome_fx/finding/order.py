@@ -121,19 +121,33 @@ def before_order(
 def _is_triangle(mask: Tensor, hides: bool) -> bool:
     """Is one side of the diagonal hidden, perhaps with it, and not all of the other side?
 
-    Of tokens that are no padding.
+    Of tokens that are no padding. There may be more keys than queries: memory, padding, or a
+    context behind which a chunk of queries has its own keys. Then it is one somewhere, and what is
+    on the hidden side of it is the same for all queries.
     """
-    if mask.dim() < 2 or mask.shape[-1] != mask.shape[-2] or mask.shape[-1] < 2:
+    if mask.dim() < 2 or not 2 <= mask.shape[-2] <= mask.shape[-1]:
         return False
     if mask.dtype != torch.bool:
         mask, hides = mask < HIDDEN, True
     hidden = mask if hides else ~mask
+    even = (hidden == hidden[..., :1, :]).all(-2)
+    for start in range(hidden.shape[-1] - hidden.shape[-2] + 1):
+        end = start + hidden.shape[-2]
+        above, below = _sides(hidden[..., start:end])
+        rest = even[..., end:] if above else even[..., :start]
+        if above != below and bool(rest.all()):
+            return True
+    return False
+
+
+def _sides(hidden: Tensor) -> tuple[bool, bool]:
+    """Is all hidden that is above the diagonal, and below it? Neither where that says nothing."""
     # Padding is hidden from all, itself among them.
     padding = hidden.all(-2, keepdim=True)
     told = int((~padding).sum(-1).max()) > 1
     own = (hidden & ~padding).diagonal(dim1=-2, dim2=-1)
     if not told or bool(own.any() and (~hidden).diagonal(dim1=-2, dim2=-1).any()):
-        return False
-    side = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(1)
+        return False, False
+    side = torch.ones(hidden.shape[-2:], dtype=torch.bool, device=hidden.device).triu(1)
     above, below = (bool(hidden[..., half].all()) for half in (side, side.mT))
-    return above != below
+    return above, below

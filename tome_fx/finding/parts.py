@@ -18,6 +18,7 @@ _ANDS = ("aten.bitwise_and", "aten.logical_and", "aten.__and__", "aten.mul")
 _ORS = ("aten.bitwise_or", "aten.logical_or", "aten.__or__", "aten.add")
 _SAME = ("aten.contiguous", "aten.clone", "aten.to", "aten._to_copy", "aten.alias", "aten.detach",
          "aten.expand")  # fmt: skip
+_PADS = ("aten.pad", "aten.constant_pad_nd")
 _SHAPED = ("aten.reshape", "aten.view", "aten.flatten", "aten.unflatten")
 _ORDERED = ("aten.permute", "aten.transpose")
 # Tensors of one number, by the argument that says it.
@@ -70,6 +71,11 @@ def _direct(part: Part) -> Iterator[Part]:
         yield from _filled(name, call, truth, part)
     elif not truth and name == "aten.add" and call.get("alpha") in (None, 1):
         yield from (Part(n, hides, own) for n in mask.all_input_nodes if not is_truth(n))
+    elif name == "aten.cat" and _is_last(call["dim"], mask):
+        # Of keys that are tokens, and of others: a sink, memory. Each may be all that is asked for.
+        yield from (Part(n, hides, own) for n in mask.all_input_nodes if is_truth(n) == truth)
+    elif name in _PADS and len(call["pad"]) == 2:
+        yield Part(call["self"], hides, own)
     elif not truth and name == "aten.mul":
         cast, times = call["self"], call["other"]
         low = isinstance(times, (int, float)) and times < HIDDEN
@@ -80,6 +86,11 @@ def _direct(part: Part) -> Iterator[Part]:
         kept = _kept(name, call) if isinstance(source, Node) else 0
         if kept and is_truth(source) == truth:
             yield Part(source, hides, min(own, kept))
+
+
+def _is_last(dim: int, value: Node) -> bool:
+    made = tensor_value(value)
+    return made is not None and dim % made.dim() == made.dim() - 1
 
 
 def _filled(name: str, call: Call, truth: bool, part: Part) -> Iterator[Part]:
