@@ -184,3 +184,42 @@ def test_a_module_that_moves_its_parts_stays_a_call() -> None:
     assert any("step stays a call" in note for note in fast.report.notes)
     none = tome_fx.transform(model, 0, example_inputs=x, capture="export")
     assert distance(none(x), model(x)) < 1e-12
+
+
+class OfGrid(nn.Module):
+    """Blocks whose code reads the rows and columns of the one image that it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        high, wide = int(grid[0, 0]), int(grid[0, 1])
+        places = torch.arange(high)[:, None] + torch.arange(wide)
+        x = self.blocks(x + places.flatten()[:, None] * 0.1)
+        return x.unflatten(1, (high, wide)).mean((1, 2))
+
+
+class OnGrid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = OfGrid(), nn.Linear(C, 5)
+
+    def forward(self, x: Tensor, grid: Tensor) -> Tensor:
+        return self.head(self.body(x, grid))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_grid_that_is_read_where_the_attention_is() -> None:
+    """With the part as a call there would be no attention: it is read for the example's grid."""
+    source, x, grid = (
+        OnGrid().double().eval(),
+        torch.randn(1, 12, C).double(),
+        torch.tensor([[3, 4]]),
+    )
+    fast = tome_fx.transform(source, 3, example_inputs=(x, grid), min_ratio=0)
+    assert fast.schedule == (3, 3)
+    with pytest.raises(tome_fx.ShapeError, match="grid"):
+        fast(x, torch.tensor([[4, 3]]))
+    fast.r = 0
+    assert distance(fast(x, grid), source(x, grid)) < 1e-12
