@@ -68,12 +68,20 @@ def test_results_keep_their_structure(name: str, capture: str) -> None:
     assert shapes[0] == shapes[1]
 
 
+def _of_logits(self: dict[str, Tensor], logits: Tensor) -> None:
+    """A dict that is not made of another one."""
+    dict.__init__(self, logits=logits)
+
+
 @pytest.mark.parametrize("capture", BOTH)
 @pytest.mark.parametrize(
     "made",
     [
         SimpleNamespace,
-        pytest.param(type("Named", (dict,), {}), marks=lacks("refuses it in other words")),
+        pytest.param(
+            type("Named", (dict,), {"__init__": _of_logits}),
+            marks=lacks("refuses it in other words"),
+        ),
     ],
 )
 def test_a_result_that_torch_cannot_take_apart_is_refused(made: Any, capture: str) -> None:

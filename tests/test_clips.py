@@ -240,3 +240,34 @@ def test_each_frame_has_the_rows_of_a_table_for_its_own_places(op: str, images: 
     other = torch.randn_like(x)
     assert distance(run(fast, other), run(clips, other)) > 1e-6
     assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-9
+
+
+class HiddenLast(Alternating):
+    """Scores of heads last, or of keys first, of which some keys of one frame are hidden."""
+
+    def __init__(self, keys_first: bool) -> None:
+        super().__init__(fused=False)
+        self.keys_first = keys_first
+        self.hidden = torch.zeros(18, dtype=torch.bool)
+        self.hidden[13:17] = True
+
+    def attended(self, x: Tensor, qkv: nn.Module) -> Tensor:
+        q, k, v = qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        hidden = self.hidden if x.shape[1] == 18 else torch.zeros(x.shape[1], dtype=torch.bool)
+        if self.keys_first:
+            scores = (k @ q.mT).masked_fill(hidden[:, None], -1e9).softmax(-2).mT
+        else:
+            scores = (q @ k.mT).permute(0, 2, 3, 1).masked_fill(hidden[None, :, None], -1e9)
+            scores = scores.softmax(2).permute(0, 3, 1, 2)
+        return (scores @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("keys_first", [False, True])
+def test_a_mask_of_one_frame_in_other_layouts(keys_first: bool) -> None:
+    _, x = alternating(fused=False)
+    clips = HiddenLast(keys_first)
+    randomise(clips)
+    clips.double().eval()
+    fast = tome_fx.transform(clips, [4, 2], example_inputs=x, min_ratio=0)
+    assert fast.schedule == (4, 2)  # within frames
+    assert distance(run(fast, x), run(clips, x)) < 1e-9

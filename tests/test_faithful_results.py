@@ -212,23 +212,28 @@ class Readable(dict):  # type: ignore[type-arg]
 class Titled(Readable):
     """One that has more than its items."""
 
-    def __init__(self, title: str, *items: Any) -> None:
-        super().__init__(*items)
+    title = "none"
+
+    def titled(self, title: Any) -> Titled:
         object.__setattr__(self, "title", title)
+        return self
+
+
+class Slotted(Readable):
+    __slots__ = ("title",)
 
 
 class Reading(nn.Module):
-    def __init__(self, titled: bool) -> None:
+    def __init__(self, made: Callable[[dict[str, Any]], Any]) -> None:
         super().__init__()
-        self.body, self.titled = tiny(), titled
+        self.body, self.made = tiny(), made
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        items = {"logits": self.body(x), "more": {"first": x.mean(), "none": {}}}
-        return Titled("one", items) if self.titled else Readable(items)
+    def forward(self, x: Tensor) -> Any:
+        return self.made({"logits": self.body(x), "more": {"first": x.mean(), "none": {}}})
 
 
 def test_dicts_of_a_class_of_their_own() -> None:
-    x, model = images(3), Reading(titled=False).eval()
+    x, model = images(3), Reading(Readable).eval()
     fast = tome_fx.transform(model, 2, example_inputs=x[:2])
     assert fast.schedule == (2, 2)
     result, expected = fast(x), model(x)
@@ -236,5 +241,32 @@ def test_dicts_of_a_class_of_their_own() -> None:
     assert torch.equal(result.more.first, expected["more"]["first"])
     assert [*result] == [*expected]
     torch.export.save(torch.export.export(fast, (x,)), io.BytesIO())
-    with pytest.raises(tome_fx.CaptureError, match="Titled"):
-        tome_fx.transform(Reading(titled=True).eval(), 2, example_inputs=x[:2])
+
+
+def test_their_attributes_stay() -> None:
+    def made(items: dict[str, Any]) -> Any:
+        inner = Titled(items["more"]).titled("within")
+        last = Titled(items).titled(items["logits"] * 2.0)
+        return [Titled(items).titled("one"), dict.__ior__(Titled().titled(2), {"in": inner}), last]
+
+    x, model = images(3), Reading(made).eval()
+    result = tome_fx.transform(model, 2, example_inputs=x[:2])(x)
+    assert [one.title for one in result[:2]] == ["one", 2]
+    assert torch.equal(result[2].title, result[2].logits * 2.0)
+    assert result[1]["in"].title == "within"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda items: Slotted(items),
+        lambda items: Titled(items).titled([items["logits"]]),
+        lambda items: [Titled(items).titled([items["logits"]]), Titled(items)],
+    ],
+)
+def test_dicts_that_hold_more_are_refused(made: Callable[[dict[str, Any]], Any]) -> None:
+    # Once torch knows a class it takes any of it apart.
+    classes = pytree.SUPPORTED_NODES
+    classes.pop(Titled, None)
+    with pytest.raises(tome_fx.CaptureError, match=r"Titled|Slotted"):
+        tome_fx.transform(Reading(made).eval(), 2, example_inputs=images(2))

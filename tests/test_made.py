@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -135,6 +136,94 @@ def test_what_follows_the_batch_a_draw_or_an_image_may_not(how: str) -> None:
     model, x = Reads(how).eval(), torch.randn(2, 3, 8, 8)
     with pytest.raises(tome_fx.CaptureError, match=r"float\("):
         tome_fx.transform(model, 4, example_inputs=x, min_ratio=0)
+
+
+def of_view(x: Tensor) -> Tensor:
+    made = torch.zeros(x.shape[0], x.shape[1], x.shape[2], dtype=x.dtype)
+    made.view_as(x).copy_(x)
+    return made
+
+
+def by_op(x: Tensor) -> Tensor:
+    made = torch.zeros(x.shape[0], x.shape[1], x.shape[2], dtype=x.dtype)
+    torch.ops.aten.copy_.default(made, x)
+    return made
+
+
+def by_norm(x: Tensor) -> Tensor:
+    mean, var = torch.zeros(16, dtype=x.dtype), torch.ones(16, dtype=x.dtype)
+    F.batch_norm(x, mean, var, training=True)
+    return mean
+
+
+def unseen(x: Tensor) -> Tensor:
+    made = torch.zeros(x.shape[0], x.shape[1], x.shape[2], dtype=x.dtype)
+    with torch._C.DisableTorchFunction():
+        made.add_(x)
+    return made
+
+
+def of_base(x: Tensor) -> Tensor:
+    made = torch.zeros(x.shape[0], 16, 8, dtype=x.dtype)
+    piece = made[:, :3]
+    made.add_(x)
+    return piece
+
+
+HIDDEN = [of_view, by_op, by_norm, unseen, of_base]
+
+
+@pytest.mark.parametrize("written", HIDDEN)
+def test_what_images_are_written_to_may_not(written: Callable[[Tensor], Tensor]) -> None:
+    class Writes(Reads):
+        def number(self, x: Tensor) -> float:
+            return float(written(x.detach()).max())
+
+    model, x = Writes("").double().eval(), torch.randn(2, 3, 8, 8).double()
+    with pytest.raises(tome_fx.CaptureError, match=r"float\("):
+        tome_fx.transform(model, 4, example_inputs=x, capture="export")
+
+
+@pytest.mark.parametrize("name", ["bernoulli_", "uniform_", "normal_", "exponential_"])
+@pytest.mark.parametrize("seed", range(3))
+def test_draws_into_what_was_made_may_not(name: str, seed: int) -> None:
+    class Draws(Reads):
+        def number(self, x: Tensor) -> float:
+            return 1.0 if getattr(x.new_ones(x.shape[0], 1), name)().max() > 0.5 else 2.0
+
+    torch.manual_seed(seed)
+    model, x = Draws("").double().eval(), torch.randn(2, 3, 8, 8).double()
+    with pytest.raises(tome_fx.CaptureError, match=r"number|max"):
+        tome_fx.transform(model, 4, example_inputs=x, capture="export")
+
+
+class Compared(Reads):
+    """Numbers of two inputs that have a number of rows each."""
+
+    def forward(self, image: Tensor, boxes: Tensor) -> Tensor:  # type: ignore[override]
+        many = boxes.new_ones(boxes.shape[0]).sum(), boxes.new_ones(image.shape[0]).sum()
+        scale = float(many[0] / many[1]) if self.how == "ratio" else float(many[0] > many[1])
+        return super().forward(image) * (scale + 1.0)
+
+
+@pytest.mark.parametrize("how", ["ratio", "more"])
+@pytest.mark.parametrize("boxes", [3, 5])
+def test_numbers_of_two_inputs_may_not(how: str, boxes: int) -> None:
+    model, x = Compared(how).double().eval(), torch.randn(3, 3, 8, 8).double()
+    model.number = lambda x: 1.0  # type: ignore[method-assign]
+    given = (x, torch.randn(boxes, 4).double())
+    with pytest.raises(tome_fx.CaptureError, match=r"float\("):
+        tome_fx.transform(model, 4, example_inputs=given, capture="export")
+
+
+def test_literal_counts_on_the_meta_device() -> None:
+    class Counts(Reads):
+        def number(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return x * torch.tensor([0, 1, 2, 3, 4, 5, 6, 7], device=x.device)
+
+    model = Counts("").to("meta").eval()
+    x = torch.zeros(2, 3, 8, 8, device="meta")
+    assert tome_fx.transform(model, 4, example_inputs=x, min_ratio=0).schedule == (4,)
 
 
 def test_draws_are_as_without_it() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.node import map_aggregate
 
-from tome_fx.capturing.followed import written_by
+from tome_fx.capturing.writes import written_by
 
 # What these say of a tensor is its shape or its kind, not its numbers.
 _OF_SHAPE = frozenset(

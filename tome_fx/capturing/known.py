@@ -63,7 +63,7 @@ def count_again(graph: Graph, constants: Mapping[str, Any]) -> None:
     """Let constants that count 0, 1, 2, ... be calls of ``arange`` again, as rules read them."""
     for node in graph.find_nodes(op="get_attr"):
         value = constants.get(node.target)
-        if not isinstance(value, torch.Tensor) or value.dim() != 1 or not node.users:
+        if not isinstance(value, torch.Tensor) or value.dim() != 1 or value.is_meta:
             continue
         if value.dtype is not torch.int64 or value.tolist() != [*range(len(value))]:
             continue

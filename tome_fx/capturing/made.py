@@ -15,11 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tome_fx.capturing.followed import OF_SHAPE, Followed, Known
+from tome_fx.capturing.sizes import Scenario
 
 # Numbers in a value that is followed: positions of some hundred frames.
-_MOST = 1 << 22
-# Images beside those of the example that each is computed for.
-_MORE = (0, 1, 14)
+_MOST = 1 << 20
+# Batches that each is computed for, beside the example's.
+_BATCHES = (Scenario(), Scenario(1), Scenario(14, last=True))
 _MAKE = frozenset(
     {"arange", "eye", "full", "linspace", "logspace", "ones", "tensor", "tril_indices",
      "triu_indices", "zeros"}
@@ -35,8 +36,7 @@ class MadeKnown(Followed):
     follows_writes = True
 
     def __init__(self) -> None:
-        super().__init__(_MOST, _MORE)
-        self._made = 0
+        super().__init__(_MOST, _BATCHES)
 
     def known_by_itself(self, tensor: Tensor) -> Known | None:
         """What an earlier call made and the model's code kept outside of its buffers."""
@@ -44,15 +44,11 @@ class MadeKnown(Followed):
         if not plain or isinstance(tensor, FakeTensor) or tensor.numel() > self._most:
             return None
         with _disable_current_modes():
-            values = tuple(tensor.clone() for _ in _MORE)
-        return Known(tensor, values, frozenset({self._new()}))
+            values = tuple(tensor.clone() for _ in _BATCHES)
+        return Known(tensor, values)
 
-    def name_of_new(self, func: Any) -> str | None:
+    def makes(self, func: Any) -> bool:
         name = getattr(func, "__name__", "")
-        own = getattr(torch, name, None) if name in _MAKE else getattr(Tensor, name, None)
-        made = name in _MAKE or name in OF_SHAPE
-        return self._new() if made and func in (own, getattr(torch, name, None)) else None
-
-    def _new(self) -> str:
-        self._made += 1
-        return str(self._made)
+        if name not in _MAKE and name not in OF_SHAPE:
+            return False
+        return func in (getattr(torch, name, None), getattr(Tensor, name, None))

@@ -16,7 +16,8 @@ def structure_copy(model: nn.Module) -> nn.Module:
     Where an attribute cannot be copied (a lock, a value with a gradient), the modules are copied
     one by one and share their plain attributes.
     """
-    result = _copied(model) or shell(model)
+    copied = _copied(model)
+    result = shell(model) if copied is None else copied
     for module in result.modules():
         # They have no place in a program, and would wrap every value of it.
         module._backward_hooks.clear()
@@ -29,7 +30,8 @@ def fresh(model: nn.Module) -> nn.Module:
 
     What code keeps for later calls, a table in a dict say, would hold values of a try that failed.
     """
-    return _copied(model) or model
+    copied = _copied(model)
+    return model if copied is None else copied
 
 
 def _copied(model: nn.Module) -> nn.Module | None:

@@ -22,11 +22,16 @@ from tome_fx.graph.axes import (
     is_merged,
     streams_of_axis,
 )
+from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import Cones, cones_of, laid_out, read_values
-from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.extents import is_truth, tensor_value
 from tome_fx.graph.unify import repeated
 from tome_fx.options import Remerge
 from tome_fx.program import Findings, Program
+
+# They make a table of positions.
+_OF_POSITIONS = ("aten.cos", "aten.sin", "aten.embedding", "aten.index", "aten.index_select",
+                 "aten.gather")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,26 @@ class Averages:
         )
 
     @cached_property
-    def of_numbers(self) -> frozenset[Node]:
-        """Captured values that follow from inputs of whole numbers alone, and mask no attention.
+    def of_positions(self) -> frozenset[Node]:
+        """Captured values that are looked up by inputs of whole numbers, or angles of them.
 
-        Positions, say. Numbers have no mean: what they lead to is a table for each image.
+        They have no mean: each image has a table. Numbers by themselves may be truths about places.
         """
-        floating = set[Node]()
+        other, made = set[Node](), set[Node]()
         for node in self.program.graph.nodes:
-            value = tensor_value(node)
+            read, value = read_values(node), tensor_value(node)
             given = node.op == "placeholder" and value is not None and value.is_floating_point()
-            if given or any(source in floating for source in read_values(node)):
-                floating.add(node)
+            if given or is_truth(node) or not other.isdisjoint(read):
+                other.add(node)
+            elif not made.isdisjoint(read) or calls(node, _OF_POSITIONS):
+                made.add(node)
         cores = (core for site in self.findings.sites for core in site.cores)
         masks = {part.node for core in cores for part in all_masks_of(core)}
-        return self.program.of_images - floating - masks
+        return self.program.of_images & made - masks
 
     def is_table(self, node: Node, have: TensorType) -> bool:
         """Has a group the row of its representative there, and not the mean of its members?"""
-        return node not in self.of_images or (node in self.of_numbers and not have.streams)
+        return node not in self.of_images or (node in self.of_positions and not have.streams)
 
     @cached_property
     def tokens(self) -> frozenset[Node]:
@@ -169,7 +176,9 @@ class Averages:
             if path in down and node in self.mixed:
                 yield node, "values that an op told apart within a group are averaged again"
             elif path in down and self._is_foreign(node, operands.have[path]):
-                yield node, "values that an image has for each position are averaged in each group"
+                table = self.is_table(node, operands.have[path])
+                how = "are its representative's" if table else "are averaged"
+                yield node, f"values that an image has for each position {how} in each group"
             elif path in skips and node in self.of_images:
                 yield node, "tokens from before a merge are averaged in each group"
 
@@ -185,7 +194,7 @@ class Averages:
         What has no axis of images is a table, the same for all, though the model was given it.
         """
         held = batch_axis(have) is not None or self.program.one_image
-        own = not self.is_table(node, have) and held
+        own = node in self.of_images and held
         return own and node not in self.mixed and not have.streams
 
 

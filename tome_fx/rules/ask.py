@@ -39,20 +39,26 @@ def ask(context: Context, rules: Mapping[str, Rule]) -> Lifted | Refusal:
     ranks = [type_.rank for type_ in answer.results]
     if ranks != [len(shape) for shape in context.shapes]:
         return Refusal(f"the rule for {context.call.name} does not know all its outputs")
-    brought = ((context.types[path], wanted) for path, wanted in answer.operands.items())
+    logits = any(map(_is_of_pairs, [*answer.results, *answer.operands.values()]))
+    brought = ((context.types[path], wanted, logits) for path, wanted in answer.operands.items())
     if any(itertools.starmap(_is_over_folded, brought)):
         return Refusal("a table is over its tokens and what they share an axis with")
     lost = (_lost(result, context.one_image) for result in answer.results)
     return next(filter(None, lost), answer)
 
 
-def _is_over_folded(have: TensorType, wanted: TensorType) -> bool:
+def _is_of_pairs(type_: TensorType) -> bool:
+    """Is it of pairs of tokens, or about each token alone with no features behind?"""
+    places = [i for i, axis in enumerate(type_.axes) if has_stream(axis)]
+    return len(places) > 1 or places == [type_.rank - 1]
+
+
+def _is_over_folded(have: TensorType, wanted: TensorType, logits: bool) -> bool:
     """Would a table of logits be merged along tokens that share their axis, as of all frames?
 
     It may hide a place in one frame alone, and a group has the same places in each. Of a table of
     features each frame has the row of its representative; images are no such frames.
     """
-    logits = wanted.rank > 0 and has_stream(wanted.axes[-1])
     pairs = zip(reversed(have.axes), reversed(wanted.axes), strict=False)
     return any(
         len(target) > 1
