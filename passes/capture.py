@@ -26,6 +26,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tome_fx.capturing.backwards import OWN_GRADIENT, Backwards
+from tome_fx.capturing.branches import within
 from tome_fx.capturing.by_export import by_export, decided_by
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import images_of
@@ -72,7 +73,7 @@ def capture(
         raise ConfigError(f"capture={door!r} is not one of 'auto', 'export', 'symbolic_trace'.")
     if isinstance(model, torch.export.ExportedProgram):
         own = model.example_inputs
-        program = from_exported_program(model)
+        program = within(from_exported_program(model), model)
         return program if own is None else _with_given(program, Example(own[0], own[1], 0))
     assert example is not None, "a module is captured with example inputs"
     given = example

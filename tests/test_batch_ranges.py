@@ -77,6 +77,18 @@ def test_the_program_of_many_images_where_few_go_another_way() -> None:
     assert torch.equal(run(fast, x), run(model, x))
 
 
+def test_an_exported_program_is_for_the_batches_that_it_says() -> None:
+    x, model = torch.randn(5, 3, 2 * GRID, 2 * GRID), WithClass(of_images).eval()
+    for limits, most in (({"min": 2, "max": 4}, 4), ({}, 5)):
+        shapes = {"image": {0: torch.export.Dim("images", **limits)}}
+        exported = torch.export.export(model, (x[:3],), dynamic_shapes=shapes)
+        fast = tome_fx.transform(exported, 0)
+        assert torch.allclose(run(fast, x[:most]), run(model, x[:most]), atol=1e-5)
+        if most == 4:
+            with pytest.raises(tome_fx.ShapeError, match="4 images or fewer"):
+                fast(x)
+
+
 class Pieces(WithClass):
     """Four images at a time: a batch that leaves none, or fewer, is told by sizes of pieces."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from tome_fx.program import Program
 _READERS = (os.path.dirname(torch._dynamo.__file__) + os.sep, torch.nn.modules.module.__file__)
 # Batches that are tried, and groups.
 _MOST, _FEW = 4096, 66
+_ANY = 1 << 31
 # What conditions are written with.
 _FUNCTIONS = {"math": math, "torch": torch}
 
@@ -35,9 +36,11 @@ def batches_of(program: Program, batch: int) -> tuple[int, int | None] | None:
     branches = _branches(program)
     if not branches:
         return 1, None
-    if len(_symbols(program)) > 1 or not all(asked.holds(batch) for asked in branches):
+    if len(_symbols(program)) > 1 or batch > _MOST:
         return None
     kept = [all(asked.holds(n) for asked in branches) for n in range(_MOST + 1)]
+    if not kept[batch]:
+        return None
     least = most = batch
     while least > 2 and kept[least - 1]:
         least -= 1
@@ -47,6 +50,21 @@ def batches_of(program: Program, batch: int) -> tuple[int, int | None] | None:
     if least == 2 and all(asked.holds(1) for asked in branches if asked.by_model):
         least = 1
     return None if least == most else (least, None if most == _MOST else most)
+
+
+def within(program: Program, exported: torch.export.ExportedProgram) -> Program:
+    """The program for the batches that an exported one is for, as its user or its code says."""
+    images = next(_sizes(program), None)
+    limits = None if images is None else exported.range_constraints.get(images.node.expr)
+    if limits is None:
+        return program
+    least, most = (int(end) if end.is_Integer else None for end in (limits.lower, limits.upper))
+    # Every export has one image left out, and the last whole number.
+    return replace(
+        program,
+        least=least if least is not None and least > 2 else 1,
+        most=most if most is not None and most < _ANY else None,
+    )
 
 
 def group_of(program: Program, batch: int) -> int | None:

@@ -90,7 +90,7 @@ class Followed(TorchFunctionMode):
         known = {place: seen for place, seen in found.items() if seen is not None}
         goals = written_by(func, args, named)
         whole = len(known) == len(found) and bool(known)
-        new = not goals and self.makes(func) and (not found or func.__name__ in OF_SHAPE)
+        new = not goals and self.makes(func) and (not found or _name(func) in OF_SHAPE)
         if draws(func) or not (whole or new) or (goals and not self.follows_writes):
             self._lose(goals)
             return func(*args, **named)
@@ -101,7 +101,7 @@ class Followed(TorchFunctionMode):
     ) -> Any:
         """``func`` on known values: the number that it reads, or its result, known from here on."""
         names = frozenset[str]().union(*(seen.names for seen in known.values()))
-        if func.__name__ in _READERS:
+        if _name(func) in _READERS:
             numbers = self._computed(func, known, args, kwargs)
             if numbers and all(number == numbers[0] for number in numbers):
                 self.read(names)
@@ -214,6 +214,10 @@ def followed_in(model: nn.Module, mode: Followed) -> Iterator[None]:
 
     with other_forward(model, following):
         yield
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", "")
 
 
 def _base(tensor: Tensor) -> Tensor:
