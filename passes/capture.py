@@ -112,7 +112,7 @@ def _for_several_or_one(
     if example.single is not None:
         with contextlib.suppress(CaptureError):
             return captured(example.single)
-    return replace(program, least=max(program.least, 2))
+    return replace(program, least=max(program.least, 2 * program.times))
 
 
 def _with_given(program: Program, example: Example) -> Program:

@@ -141,10 +141,8 @@ class _Walk:
         if not batched:
             return emit(ops.check_whole, new, shape, name)
         batch: tuple[int | None, ...] = (program.batch,) if program.static_batch else ()
-        if program.most is not None or program.least > 1:
-            batch = (None, program.least, program.most)
-        if program.times > 1:
-            batch = (None, 1, None, program.times)
+        if (program.least, program.most, program.times) != (1, None, 1):
+            batch = (None, program.least, program.most, program.times)
         tokens = self.lifter.findings.tokens
         new = emit(ops.check_input, new, shape, name, tokens, *batch)
         return self._with_as_many_rows(new, name)

@@ -61,3 +61,13 @@ def test_any_number_of_groups(group: Callable[[Tensor], Tensor], times: int) -> 
     assert distance(run(compiled, x), run(fast, x)) < 1e-12
     fast.r = 0
     assert distance(run(fast, x), run(model, x)) < 1e-12
+
+
+@torch.no_grad()
+def test_one_group_that_goes_another_way_is_refused() -> None:
+    model = Grouped(lambda x: -pairs(x) if x.shape[0] == 2 else pairs(x)).eval().double()
+    x = images(6).double()
+    fast = tome_fx.transform(model, 0, example_inputs=x[:4])
+    assert distance(run(fast, x), run(model, x)) < 1e-12
+    with pytest.raises(tome_fx.ShapeError, match="else than for 4 images or more"):
+        fast(x[:2])

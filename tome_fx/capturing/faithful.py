@@ -168,7 +168,9 @@ def _samples(program: Program, example: Example) -> Iterator[Example]:
     if program.static_batch:
         yield example.sized(program.batch)
         return
-    fits = example.few.batch >= program.least and example.few.batch % program.times == 0
+    # One group alone may go another way, as one image may.
+    least = max(program.least, 2 * program.times) if program.times > 1 else program.least
+    fits = example.few.batch >= least and example.few.batch % program.times == 0
     if fits:
         yield example.few
     if example.few is not example or not fits:
