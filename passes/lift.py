@@ -15,6 +15,7 @@ the original's shapes. What leaves the program has all its tokens, in their orde
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
+from tome_fx.graph.axes import Atom
 from tome_fx.graph.extents import settled
+from tome_fx.lifting.frames import frame_by_frame
 from tome_fx.lifting.lifter import Lifter
 from tome_fx.lifting.merging import Merging
 from tome_fx.options import Remerge
@@ -164,16 +167,27 @@ class _Walk:
         return map_arg(node.args[0], lambda n: replaced[n])
 
     def _maps(self) -> tuple[Node, ...]:
-        """For each step the slot of each original token of its stream, ``[B, N]``."""
-        lifter = self.lifter
+        """For each step the slot of each original token of its stream, ``[B, N]``.
+
+        ``[B, F, N]`` where each of ``F`` frames has groups of its own.
+        """
+        coercer = self.lifter.coercer
         like, result = self._rows(), []
         for step in self.schedule.steps:
             stream = step.site.stream
             depth = self.merging.depths[step.site.node, stream]
+            per = self.lifter.findings.streams[stream].per
+            frames = math.prod(atom.extent for atom in per if isinstance(atom, Atom))
+            tokens = self.lifter.findings.mergeable(step.site)
             if depth:
-                result.append(lifter.coercer.levels.assignment(stream, depth))
+                each = coercer.levels.assignment(stream, depth)
+                each = frame_by_frame(coercer, each, per, tokens) if per else each
             else:
-                result.append(lifter.coercer.emit(ops.identity, like, step.before))
+                each = coercer.emit(ops.identity, like, tokens)
+                if per:
+                    each = coercer.emit(aten.unsqueeze.default, each, 1)
+                    each = coercer.emit(aten.expand.default, each, [-1, frames, -1])
+            result.append(each)
         return tuple(result)
 
     def _rows(self) -> Node:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -28,11 +28,12 @@ from tome_fx.finding.cores import (
     token_atoms,
 )
 from tome_fx.finding.diagonals import told_by_diagonals
+from tome_fx.finding.frames import with_frames
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import Read, protected_positions, reads_by_index
-from tome_fx.finding.sites import find_sites
+from tome_fx.finding.sites import Found, find_sites
 from tome_fx.finding.telling import uneven_masks
 from tome_fx.finding.weighed import weighed_for_sums
 from tome_fx.graph.axes import Atom, Axis, extent
@@ -63,7 +64,14 @@ def locate(
     misses += [Miss(core.node, "attention", CAUSAL) for core in causal]
     misses += opaque_misses(program.graph)
     every = [anchor.node for anchor in itertools.chain(*found)]
-    placed = find_sites(program.graph, cores, types, every, mixing)
+
+    def place(types: _AllTypes, views: bool = False) -> Found:
+        return find_sites(program.graph, cores, types, every, mixing, views)
+
+    if not program.one_image:
+        refusing = _Refusing(program, plain, rules)
+        types, streams = with_frames(streams, types, place(types, views=True).sites, refusing)
+    placed = place(types)
     sites, too_early = before_order(placed.sites, causal, program)
     misses += [*placed.misses, *too_early]
     mixing = placed.mixing
@@ -97,12 +105,12 @@ def locate(
 _ITSELF = "its table tells each token from all others"
 _WEIGHED = "its table weighs each token for a sum"
 _WORDS = "what is looked up in a table, as words are, stays whole beside the tokens of an image"
-_Found = list[tuple[Anchor, ...]]
+_Anchors = list[tuple[Anchor, ...]]
 _AllTypes = Mapping[Node, Types]
 
 
 def _apart(
-    program: Program, rules: Mapping[str, Rule], plain: _AllTypes, found: _Found
+    program: Program, rules: Mapping[str, Rule], plain: _AllTypes, found: _Anchors
 ) -> tuple[Mapping[str, Rule], _AllTypes, frozenset[Node]]:
     """Rules and plain types, with tokens of its own for each image or frame that is taken apart.
 
@@ -155,8 +163,21 @@ def _typed(
     return types, guarded
 
 
+@dataclass(frozen=True)
+class _Refusing:
+    """Types with other streams, and the calls that no rule answers for there."""
+
+    program: Program
+    plain: _AllTypes
+    rules: Mapping[str, Rule]
+
+    def __call__(self, streams: tuple[StreamDef, ...]) -> tuple[_AllTypes, set[Node]]:
+        refused: set[Node] = set()
+        return infer(self.program, streams, self.plain, self.rules, refused), refused
+
+
 def _proved(
-    found: _Found, types: _AllTypes, words: frozenset[int]
+    found: _Anchors, types: _AllTypes, words: frozenset[int]
 ) -> tuple[list[Core], list[Miss]]:
     """The cores that types prove, those of one anchor a softmax, and why the others are none.
 
@@ -205,7 +226,7 @@ def _words(streams: Iterable[StreamDef], program: Program) -> frozenset[int]:
     )
 
 
-def _token_runs(found: _Found, plain: _AllTypes) -> list[Axis]:
+def _token_runs(found: _Anchors, plain: _AllTypes) -> list[Axis]:
     """Each run of factors that is both a query and a key axis of some core."""
     runs = dict.fromkeys(
         atoms
@@ -227,14 +248,14 @@ def _within(run: Axis, other: Axis) -> bool:
     return any(other[start : start + width] == run for start in places)
 
 
-def _tokens(found: _Found, plain: _AllTypes) -> int:
+def _tokens(found: _Anchors, plain: _AllTypes) -> int:
     """Tokens that the first attention looks at, 0 without one."""
     every = itertools.chain(*found)
     keys = [(plain[anchor.key], anchor.key_axis) for anchor in every if plain.get(anchor.key)]
     return extent(keys[0][0][0].axes[keys[0][1]]) if keys else 0
 
 
-def _is_part(node: Node, found: _Found, cores: list[Core]) -> bool:
+def _is_part(node: Node, found: _Anchors, cores: list[Core]) -> bool:
     """Is the softmax at ``node`` one over channels, a part of an attention that was found?"""
     keys = {core.key for core in cores if core.kind == "contraction"}
     return any(row[0].node is node and keys & {row[0].query, row[0].key} for row in found)

@@ -49,7 +49,7 @@ def plan(
     for stream in dict.fromkeys(site.stream for site in findings.sites):
         own = [i for i, site in enumerate(findings.sites) if site.stream == stream]
         first = findings.sites[own[0]]
-        tokens = stream_tokens(findings, first)
+        tokens = findings.mergeable(first)
         protected = tokens_of(findings.types[first.node][0], stream) - tokens
         left: dict[Node | None, int] = {None: tokens}
         for line in _lines(findings.sites, own):
@@ -121,11 +121,3 @@ def _check(schedule: MergeSchedule, row: tuple[int, ...] | None) -> None:
             f"{list(done)}, and strict=True takes a list as it is. Give that list, or pass "
             "strict=False."
         )
-
-
-def stream_tokens(findings: Findings, site: Site) -> int:
-    """Unprotected tokens of the site's stream before any merge."""
-    for stream in findings.types[site.node][0].streams:
-        if stream.id == site.stream:
-            return stream.extent
-    raise AssertionError("a site holds its stream")

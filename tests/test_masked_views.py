@@ -96,7 +96,7 @@ def test_tokens_of_some_views_merge_with_their_like() -> None:
     x = random(2, 2, TOKENS // 2, WIDTH).repeat_interleave(2, dim=2)
     mask = torch.ones(2, 2, TOKENS).bool()
     mask[0, 1, 9:] = False
-    model = Views(True, True, False).double().eval()
+    model = Views(True, True, True).double().eval()
     fast = tome_fx.transform(model, [5, 0, 0], example_inputs=(x, mask), min_ratio=0)
     (slots, *_) = fast.token_map(x, mask)
     for one, other in ((0, 1), (2, 3), (4, 5), (6, 7), (10, 11)):

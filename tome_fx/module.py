@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,15 +101,14 @@ class ToMeModule(GraphModule):
             ``[L, B, N]`` int64: for each of ``L`` layers, image and patch the slot, from 0, in the
             merged stream. A patch is a token of the stream, in the order that attention has them,
             should the model scan them in another than rows; protected ones are not counted. Where
-            streams of several lengths merge, -1 stands behind the patches of the shorter.
+            streams of several lengths merge, -1 stands behind the patches of the shorter. Where
+            each of the ``F`` frames (views, crops) of an image merges by itself, ``[L, B, F, N]``.
         """
         key = (self.training, self._rewritten)
         if self._maps is None or self._maps[0] != key:
             graph = maps_graph(self._located(), self._settings, self._rewritten.schedule)
             self._maps = key, GraphModule(self, graph)
-        maps = self._maps[1](*args, **kwargs)
-        longest = max(each.shape[1] for each in maps)
-        return torch.stack([pad(each, (0, longest - each.shape[1]), value=-1) for each in maps])
+        return _side_by_side(self._maps[1](*args, **kwargs))
 
     # -- modes -------------------------------------------------------------------------------
 
@@ -280,3 +279,17 @@ class ToMeModule(GraphModule):
 
 def _rebuild(source: Source, settings: Settings, example: Example | None) -> ToMeModule:
     return ToMeModule(source, settings, example)
+
+
+def _side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of several layers as one tensor; with frames where any has them, and -1 behind."""
+    rank = max(each.dim() for each in maps)
+    same = [each if each.dim() == rank else each[:, None] for each in maps]
+    sizes = [max(each.shape[dim] for each in same) for dim in range(1, rank)]
+    return torch.stack([_padded(each, sizes) for each in same])
+
+
+def _padded(each: Tensor, sizes: Sequence[int]) -> Tensor:
+    missing = [size - own for size, own in zip(sizes, each.shape[1:], strict=True)]
+    ends = [end for more in reversed(missing) for end in (0, more)]
+    return pad(each, ends, value=-1)

@@ -96,7 +96,8 @@ class StreamDef:
     """A stream: the product of plain factors that it is born as, and its protected ends.
 
     ``front`` and ``back`` tokens at its ends are read by index later, so they never merge;
-    ``reasons`` names the reader.
+    ``reasons`` names the reader. ``per``: the images and those frames that have groups of their
+    own, in order; empty where only images have.
     """
 
     id: int
@@ -104,6 +105,7 @@ class StreamDef:
     front: int = 0
     back: int = 0
     reasons: tuple[str, ...] = ()
+    per: Axis = ()
 
     def __str__(self) -> str:
         ends = f", {self.front} protected in front, {self.back} behind"
@@ -191,6 +193,11 @@ class Findings:
     mixing: frozenset[Node] = frozenset()
     uneven: frozenset[Node] = frozenset()
     itself: Mapping[Node, str] = field(default_factory=dict)
+
+    def mergeable(self, site: Site) -> int:
+        """Unprotected tokens of the site's stream before any merge."""
+        streams = self.types[site.node][0].streams
+        return next(stream.extent for stream in streams if stream.id == site.stream)
 
     def __str__(self) -> str:
         lines = [f"stream {stream}" for stream in self.streams]

@@ -12,7 +12,8 @@ from tests.graph import drawing
 from tests.graph.drawing import BATCH, PRIME, atom, row, stream
 from tests.profiles import examples
 from tome_fx.graph import axes as ax
-from tome_fx.graph.axes import Axis, Concat, Stream, TensorType, concat, count, extent
+from tome_fx.graph.axes import Axis, Concat, Stream, TensorType, count, extent
+from tome_fx.graph.joined import concat
 from tome_fx.rules.pieces import cut_axis
 
 axes = st.lists(drawing.factors, min_size=1, max_size=2).map(tuple)

@@ -177,9 +177,14 @@ def is_inside_places(type_: TensorType, token_axis: int) -> bool:
 
 
 def runs(axis: Axis) -> Iterator[Axis]:
-    """The pieces of an axis that a stream could be: plain products, inside concatenations too."""
-    if len(axis) == 1 and isinstance(axis[0], Concat):
-        for part in axis[0].parts:
+    """The pieces of an axis that a stream could be: plain products, inside concatenations too.
+
+    Beside the pieces may stand frames that all have such a row.
+    """
+    rows = [factor for factor in axis if isinstance(factor, Concat)]
+    others = [factor for factor in axis if factor not in rows]
+    if len(rows) == 1 and all(map(_is_frames, others)):
+        for part in rows[0].parts:
             yield from runs(part)
     elif axis and all(isinstance(factor, Atom) for factor in axis):
         yield axis

@@ -37,16 +37,21 @@ def infer(
     streams: tuple[StreamDef, ...],
     plain: Mapping[Node, Types],
     rules: Mapping[str, Rule],
+    refused: set[Node] | None = None,
 ) -> dict[Node, Types]:
     """The types of every node's tensor outputs, with ``streams`` named and nothing merged.
 
     ``plain`` are the types without streams, used where a rule refuses; ``{}`` on the first run.
+    The calls where one does are added to ``refused``.
     """
     types: dict[Node, Types] = {}
     sizes: dict[Node, Axis] = {}
     names = Names(program, streams)
     for node in program.graph.nodes:
-        found = _infer_node(program, node, types, sizes, plain, rules)
+        answer = _answer(program, node, types, sizes, rules)
+        if answer is None and refused is not None:
+            refused.add(node)
+        found = plain.get(node) or _behind(program, node, types) if answer is None else answer
         types[node] = names.of_all(node, found)
         axis = measured_axis(node, types)
         if axis is not None:
@@ -54,14 +59,14 @@ def infer(
     return types
 
 
-def _infer_node(
+def _answer(
     program: Program,
     node: Node,
     types: Mapping[Node, Types],
     sizes: Mapping[Node, Axis],
-    plain: Mapping[Node, Types],
     rules: Mapping[str, Rule],
-) -> Types:
+) -> Types | None:
+    """The types of what a node yields; None where no rule says what they are."""
     if node.op == "placeholder":
         return _born(program, node, "input")
     if node.op == "get_attr":
@@ -76,7 +81,7 @@ def _infer_node(
         answer = ask(context, rules)
         if isinstance(answer, Lifted):
             return answer.results
-    return plain.get(node) or _behind(program, node, types)
+    return None
 
 
 def context_of(

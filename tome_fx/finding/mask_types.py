@@ -17,6 +17,7 @@ from tome_fx.graph.axes import (
     has_stream,
     is_uniform,
 )
+from tome_fx.graph.frames import Per, as_images, with_frames_of_inputs
 from tome_fx.graph.single import of_one
 from tome_fx.program import Program
 
@@ -27,6 +28,11 @@ def mask_type(mask: Node, types: Sequence[TensorType], program: Program) -> Tens
         return None
     own = program.one_image and mask in program.of_images and batch_axis(types[0]) is None
     return of_one(types[0]) if own else types[0]
+
+
+def of_frames(type_: TensorType, per: Per) -> TensorType:
+    """A mask's type where frames that have groups of their own are images."""
+    return as_images(with_frames_of_inputs(type_, per, 1), per)
 
 
 def _of_images(axis: Axis) -> bool:

@@ -8,18 +8,24 @@ from typing import TypeVar
 import torch
 from torch.fx import Node
 
-from tome_fx.finding.mask_types import mask_type, pairs_of_images, row_of_images, views_of
+from tome_fx.finding.mask_types import (
+    mask_type,
+    of_frames,
+    pairs_of_images,
+    row_of_images,
+    views_of,
+)
 from tome_fx.finding.parts import Part, parts_of
 from tome_fx.finding.rows import rows_of
 from tome_fx.graph.axes import (
     TensorType,
-    axis_of,
     holds,
 )
 from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import is_truth, tensor_value
+from tome_fx.graph.frames import per_of, row_of
 from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
@@ -228,9 +234,11 @@ def padding_masks(findings: Findings, program: Program, views: bool = False) -> 
     found = set()
     for site in findings.sites:
         for core in site.cores:
-            keys = axis_of(findings.types[core.key][0], site.stream)
+            keys = row_of(findings.types[core.key][0], site.stream)
+            per = per_of(findings.types[core.key][0])
             for node, _, own in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
+                type_ = None if type_ is None else of_frames(type_, per)
                 goal = row_of_images(type_, keys, own) if own and type_ is not None else None
                 row = goal is not None and (not views_of(goal) or (views and tells_views(node)))
                 if row or (own > 1 and pairs_of(node, core, findings, program) is not None):
@@ -250,12 +258,14 @@ def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> Te
     """
     type_ = mask_type(mask, findings.types.get(mask, ()), program)
     asking = next(iter(findings.types.get(core.query, ())), TensorType(()))
-    keys = axis_of(findings.types[core.key][0], core.stream)
+    per = per_of(findings.types[core.key][0])
+    keys = row_of(findings.types[core.key][0], core.stream)
+    type_ = None if type_ is None else of_frames(type_, per)
     if type_ is None or row_of_images(type_, keys) is not None:
         return None
     goal = pairs_of_images(type_, keys)
     own = any(holds(axis, core.stream) for axis in asking.axes)
-    if goal is None or not own or axis_of(asking, core.stream) != keys:
+    if goal is None or not own or row_of(asking, core.stream) != keys:
         return None
     of_images = mask in program.of_images and is_of_truth(mask)
     return goal if of_images and not {core.query, core.key} & set(needed_for(mask)) else None

@@ -12,14 +12,17 @@ from torch.fx import Node
 from tome_fx.graph.axes import (
     Atom,
     Axis,
+    Batch,
     Concat,
     Factor,
+    Frames,
     Origin,
     Stream,
     TensorType,
     batch_axis,
     extent,
 )
+from tome_fx.graph.frames import as_frames, frames_of, keeps_frames, without_frames
 from tome_fx.graph.grids import named_grid
 from tome_fx.graph.single import cut_from, framed, is_plain_row, row_name, stretch
 from tome_fx.program import Program, StreamDef
@@ -46,10 +49,27 @@ class Names:
         return tuple(self._of(t) if own or batch_axis(t) is not None else t for t in types)
 
     def _of(self, type_: TensorType) -> TensorType:
+        if self._frames:
+            framed_axes = (as_frames(axis, self._frames) for axis in type_.axes)
+            named = self._named_in(TensorType(tuple(framed_axes)))
+            if frames_of(named) and keeps_frames(named):
+                return named
+            # Without their tokens they are an axis as any other, of tokens themselves maybe.
+            type_ = TensorType(tuple(map(without_frames, type_.axes)))
+        named = self._named_in(type_)
+        return named if keeps_frames(named) else type_
+
+    def _named_in(self, type_: TensorType) -> TensorType:
         axes: tuple[Axis, ...] = tuple(map(self._of_axis, type_.axes))
         for stream in self._begun_by(itertools.chain.from_iterable(axes)):
             axes = named_grid(axes, stream.atoms, _named(stream))
         return TensorType(axes)
+
+    @cached_property
+    def _frames(self) -> Axis:
+        """The factors that are frames with groups of their own for any stream."""
+        every = itertools.chain.from_iterable(stream.per for stream in self.streams)
+        return tuple(dict.fromkeys(f for f in every if isinstance(f, Atom)))
 
     def _of_axis(self, axis: Axis) -> Axis:
         named = self._of_row(axis)
@@ -106,7 +126,9 @@ def _named(stream: StreamDef) -> Factor:
     whole = 1
     for factor in stream.atoms:
         whole *= factor.extent if isinstance(factor, Atom) else 1
-    body = Stream(stream.id, whole - stream.front - stream.back)
+    per = as_frames(stream.per, stream.per)
+    own = tuple(factor for factor in per if isinstance(factor, (Batch, Frames)))
+    body = Stream(stream.id, whole - stream.front - stream.back, per=own)
     if not stream.front and not stream.back:
         return body
     first = stream.atoms[0]

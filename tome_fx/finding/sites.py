@@ -14,7 +14,7 @@ from tome_fx.finding.joins import Joins, Types
 from tome_fx.finding.mlps import Mlps
 from tome_fx.finding.pieces import Pieces
 from tome_fx.finding.reaching import Reach, of_several
-from tome_fx.graph.axes import Atom, TensorType
+from tome_fx.graph.axes import Atom, Frames, TensorType
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.program import Core, Miss, Site
@@ -41,12 +41,14 @@ def find_sites(
     types: Types,
     anchors: Iterable[Node],
     mixing: frozenset[Node] = frozenset(),
+    views: bool = False,
 ) -> Found:
     """A site for each group of parallel cores, and what has none.
 
     Args:
         anchors: all attention, that of the cores too.
         mixing: such calls that are known before; attention between images is added to them.
+        views: also where several views of an image share its place in the batch.
     """
     joins = Joins(graph, types, cones_of(graph), mixing)
     order, mlps = joins.cones.order, Mlps(joins, tuple(anchors))
@@ -55,7 +57,9 @@ def find_sites(
     misses = []
     for core in cores:
         found = joins.of(core)
-        reason = "no residual add follows it" if found is None else _refused(types[found[0]][0])
+        reason = "no residual add follows it"
+        if found is not None:
+            reason = _refused(types[found[0]][0], views)
         if reason:
             misses.append(Miss(core.node, "attention", reason))
         elif found is not None:
@@ -118,9 +122,9 @@ def _is_row(type_: TensorType, stream: int) -> bool:
     return type_.ids.count(stream) == 1
 
 
-def _refused(type_: TensorType) -> str:
+def _refused(type_: TensorType, views: bool) -> str:
     """Why nothing may merge at a residual add of this type; "" if something may."""
-    if _shares_images(type_):
+    if _shares_images(type_) and not views:
         return "several views of an image share its place in the batch"
     if _holds_more_places(type_):
         return "its tokens are rows or sums of the places that the residual holds"
@@ -128,9 +132,11 @@ def _refused(type_: TensorType) -> str:
 
 
 def _shares_images(type_: TensorType) -> bool:
-    """Do several images, views or crops share one place of the batch?"""
+    """Do several images, views or crops share one place of the batch, and a plan?"""
     return any(
-        isinstance(factor, Atom) and factor.origin.kind in ("images", "copies")
+        isinstance(factor, Atom)
+        and not isinstance(factor, Frames)
+        and factor.origin.kind in ("images", "copies")
         for axis in type_.axes
         for factor in axis
     )

@@ -6,6 +6,7 @@ are different axes of the same extent. The factors are
 - :class:`Batch`: the images of a call,
 - :class:`Atom`: a plain integer that remembers where it was born (a convolution's row, a linear's
   output channel, ...), so that two axes are the same only if they have the same history,
+- :class:`Frames`: an atom, the frames of each image, whose tokens merge frame by frame,
 - :class:`Stream`: patch tokens after ``level`` merges, intensive or extensive,
 - :class:`GridAxis`: one of neighbouring axes that patch tokens are spread over (``[b, h, w, c]``),
 - :class:`Concat`: the pieces of a ``cat``; ``[CLS, patches]`` is ``Concat(((1,), (Stream,)))``.
@@ -57,11 +58,17 @@ class Atom:
 
 
 @dataclass(frozen=True)
+class Frames(Atom):
+    """Frames of a clip, or views or crops of a sample, each with groups of its own."""
+
+
+@dataclass(frozen=True)
 class Stream:
     """Patch tokens: ``extent`` of them in the original, ``count`` after ``level`` merges.
 
     An *intensive* value is per member of a group (features, logits); an *extensive* one is the
-    group's total (attention probabilities along the keys).
+    group's total (attention probabilities along the keys). ``per``: what each plan is for, images
+    and frames in this order; empty for images alone.
     """
 
     id: int
@@ -69,6 +76,7 @@ class Stream:
     level: int = 0
     merged: int = 0
     extensive: bool = False
+    per: tuple[Batch | Frames, ...] = ()
 
     @property
     def count(self) -> int:
@@ -270,18 +278,6 @@ def pieces(factor: Factor) -> tuple[Axis, ...]:
     return factor.parts if isinstance(factor, Concat) else ((factor,),)
 
 
-def concat(parts: list[Axis]) -> Axis:
-    """The axis that a ``cat`` of ``parts`` makes; nested concatenations are flattened."""
-    row: list[Axis] = []
-    for part in parts:
-        inner = part[0] if len(part) == 1 else None
-        row.extend(inner.parts if isinstance(inner, Concat) else [part])
-    row = [part for part in row if extent(part) > 0]
-    if len(row) == 1:
-        return row[0]
-    return (Concat(tuple(row)),)
-
-
 def show_axis(axis: Axis) -> str:
     """``B*12``, ``[1|S0:180]``: for listings and error texts."""
     return "*".join(_show(factor) for factor in axis) or "1"
@@ -290,6 +286,8 @@ def show_axis(axis: Axis) -> str:
 def _show(factor: Factor) -> str:
     if isinstance(factor, Batch):
         return "B"
+    if isinstance(factor, Frames):
+        return f"F{factor.extent}"
     if isinstance(factor, Atom):
         return str(factor.extent)
     if isinstance(factor, Concat):

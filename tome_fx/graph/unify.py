@@ -9,6 +9,7 @@ from tome_fx.graph.axes import (
     Axis,
     Concat,
     Factor,
+    Frames,
     GridAxis,
     Origin,
     Stream,
@@ -45,7 +46,8 @@ def unify(left: Axis, right: Axis) -> Axis | None:
     if _plain(left) or _plain(right):
         return None if _is_reordered(left, right) else _worthier(left, right)
     if segments(left) == segments(right):
-        return intensive(left)
+        named_frames = any(isinstance(factor, Frames) for factor in right)
+        return intensive(right if named_frames else left)
     for axis, other in ((left, right), (right, left)):
         if is_written_out(axis, other):
             return intensive(other)
@@ -178,6 +180,8 @@ def _worthier(left: Axis, right: Axis) -> Axis:
 def _worth(axis: Axis) -> float:
     if not _plain(axis):
         return 10.0
+    if any(isinstance(f, Frames) for f in axis):
+        return 6.0
     kinds = [_worth_of(f.origin) if isinstance(f, Atom) else _worth_of_row(f) for f in axis]
     return sum(kinds) / max(1, len(kinds))
 

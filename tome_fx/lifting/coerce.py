@@ -37,11 +37,13 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.ends import ends_of
+from tome_fx.graph.frames import as_images, per_of
 from tome_fx.graph.grids import fused, has_grid
 from tome_fx.graph.provenance import origin_of
 from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import is_written_out, named
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
+from tome_fx.lifting.frames import by_frame, sizes_type, to_frames
 from tome_fx.lifting.gridded import gridded
 from tome_fx.lifting.levels import Levels, Spot, changed
 from tome_fx.lifting.tables import of_constant
@@ -79,6 +81,8 @@ class Coercer:
         return self._done[key]
 
     def _coerce(self, node: Node, have: TensorType, want: TensorType, table: bool) -> Node:
+        if per_of(want) or per_of(have):
+            return by_frame(self, node, have, want, table)
         node, have = self._thinned(node, have, want)
         if have.rank == want.rank:
             have = self._named(have, want)
@@ -218,7 +222,12 @@ class Coercer:
             return None
         key = type_, place, which
         if key not in self._sizes:
-            if batch is None:
+            if per_of(type_):
+                own = sizes_type(type_, place)
+                size = self.size_along(as_images(own, per_of(own)), place, which)
+                assert size is not None, "tokens that have merged have sizes"
+                self._sizes[key] = to_frames(self, size, own, per_of(own))
+            elif batch is None:
                 size = self.size_along(of_one(type_), place + 1, which)
                 self._sizes[key] = self.emit(aten.squeeze.dims, size, [0])
             elif len(type_.axes[place]) == 1 and batch != place:

@@ -21,8 +21,6 @@ from tome_fx.finding.naming import Names
 from tome_fx.graph.axes import (
     Axis,
     TensorType,
-    batch_axis,
-    extent,
     has_stream,
     is_extensive,
     is_merged,
@@ -35,6 +33,7 @@ from tome_fx.graph.values import needed_for
 from tome_fx.lifting.averaging import Averages, Operands
 from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.lifting.lost import hides_images, hides_of_all_frames, loses_frames
 from tome_fx.lifting.meeting import Meeting
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
@@ -214,6 +213,11 @@ class Lifter:
             return "it is not known which image its operand belongs to"
         if not all(map(is_whole, want.values())):
             return "an operand holds rows or columns of the tokens"
+        if any(loses_frames(have[path], want[path]) for path in operands.nodes):
+            return "an operand has no groups for each frame"
+        uneven = self.findings.uneven
+        if any(hides_of_all_frames(n, have[p], want[p], uneven) for p, n in operands.nodes.items()):
+            return "a mask is about the tokens of all frames"
         rows = self.averages.whole_rows(user, operands)
         if rows:
             self.parted |= rows
@@ -280,15 +284,6 @@ class RuleBuilder:
 def _is_deeper(have: TensorType, met: TensorType) -> bool:
     """Has ``have`` fewer tokens than it meets others with?"""
     return any(s.merged > m.merged for s, m in zip(have.streams, met.streams, strict=False))
-
-
-def hides_images(have: TensorType, want: TensorType) -> bool:
-    """Is ``have`` to be merged image by image, but its own axis there is another than images?"""
-    place = batch_axis(want)
-    if batch_axis(have) is not None or place is None or not is_merged(want):
-        return False
-    own = place - (want.rank - have.rank)
-    return own >= 0 and extent(have.axes[own]) not in (1, extent(want.axes[place]))
 
 
 def _carried(node: Node) -> dict[str, Any]:

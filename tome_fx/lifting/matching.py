@@ -23,8 +23,10 @@ from tome_fx.graph.axes import (
     pieces,
 )
 from tome_fx.graph.ends import ends_of, fixed_before, place_of
+from tome_fx.graph.frames import per_of
 from tome_fx.graph.single import of_one
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.lifting.frames import to_images
 from tome_fx.lifting.gridded import flattened
 
 aten = torch.ops.aten
@@ -105,6 +107,7 @@ def by_head(coercer: Coercer, key: Key, stream: int) -> Heads:
     if batch_axis(type_) is None:
         node, type_ = coercer.of_images(node), of_one(type_)
         channel += 1
+    node, type_ = to_images(coercer, node, type_, per_of(type_))
     node, type_ = flattened(coercer, node, type_)
     node, type_ = _own_piece(coercer, node, type_, stream)
     places = [(i, factor) for i, axis in enumerate(type_.axes) for factor in axis]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from tome_fx import ops
-from tome_fx.graph.axes import TensorType, axis_of, holds, map_type
+from tome_fx.graph.axes import TensorType, holds, map_type
 from tome_fx.graph.cuts import cut_of
 from tome_fx.graph.ends import ends_of, place_of, tokens_of
+from tome_fx.graph.frames import row_of
 from tome_fx.lifting.alike import Merge, merge_alike
 from tome_fx.lifting.joint import key_of
 from tome_fx.lifting.lifter import Lifter, Value
@@ -66,7 +67,7 @@ class Merging:
         """New levels of streams at a site, ``held`` of type ``now``: alike ones at once."""
         coercer = self.lifter.coercer
         masks = [self._masks(step, levels) for step in steps]
-        row = axis_of(now, steps[0].site.stream) if len(steps) > 1 and not any(masks) else ()
+        row = row_of(now, steps[0].site.stream) if len(steps) > 1 and not any(masks) else ()
         several = key_of(row) is not None and all(holds(row, step.site.stream) for step in steps)
         several = several and self.own is None
         merges = []
@@ -111,7 +112,7 @@ class Merging:
         stream = step.site.stream
         told: list[tuple[Shown, tuple[int, int]]] = []
         for core in step.site.cores:
-            keys = axis_of(self._deeper(self.lifter.values[core.key].types[0], levels), stream)
+            keys = row_of(self._deeper(self.lifter.values[core.key].types[0], levels), stream)
             found = shown(self.lifter, core, keys, self.told)
             if found is not None:
                 told.append((found, ends_of(keys, place_of(keys, stream))))

@@ -24,14 +24,16 @@ from tome_fx.graph.axes import (
     Axis,
     Batch,
     TensorType,
-    axis_of,
+    batch_axis,
     count,
     extent,
     factor_count,
     is_merged,
     is_uniform,
 )
+from tome_fx.graph.frames import per_of, row_of, with_frames_of_inputs
 from tome_fx.lifting.coerce import Coercer
+from tome_fx.lifting.frames import to_images
 from tome_fx.lifting.lifter import Lifter, Value
 from tome_fx.lifting.matching import Views
 from tome_fx.program import Core
@@ -83,7 +85,7 @@ def shown(
         told[pairs.value.node] = *each_one, of_pairs
     # Of all tokens once: where an image of several is one token by now, it looks like padding.
     images = (Batch(lifter.program.batch),)
-    whole = axis_of(lifter.findings.types[core.key][0], core.stream)
+    whole = row_of(lifter.findings.types[core.key][0], core.stream)
     visible, kinds, sees = (
         coercer.coerce(
             each, TensorType((images, *(whole,) * own)), TensorType((images, *(keys,) * own)), True
@@ -131,11 +133,11 @@ def _kinds_of_table(
     between blocks without one.
     """
     coercer, types = lifter.coercer, lifter.findings.types
-    whole = axis_of(types[core.key][0], core.stream)
+    whole = row_of(types[core.key][0], core.stream)
     if not lifter.findings.uneven or len(whole) > 1:  # of all frames: no mask of their places
         return None, None
     every = (c for s in lifter.findings.sites if s.stream == core.stream for c in s.cores)
-    same = (c for c in every if axis_of(types[c.key][0], c.stream) == whole)
+    same = (c for c in every if row_of(types[c.key][0], c.stream) == whole)
     for node, hides in itertools.chain(masks_of(core), *map(masks_of, same)):
         if node not in lifter.findings.uneven:
             continue
@@ -196,30 +198,38 @@ def _masks(lifter: Lifter, core: Core, keys: Axis) -> tuple[list[_Mask], _Mask |
     The former of the ``keys`` as they are merged, the latter of all tokens.
     """
 
-    def row_of(node: Node, own: int) -> tuple[Value, TensorType] | None:
-        value = _mask_value(lifter, node)
+    def read(node: Node, own: int) -> tuple[Value, TensorType] | None:
+        value = _mask_value(lifter, node, core)
         goal = None if value is None else row_of_images(value.types[0], keys, own)
         if value is None or goal is None or (views_of(goal) and not tells_views(node)):
             return None
         return value, goal
 
-    rows = [_Mask(*found, hides) for found, hides in rows_before(core, row_of)]
+    rows = [_Mask(*found, hides) for found, hides in rows_before(core, read)]
     for node, hides, own in all_masks_of(core):
-        value = _mask_value(lifter, node) if own > 1 else None
+        value = _mask_value(lifter, node, core) if own > 1 else None
         goal = None if value is None else pairs_of(node, core, lifter.findings, lifter.program)
         if value is not None and goal is not None:
             return rows, _Mask(value, goal, hides)
     return rows, None
 
 
-def _mask_value(lifter: Lifter, node: Node) -> Value | None:
-    """What a mask became, with an axis of images also where it is that of the only one."""
+def _mask_value(lifter: Lifter, node: Node, core: Core) -> Value | None:
+    """What a mask became, with an axis of images also where it is that of the only one.
+
+    Frames that have groups of their own are images there.
+    """
     value = lifter.values.get(node)
     type_ = mask_type(node, value.types, lifter.program) if value is not None else None
     if value is None or type_ is None:
         return None
     if type_.rank > value.types[0].rank:
         return Value(lifter.coercer.of_images(value.node), (type_,))
+    per = per_of(lifter.findings.types[core.key][0])
+    if per and batch_axis(type_) is not None:
+        type_ = with_frames_of_inputs(type_, per, 1)
+        mask, type_ = to_images(lifter.coercer, value.node, type_, per)
+        return Value(mask, (type_,))
     return value
 
 

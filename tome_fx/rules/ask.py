@@ -15,6 +15,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     streams_of_axis,
 )
+from tome_fx.graph.frames import frames_of, keeps_frames
 from tome_fx.graph.grids import is_whole
 from tome_fx.graph.unify import is_written_out
 from tome_fx.rules.base import Context, Lifted, Refusal, Rule
@@ -56,9 +57,12 @@ def _is_of_pairs(type_: TensorType) -> bool:
 def _is_over_folded(have: TensorType, wanted: TensorType, logits: bool) -> bool:
     """Would a table of logits be merged along tokens that share their axis, as of all frames?
 
-    It may hide a place in one frame alone, and a group has the same places in each. Of a table of
-    features each frame has the row of its representative; images are no such frames.
+    It may hide a place in one frame alone, and a group has the same places in each, unless frames
+    have groups of their own. Of a table of features each frame has the row of its representative;
+    images are no such frames.
     """
+    if frames_of(wanted):
+        return False
     pairs = zip(reversed(have.axes), reversed(wanted.axes), strict=False)
     return any(
         len(target) > 1
@@ -77,6 +81,8 @@ def _lost(result: TensorType, one_image: bool) -> Refusal | None:
         return Refusal("it folds tokens with themselves")
     if not is_whole(result):
         return Refusal("it takes rows or columns of the tokens apart")
+    if not keeps_frames(result):
+        return Refusal("it takes frames apart or compares them, and each has groups of its own")
     images = sum(map(has_batch, result.axes))
     if images != 1 and not (one_image and not images) and any(map(has_stream, result.axes)):
         return Refusal("it takes some of the images" if not images else "it compares images")

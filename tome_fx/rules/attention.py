@@ -19,6 +19,7 @@ from tome_fx.graph.axes import (
     streams_of_axis,
     token_factor,
 )
+from tome_fx.graph.frames import mixes_images
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
@@ -51,7 +52,7 @@ def _among_tokens(
     call, (query, key, value) = context.call, (types[n] for n in ("query", "key", "value"))
     if has_stream(value.axes[-1]) or any(has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels hold tokens")
-    if any(has_batch(t.axes[-2]) for t in (query, key, value)):
+    if any(mixes_images(t, (-2,)) for t in (query, key, value)):
         return Refusal("its keys are images")
     keys = unify(key.axes[-2], value.axes[-2])
     if keys is None:

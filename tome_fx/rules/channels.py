@@ -19,6 +19,7 @@ from tome_fx.graph.axes import (
     is_merged,
     is_merged_axis,
 )
+from tome_fx.graph.frames import mixes_images
 from tome_fx.graph.unify import broadcast, unify
 from tome_fx.rules.base import Context, Lifted, Refusal, one
 from tome_fx.rules.local import demands, thin
@@ -29,7 +30,7 @@ def between_channels(
 ) -> Lifted | Refusal:
     """The rule, for member values with these ``types`` and leading axes."""
     query, key, value = types["query"], types["key"], types["value"]
-    if any(has_stream(t.axes[-2]) or has_batch(t.axes[-2]) for t in (query, key, value)):
+    if any(has_stream(t.axes[-2]) or mixes_images(t, (-2,)) for t in (query, key, value)):
         return Refusal("it mixes tokens with channels")
     if any(has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels are images")

@@ -14,7 +14,6 @@ from tome_fx.graph.axes import (
     Batch,
     Origin,
     TensorType,
-    concat,
     extent,
     has_batch,
     has_stream,
@@ -22,6 +21,7 @@ from tome_fx.graph.axes import (
     is_merged,
     lifted_shape,
 )
+from tome_fx.graph.joined import concat
 from tome_fx.graph.regroup import regroup
 from tome_fx.graph.unify import unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one

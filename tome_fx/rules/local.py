@@ -19,6 +19,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     is_uniform,
 )
+from tome_fx.graph.frames import frames_like, frames_of, mixes_images
 from tome_fx.graph.grids import completed
 from tome_fx.graph.unify import broadcast
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
@@ -80,6 +81,8 @@ def demands(
         brought = TensorType(tuple(axes))
         if axes != list(type_.axes) and is_merged(brought):
             brought = with_batch(brought, result)
+            pairs = zip(brought.axes, result.axes[result.rank - brought.rank :], strict=True)
+            brought = TensorType(tuple(frames_like(axis, goal) for axis, goal in pairs))
             brought = TensorType(tuple(completed(brought.axes, result)))
         wanted[path] = brought
     return wanted
@@ -94,6 +97,10 @@ def with_batch(type_: TensorType, result: TensorType) -> TensorType:
         return type_
     axes: list[Axis] = [()] * (result.rank - type_.rank) + list(type_.axes)
     axes[place] = result.axes[place]
+    known = frames_of(result)
+    for i, axis in enumerate(result.axes):  # it then differs from frame to frame, too
+        if known and extent(axes[i]) == 1 and all(factor in known for factor in axis):
+            axes[i] = axis
     return TensorType(tuple(axes))
 
 
@@ -145,6 +152,8 @@ def trailing_norm(context: Context) -> Lifted | Refusal:
     axes = tuple(range(type_.rank - len(context.call["normalized_shape"]), type_.rank))
     if any(has_stream(type_.axes[i]) for i in axes):
         return _mixed(type_, axes)
+    if mixes_images(type_, axes):
+        return Refusal("its statistics run over images")
     kind = as_intensive(type_)
     return one(kind, operands={"input": kind})
 
@@ -175,6 +184,8 @@ def group_norm(context: Context) -> Lifted | Refusal:
 def _mixed(type_: TensorType, axes: tuple[int, ...]) -> Lifted | Refusal:
     if merged_along(type_, axes):
         return Refusal("its statistics or weights run over tokens")
+    if mixes_images(type_, axes):
+        return Refusal("its statistics or weights run over images")
     kind = as_intensive(type_)
     return one(kind)
 

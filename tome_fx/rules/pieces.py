@@ -14,7 +14,6 @@ from tome_fx.graph.axes import (
     Concat,
     Origin,
     TensorType,
-    concat,
     count,
     extent,
     has_batch,
@@ -23,6 +22,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
 )
 from tome_fx.graph.cuts import takes_all
+from tome_fx.graph.joined import concat
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.single import is_plain_row, stretch
 from tome_fx.rules.base import Context, Lifted, Refusal, one

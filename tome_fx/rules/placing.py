@@ -16,10 +16,10 @@ from tome_fx.graph.axes import (
     Origin,
     TensorType,
     extent,
-    has_batch,
     has_stream,
     is_merged_axis,
 )
+from tome_fx.graph.frames import mixes_images
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.unify import unify_all
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
@@ -62,7 +62,7 @@ def _placed(context: Context, types: Mapping[str, TensorType], dim: int) -> Lift
     own = types["self"]
     dim = context.dim(dim, own.rank)
     given = [type_ for type_ in context.types.values() if type_.rank == own.rank]
-    if any(merged_along(t, (dim,)) or has_batch(t.axes[dim]) for t in given):
+    if any(merged_along(t, (dim,)) or mixes_images(t, (dim,)) for t in given):
         return Refusal(_WHY)
     axes: list[Axis] = []
     for place in range(own.rank):

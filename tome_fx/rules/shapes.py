@@ -11,7 +11,6 @@ from tome_fx.graph.axes import (
     Concat,
     Origin,
     TensorType,
-    concat,
     extent,
     has_batch,
     has_stream,
@@ -19,6 +18,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call
 from tome_fx.graph.convolutions import sees_one_place
+from tome_fx.graph.joined import concat
 from tome_fx.graph.regroup import axis_kind, factor_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
 from tome_fx.rules.layout import sized

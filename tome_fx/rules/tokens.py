@@ -21,6 +21,7 @@ from tome_fx.graph.axes import (
     token_factor,
 )
 from tome_fx.graph.calls import unbind
+from tome_fx.graph.frames import mixes_images
 from tome_fx.graph.grids import grid_axis
 from tome_fx.rules.base import (
     Builder,
@@ -49,7 +50,7 @@ def softmax(context: Context) -> Lifted | Refusal:
     type_ = as_intensive(context.types["self"])
     dim = context.dim(context.call["dim"], type_.rank)
     axis = type_.axes[dim]
-    if has_batch(axis):
+    if mixes_images(type_, (dim,)):
         return Refusal("it mixes images")
     axes = (*type_.axes[:dim], extensive(axis), *type_.axes[dim + 1 :])
     demanded = {"self": type_}
@@ -199,6 +200,6 @@ def cumulative(context: Context) -> Lifted | Refusal:
     dim = context.dim(context.call["dim"], type_.rank)
     if merged_along(type_, (dim,)):
         return Refusal("it depends on the order of the tokens")
-    if has_batch(type_.axes[dim]):
+    if mixes_images(type_, (dim,)):
         return Refusal("it depends on the order of the images")
     return one(type_, operands={"self": type_}, tells_apart=has_stream(type_.axes[dim]))

@@ -7,7 +7,6 @@ from tome_fx.graph.axes import (
     Axis,
     Origin,
     TensorType,
-    concat,
     count,
     extent,
     has_batch,
@@ -15,6 +14,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     streams_of_axis,
 )
+from tome_fx.graph.joined import concat
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
 from tome_fx.rules.local import demands

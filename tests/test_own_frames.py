@@ -1,0 +1,112 @@
+"""Frames, views and crops of a sample that never meet place by place: each merges as an image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tome_fx
+from tests.framed import (
+    ALONE,
+    Blocks,
+    Made,
+    clip,
+    in_the_batch,
+    made,
+    of_equal_patches,
+    on_an_axis,
+    transformed,
+)
+from tests.laws.common import TINY, distance, run
+
+pytestmark = TINY
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ALONE)
+def test_each_frame_merges_its_own_tokens(name: str, fused: bool) -> None:
+    """Positions are zero here, so that equal patches are equal tokens."""
+    model, x = made(ALONE[name], fused), of_equal_patches()
+    for table in (model.place, model.both, model.bias):
+        table.data.zero_()
+    fast = transformed(model, x, (6, 0, 0, 0))
+    assert fast.schedule[:3] == (6, 0, 0)
+    assert distance(run(fast, x), run(model, x)) < 1e-9
+    other = clip()
+    assert distance(run(fast, other), run(model, other)) > 1e-6
+    assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-12
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_frame_says_nothing_of_what_merges_in_another(name: str) -> None:
+    """Tables and all: what a frame holds decides about its own tokens alone."""
+    model, x = made(ALONE[name]), clip()
+    fast = transformed(model, x)
+    changed = x.clone()
+    changed[:, 1] = torch.randn_like(x[:, 1])
+    maps = fast.token_map(x), fast.token_map(changed)
+    assert maps[0].shape[1:] == (2, 3, 16)
+    first = [each[0][:, [0, 2]] for each in maps]
+    assert torch.equal(*first)
+    assert not torch.equal(maps[0][:, :, 1], maps[1][:, :, 1])
+
+
+def test_a_clip_is_its_frames_by_themselves() -> None:
+    class One(nn.Module):
+        def __init__(self, model: Blocks) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.model.tokens(images)
+            for i in range(3):
+                x = self.model.block(i, x)
+            return x
+
+    model, x = made(in_the_batch), clip()
+    fast, one = transformed(model, x), transformed(One(model), x[0])
+    assert distance(run(fast, x).flatten(0, 1), run(one, x.flatten(0, 1))) < 1e-12
+
+
+def shifted(m: Blocks, clip: Tensor) -> Tensor:
+    """Tokens of the frame before, between blocks."""
+    x = on_an_axis(m, clip)
+    return m.block(0, x + x.roll(1, 1))
+
+
+def along_time(m: Blocks, clip: Tensor) -> Tensor:
+    """Each place attends along time, as in TimeSformer; then each frame within itself."""
+    x = m.block(0, m.tokens(clip.flatten(0, 1))).unflatten(0, clip.shape[:2])
+    x = m.block(1, x.transpose(1, 2)).transpose(1, 2)
+    return m.block(2, x)
+
+
+def averaged_between(m: Blocks, clip: Tensor) -> Tensor:
+    x = m.block(0, m.tokens(clip.flatten(0, 1))).unflatten(0, clip.shape[:2])
+    return m.block(1, x + x.mean(1, keepdim=True))
+
+
+def normed_over_time(m: Blocks, clip: Tensor) -> Tensor:
+    x = m.block(0, m.tokens(clip.flatten(0, 1))).unflatten(0, clip.shape[:2])
+    return m.block(1, x.softmax(1))
+
+
+MIXED: dict[str, Made] = {
+    made.__name__: made for made in (shifted, along_time, averaged_between, normed_over_time)
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_frames_that_meet_place_by_place_merge_there(name: str) -> None:
+    """The same places of all frames: a map for each image, and exact where these are equal."""
+    model = made(MIXED[name])
+    x = of_equal_patches()[:, :1].expand(-1, 3, -1, -1, -1).contiguous()
+    x = x + torch.randn(2, 3, 3, 1, 1, dtype=torch.float64)
+    for table in (model.place, model.both, model.bias):
+        table.data.zero_()
+    depth = {"shifted": 4, "along_time": 3}.get(name, 2)
+    fast = tome_fx.transform(model, [6] + [0] * (depth - 1), example_inputs=x, min_ratio=0)
+    assert fast.token_map(x).shape == (depth, 2, 16)
+    assert distance(run(fast, x), run(model, x)) < 1e-9
+    assert distance(run(fast, x[:1]), run(fast, x)[:1]) < 1e-12

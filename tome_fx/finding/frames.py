@@ -1,0 +1,134 @@
+"""Frames of a sample that need not merge at the same places: views, crops, frames looked at apart.
+
+    x = clip.flatten(0, 1)           [B*F, C, h, w]      each frame by itself
+    x = x.view(B, F * N, C)          [B, F*N, C]         or all in one row, attending to each other
+    x = x.view(B * N, F, C)          [B*N, F, C]         along time, place by place: as one
+
+The last needs the same places in all frames; without it each frame has groups of its own, as if it
+were an image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch.fx import Node
+
+from tome_fx.finding.infer import Types
+from tome_fx.graph.axes import (
+    Atom,
+    Axis,
+    Batch,
+    Concat,
+    Factor,
+    Stream,
+    TensorType,
+    batch_axis,
+    has_stream,
+)
+from tome_fx.graph.calls import calls
+from tome_fx.graph.ends import channels_of
+from tome_fx.graph.unify import segments
+from tome_fx.program import Site, StreamDef
+
+_Types = Mapping[Node, Types]
+# Types with other streams, and the calls that no rule answers for there.
+_Typed = Callable[[tuple[StreamDef, ...]], tuple[_Types, set[Node]]]
+
+# An axis of the input that no convolution has touched, or images put side by side.
+_KINDS = ("input", "frames", "images", "copies")
+_ATTENDING = ("aten.scaled_dot_product_attention", "aten.softmax", "aten._softmax", "aten.matmul",
+              "aten.bmm", "aten.baddbmm", "aten.einsum")  # fmt: skip
+
+
+def with_frames(
+    streams: tuple[StreamDef, ...], types: _Types, sites: Sequence[Site], typed: _Typed
+) -> tuple[_Types, tuple[StreamDef, ...]]:
+    """Types and streams with frames that have groups of their own, where nothing needs them alike.
+
+    What leads to a site must have its tokens there all the same, and so must all attention: that
+    which mixes frames place by place, along time, has them merge at the same places.
+    """
+    leading = _before(site.node for site in sites)
+    found = {stream.id: _per(stream, streams, sites, leading, types) for stream in streams}
+    if not any(found.values()):
+        return types, streams
+    frames = set(itertools.chain.from_iterable(found.values()))
+    own = tuple(replace(stream, per=found[stream.id]) for stream in streams)
+    (apart, refused), (_, before) = typed(own), typed(streams)
+    # Frames may be tokens elsewhere, of a summary of each that attend to each other.
+    counted = [stream for stream in streams if frames.issuperset(stream.atoms)]
+    same = all(
+        _outlines(types[node], counted) == _outlines(apart[node], counted) for node in leading
+    ) and all(site.stream in apart[site.node][0].ids for site in sites)
+    mixing = refused - before
+    if not same or mixing & leading or any(calls(node, _ATTENDING) for node in mixing):
+        return types, streams
+    return apart, own
+
+
+def _before(sites: Iterable[Node]) -> set[Node]:
+    """The nodes that sites are made of, and these."""
+    waiting, found = list(sites), set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _per(
+    stream: StreamDef,
+    streams: Sequence[StreamDef],
+    sites: Iterable[Site],
+    leading: set[Node],
+    types: _Types,
+) -> Axis:
+    """The images, and the frames that stand beside the tokens of a stream where it merges.
+
+    Empty where no frames do. What a site adds may be written frame by frame, in pieces: an atom as
+    long says which they are.
+    """
+    others = [other for other in streams if other.id != stream.id]
+    held = [
+        _spelled(type_, others)
+        for node in leading
+        for type_ in types[node]
+        if batch_axis(type_) is not None and stream.id in type_.ids
+    ]
+    given = [f for t in held for axis in t.axes for f in axis if _may_be_frames(f)]
+    found: dict[Factor, None] = {}
+    for site in (site for site in sites if site.stream == stream.id):
+        type_ = _spelled(types[site.node][0], others)
+        channels = channels_of(type_)
+        for factor in (f for i, axis in enumerate(type_.axes) if i != channels for f in axis):
+            if isinstance(factor, Concat) and not has_stream((factor,)):
+                same = [atom for atom in given if atom.extent == factor.extent]
+                found.update(dict.fromkeys(same[:1]))
+            elif isinstance(factor, Batch) or _may_be_frames(factor):
+                found[factor] = None
+    return tuple(found) if any(map(_may_be_frames, found)) else ()
+
+
+def _spelled(type_: TensorType, streams: Iterable[StreamDef]) -> TensorType:
+    """A type with some streams of the input called by their atoms."""
+    plain = (s for s in streams if all(map(_may_be_frames, s.atoms)) and not s.front + s.back)
+    atoms = {stream.id: stream.atoms for stream in plain}
+
+    def spelled(factor: Factor) -> Axis:
+        return atoms.get(factor.id, (factor,)) if isinstance(factor, Stream) else (factor,)
+
+    axes = (tuple(itertools.chain.from_iterable(map(spelled, axis))) for axis in type_.axes)
+    return TensorType(tuple(axes))
+
+
+def _may_be_frames(factor: Factor) -> bool:
+    return isinstance(factor, Atom) and factor.origin.kind in _KINDS
+
+
+def _outlines(types: Types, counted: Sequence[StreamDef]) -> list[list[object]]:
+    """Types but for frames and the names of plain axes."""
+    return [[segments(axis) for axis in _spelled(type_, counted).axes] for type_ in types]
