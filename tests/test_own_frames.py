@@ -66,6 +66,9 @@ def test_a_clip_is_its_frames_by_themselves() -> None:
 
     model, x = made(in_the_batch), clip()
     fast, one = transformed(model, x), transformed(One(model), x[0])
+    (note,) = fast.report.notes
+    assert "each of the 3 frames" in note
+    assert one.report.notes == ()
     assert distance(run(fast, x).flatten(0, 1), run(one, x.flatten(0, 1))) < 1e-12
 
 
@@ -108,5 +111,6 @@ def test_frames_that_meet_place_by_place_merge_there(name: str) -> None:
     depth = {"shifted": 4, "along_time": 3}.get(name, 2)
     fast = tome_fx.transform(model, [6] + [0] * (depth - 1), example_inputs=x, min_ratio=0)
     assert fast.token_map(x).shape == (depth, 2, 16)
+    assert any("the same places of all 3 frames" in note for note in fast.report.notes)
     assert distance(run(fast, x), run(model, x)) < 1e-9
     assert distance(run(fast, x[:1]), run(fast, x)[:1]) < 1e-12

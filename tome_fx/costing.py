@@ -31,7 +31,7 @@ def costs_of(module: torch.nn.Module, done: Done, settings: Settings) -> Costs:
         ConfigError: the program cannot run at this batch, or there is no model of its device.
     """
     program = done.program
-    made_at = program.batch_near(BATCH) * program.times
+    made_at = program.images_near(BATCH)
     batch = program.batch if program.static_batch else settings.batch
     assert batch is not None
     before, after = (

@@ -81,6 +81,10 @@ class Program:
             return self.batch
         return max(self.least, images if self.most is None else min(images, self.most))
 
+    def images_near(self, images: int) -> int:
+        """The images of that batch: of each group of them, where its code takes them in groups."""
+        return self.batch_near(images) * self.times
+
     def __str__(self) -> str:
         batch = f"batch {self.batch}" if self.static_batch else "any batch"
         return f"captured by {self.how}, {batch}\n{self.graph}"

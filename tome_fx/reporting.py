@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch.fx import Graph, Node
 
 from tome_fx import ops
+from tome_fx.finding.frames import frame_notes
 from tome_fx.finding.masks import all_masks_of, masks_of, may_hide, padding_masks, pairs_of
 from tome_fx.finding.parts import last_parts_of
 from tome_fx.graph.axes import (
@@ -57,7 +58,7 @@ class Done:
 
 def report_of(done: Done, model: str, settings: Settings) -> Report:
     """The report of a transform."""
-    batch = done.program.batch_near(BATCH) * done.program.times
+    batch = done.program.images_near(BATCH)
     before = macs_of(done.program.graph, done.sizes, batch)
     after = macs_of(done.graph, done.sizes, batch)
     matching = sum(n for node, n in after.items() if _matches(node))
@@ -221,6 +222,7 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
             )
     if settings.matching is not None and any(step.removed for step in done.schedule.steps):
         yield f"what merges is chosen by {name_of(settings.matching)}"
+    yield from frame_notes(done.findings)
     yield from _mask_notes(done, settings.matching is not None)
     yield from _program_notes(done.program)
 

@@ -11,7 +11,8 @@ were an image.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch.fx import Node
@@ -30,8 +31,9 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import calls
 from tome_fx.graph.ends import channels_of
+from tome_fx.graph.frames import per_of
 from tome_fx.graph.unify import segments
-from tome_fx.program import Site, StreamDef
+from tome_fx.program import Findings, Site, StreamDef
 
 _Types = Mapping[Node, Types]
 # Types with other streams, and the calls that no rule answers for there.
@@ -102,15 +104,40 @@ def _per(
     given = [f for t in held for axis in t.axes for f in axis if _may_be_frames(f)]
     found: dict[Factor, None] = {}
     for site in (site for site in sites if site.stream == stream.id):
-        type_ = _spelled(types[site.node][0], others)
-        channels = channels_of(type_)
-        for factor in (f for i, axis in enumerate(type_.axes) if i != channels for f in axis):
-            if isinstance(factor, Concat) and not has_stream((factor,)):
+        for factor in _around(_spelled(types[site.node][0], others)):
+            if isinstance(factor, Concat):
                 same = [atom for atom in given if atom.extent == factor.extent]
                 found.update(dict.fromkeys(same[:1]))
-            elif isinstance(factor, Batch) or _may_be_frames(factor):
+            else:
                 found[factor] = None
     return tuple(found) if any(map(_may_be_frames, found)) else ()
+
+
+def _around(type_: TensorType) -> Iterator[Factor]:
+    """What stands beside tokens and channels: images, frames, frames written one by one."""
+    channels = channels_of(type_)
+    for factor in (f for i, axis in enumerate(type_.axes) if i != channels for f in axis):
+        written = isinstance(factor, Concat) and not has_stream((factor,))
+        if written or isinstance(factor, Batch) or _may_be_frames(factor):
+            yield factor
+
+
+def frame_notes(findings: Findings) -> Iterator[str]:
+    """How the frames of each stream merge, one line for all that merge alike."""
+    told = []
+    for site in findings.sites:
+        others = (stream for stream in findings.streams if stream.id != site.stream)
+        type_ = _spelled(findings.types[site.node][0], others)
+        beside = (f.extent for f in _around(type_) if not isinstance(f, Batch))
+        told.append((math.prod(beside), bool(per_of(type_))))
+    for frames, apart in dict.fromkeys(told):
+        if frames > 1 and apart:
+            yield f"each of the {frames} frames (views, tiles) of a sample merges its own tokens"
+        elif frames > 1:
+            yield (
+                f"the same places of all {frames} frames of a sample merge, since frames meet "
+                "place by place"
+            )
 
 
 def _spelled(type_: TensorType, streams: Iterable[StreamDef]) -> TensorType:

@@ -106,7 +106,7 @@ def _program(module: ToMeModule, x: Tensor) -> _Program:
     graph.set_codegen(program.graph._codegen)
     runnable = GraphModule(module, graph)
     sizes = verify(runnable, program)
-    batch = program.batch_near(BATCH) * program.times
+    batch = program.images_near(BATCH)
     images = x.shape[0] if program.batched else 1  # patches of one image are rows as well
     macs = {node: n * images for node, n in macs_of(graph, sizes, batch).items()}
     find = partial(places, captured=program.graph, findings=located.findings)
