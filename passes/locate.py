@@ -68,9 +68,8 @@ def locate(
     def place(types: _AllTypes, views: bool = False) -> Found:
         return find_sites(program.graph, cores, types, every, mixing, views)
 
-    if not program.one_image:
-        refusing = _Refusing(program, plain, rules)
-        types, streams = with_frames(streams, types, place(types, views=True).sites, refusing)
+    refusing = _Refusing(program, plain, rules)
+    types, streams = with_frames(streams, types, place(types, views=True).sites, refusing)
     placed = place(types)
     sites, too_early = before_order(placed.sites, causal, program)
     misses += [*placed.misses, *too_early]

@@ -105,6 +105,14 @@ def test_what_runs_and_leaves_is_the_same() -> None:
         assert distance(compiled(x), wanted[:2]) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["in_the_batch", "with_tables", "all_in_one_row", "side_by_side"])
+def test_a_program_for_one_image_has_its_frames(name: str) -> None:
+    model, x = made(ALONE[name]), clip()
+    one = tome_fx.transform(torch.export.export(model, (x[:1],)), [4, 0, 2], min_ratio=0)
+    assert one.token_map(x[:1]).shape == (3, 1, 3, 16)
+    assert torch.equal(run(one, x[:1]), run(transformed(model, x), x[:1]))
+
+
 @pytest.mark.parametrize("options", [{"remerge": "never"}, {"prop_attn": False},
                                      {"scatter": False}])  # fmt: skip
 @pytest.mark.parametrize("name", ["with_tables", "all_in_one_row", "side_by_side"])

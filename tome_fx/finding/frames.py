@@ -26,7 +26,6 @@ from tome_fx.graph.axes import (
     Factor,
     Stream,
     TensorType,
-    batch_axis,
     has_stream,
 )
 from tome_fx.graph.calls import calls
@@ -99,7 +98,7 @@ def _per(
         _spelled(type_, others)
         for node in leading
         for type_ in types[node]
-        if batch_axis(type_) is not None and stream.id in type_.ids
+        if stream.id in type_.ids
     ]
     given = [f for t in held for axis in t.axes for f in axis if _may_be_frames(f)]
     found: dict[Factor, None] = {}
@@ -110,7 +109,11 @@ def _per(
                 found.update(dict.fromkeys(same[:1]))
             else:
                 found[factor] = None
-    return tuple(found) if any(map(_may_be_frames, found)) else ()
+    if not any(map(_may_be_frames, found)):
+        return ()
+    # The one image of a program needs no axis.
+    images: Axis = () if any(isinstance(f, Batch) for f in found) else (Batch(1),)
+    return (*images, *found)
 
 
 def _around(type_: TensorType) -> Iterator[Factor]:

@@ -222,14 +222,14 @@ class Coercer:
             return None
         key = type_, place, which
         if key not in self._sizes:
-            if per_of(type_):
+            if batch is None:
+                size = self.size_along(of_one(type_), place + 1, which)
+                self._sizes[key] = self.emit(aten.squeeze.dims, size, [0])
+            elif per_of(type_):
                 own = sizes_type(type_, place)
                 size = self.size_along(as_images(own, per_of(own)), place, which)
                 assert size is not None, "tokens that have merged have sizes"
                 self._sizes[key] = to_frames(self, size, own, per_of(own))
-            elif batch is None:
-                size = self.size_along(of_one(type_), place + 1, which)
-                self._sizes[key] = self.emit(aten.squeeze.dims, size, [0])
             elif len(type_.axes[place]) == 1 and batch != place:
                 outer, inner = heads_around(type_.axes[batch])
                 parts = size_parts(self, type_.axes[place][0], which)

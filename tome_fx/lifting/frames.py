@@ -32,6 +32,7 @@ from tome_fx.graph.axes import (
     lifted_shape,
 )
 from tome_fx.graph.frames import Per, as_images, frames_in, frames_like, frames_of, per_of
+from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import named
 from tome_fx.lifting.levels import Levels
 
@@ -49,6 +50,8 @@ class Coerces(Emits, Protocol):
 
     levels: Levels
 
+    def of_images(self, node: Node) -> Node: ...
+
     def coerce(
         self, node: Node, have: TensorType, want: TensorType, table: bool = False
     ) -> Node: ...
@@ -58,6 +61,9 @@ def by_frame(coercer: Coerces, node: Node, have: TensorType, want: TensorType, t
     """``node`` of type ``have`` as type ``want``, of which one has frames."""
     if have == want:
         return node
+    if batch_axis(have) is batch_axis(want) is None:  # of the one image of a program
+        node = coercer.coerce(coercer.of_images(node), of_one(have), of_one(want), table)
+        return coercer.emit(aten.squeeze.dims, node, [0])
     per = per_of(want) or per_of(have)
     if batch_axis(have) is None and _varies(have, want):
         node, have = _for_images(coercer, node, have, want)
