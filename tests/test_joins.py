@@ -246,3 +246,27 @@ def test_a_loss_is_the_loss_of_what_is_returned(remerge: Any) -> None:
     target = F.unfold(x, 2, stride=2).transpose(1, 2)
     torch.testing.assert_close(loss, (found - target).square().mean(-1).mean(1))
     assert distance(found, run(lambda image: model(image)[1], x)) > 1e-6  # type: ignore[arg-type]
+
+
+def test_a_residual_of_other_tokens_is_called_that() -> None:
+    """Windows over padded grids, as in Twins: the add is of the tokens of all of them."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, C, 2, 2)
+            self.whole, self.inside = Attention(), Attention()
+
+        def forward(self, image: Tensor) -> Tensor:
+            x = self.stem(image)
+            x = x + self.whole(x.flatten(2).mT).mT.view_as(x)
+            grid = F.pad(x, (0, 2, 0, 2)).unflatten(3, (2, 3)).unflatten(2, (2, 3))
+            rows = grid.permute(0, 2, 4, 3, 5, 1).reshape(-1, 9, C)
+            rows = self.inside(rows).view(-1, 2, 2, 3, 3, C).permute(0, 5, 1, 3, 2, 4)
+            return x + rows.reshape(-1, C, 6, 6)[..., :GRID, :GRID]
+
+    fast = tome_fx.transform(Windows(), 3, example_inputs=torch.randn(2, 3, 8, 8), min_ratio=0)
+    assert fast.schedule == (3,)
+    assert [miss.reason.split(",")[0] for miss in fast.report.near_misses] == [
+        "the residual add behind it is of other tokens"
+    ]

@@ -48,6 +48,19 @@ class Joins:
                 return self._sink(node, core.stream), source
         return self._other(core)
 
+    def of_other_tokens(self, core: Core) -> bool:
+        """Does an add follow that would be the site, did it hold the tokens of the core?
+
+        Behind windows, say: what it adds to are those of all of them.
+        """
+        depends = self.cones.depends
+        for node in self.weighings:
+            held = [n for n in node.all_input_nodes if self.types.get(n)]
+            behind = [n for n in held if depends(n, core.node)]
+            if behind and any(depends(core.query, n) for n in held if n not in behind):
+                return True
+        return False
+
     def weighing(self, core: Core) -> Node:
         """Where the weights of an attention meet its values; it itself where it is one call."""
         depends = self.cones.depends

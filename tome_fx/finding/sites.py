@@ -19,6 +19,8 @@ from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.program import Core, Miss, Site
 
+_OF_OTHERS = "the residual add behind it is of other tokens, those of all windows or pieces, say"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -57,9 +59,10 @@ def find_sites(
     misses = []
     for core in cores:
         found = joins.of(core)
-        reason = "no residual add follows it"
         if found is not None:
             reason = _refused(types[found[0]][0], views)
+        else:
+            reason = _OF_OTHERS if joins.of_other_tokens(core) else "no residual add follows it"
         if reason:
             misses.append(Miss(core.node, "attention", reason))
         elif found is not None:
