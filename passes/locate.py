@@ -69,7 +69,8 @@ def locate(
         return find_sites(program.graph, cores, types, every, mixing, views)
 
     refusing = _Refusing(program, plain, rules)
-    types, streams = with_frames(streams, types, place(types, views=True).sites, refusing)
+    views = place(types, views=True).sites
+    types, streams = with_frames(streams, types, plain, views, refusing)
     placed = place(types)
     sites, too_early = before_order(placed.sites, causal, program)
     misses += [*placed.misses, *too_early]
@@ -164,14 +165,14 @@ def _typed(
 
 @dataclass(frozen=True)
 class _Refusing:
-    """Types with other streams, and the calls that no rule answers for there."""
+    """Types with other streams, and the calls that no rule answers for there, with the reason."""
 
     program: Program
     plain: _AllTypes
     rules: Mapping[str, Rule]
 
-    def __call__(self, streams: tuple[StreamDef, ...]) -> tuple[_AllTypes, set[Node]]:
-        refused: set[Node] = set()
+    def __call__(self, streams: tuple[StreamDef, ...]) -> tuple[_AllTypes, dict[Node, str]]:
+        refused: dict[Node, str] = {}
         return infer(self.program, streams, self.plain, self.rules, refused), refused
 
 

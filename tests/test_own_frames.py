@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import tome_fx
 from tests.framed import (
@@ -100,9 +101,25 @@ def normed_over_time(m: Blocks, clip: Tensor) -> Tensor:
     return m.block(1, x.softmax(1))
 
 
+def pooled_over_time(m: Blocks, clip: Tensor) -> Tensor:
+    """An op that no tokens are known behind, with frames merged or not."""
+    x = m.block(0, m.tokens(clip.flatten(0, 1))).unflatten(0, clip.shape[:2])
+    rows = x.permute(0, 2, 3, 1).flatten(0, 1)
+    pooled = F.avg_pool1d(rows, 3, 1, 1).unflatten(0, (len(x), -1)).permute(0, 3, 1, 2)
+    return m.block(1, x + pooled)
+
+
+def flipped_behind(m: Blocks, clip: Tensor) -> Tensor:
+    """Frames meet behind the last merge, and there is work behind."""
+    x = m.block(1, m.block(0, m.tokens(clip.flatten(0, 1)))).unflatten(0, clip.shape[:2])
+    x = x + x.flip(1)
+    return x + m.mlps[2](x).tanh()
+
+
 MIXED: dict[str, Made] = {
-    made.__name__: made for made in (shifted, along_time, averaged_between, normed_over_time)
-}
+    made.__name__: made for made in (shifted, along_time, averaged_between, normed_over_time,
+                                     pooled_over_time, flipped_behind)
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MIXED)

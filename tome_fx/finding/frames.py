@@ -26,17 +26,19 @@ from tome_fx.graph.axes import (
     Factor,
     Stream,
     TensorType,
+    extent,
     has_stream,
 )
 from tome_fx.graph.calls import calls
+from tome_fx.graph.cones import cones_of
 from tome_fx.graph.ends import channels_of
-from tome_fx.graph.frames import per_of
+from tome_fx.graph.frames import frames_of, per_of
 from tome_fx.graph.unify import segments
 from tome_fx.program import Findings, Site, StreamDef
 
 _Types = Mapping[Node, Types]
-# Types with other streams, and the calls that no rule answers for there.
-_Typed = Callable[[tuple[StreamDef, ...]], tuple[_Types, set[Node]]]
+# Types with other streams, and the calls that no rule answers for there, with the reason.
+_Typed = Callable[[tuple[StreamDef, ...]], tuple[_Types, Mapping[Node, str]]]
 
 # An axis of the input that no convolution has touched, or images put side by side.
 _KINDS = ("input", "frames", "images", "copies")
@@ -45,12 +47,20 @@ _ATTENDING = ("aten.scaled_dot_product_attention", "aten.softmax", "aten._softma
 
 
 def with_frames(
-    streams: tuple[StreamDef, ...], types: _Types, sites: Sequence[Site], typed: _Typed
+    streams: tuple[StreamDef, ...],
+    types: _Types,
+    plain: _Types,
+    sites: Sequence[Site],
+    typed: _Typed,
 ) -> tuple[_Types, tuple[StreamDef, ...]]:
     """Types and streams with frames that have groups of their own, where nothing needs them alike.
 
-    What leads to a site must have its tokens there all the same, and so must all attention: that
-    which mixes frames place by place, along time, has them merge at the same places.
+    What leads to a site must have its tokens there all the same, and so must all attention and
+    what comes back to the tokens. What mixes frames place by place, as attention along time and
+    convolutions over it do, has them merge at the same places.
+
+    Args:
+        types, plain: of the program, with ``streams`` and without any.
     """
     leading = _before(site.node for site in sites)
     found = {stream.id: _per(stream, streams, sites, leading, types) for stream in streams}
@@ -64,10 +74,45 @@ def with_frames(
     same = all(
         _outlines(types[node], counted) == _outlines(apart[node], counted) for node in leading
     ) and all(site.stream in apart[site.node][0].ids for site in sites)
-    mixing = refused - before
-    if not same or mixing & leading or any(calls(node, _ATTENDING) for node in mixing):
+    mixing = {node for node, reason in refused.items() if before.get(node) != reason}
+    mixing |= {node for node in apart if _loses_frames(node, apart, plain)}
+    if not same or any(n in leading or calls(n, _ATTENDING) for n in mixing):
         return types, streams
-    return apart, own
+    return (types, streams) if mixing and _come_back(mixing, apart) else (apart, own)
+
+
+def _come_back(mixing: Iterable[Node], apart: _Types) -> bool:
+    """Does anything that is made of frames together meet tokens of each of them again?"""
+    nodes = list(apart)
+    cones = cones_of(nodes[0].graph)
+    framed = {node for node in nodes if any(map(frames_of, apart[node]))}
+    for user, node in itertools.product(nodes, mixing):
+        if user is not node and cones.depends(user, node):
+            beside = framed.intersection(user.all_input_nodes)
+            if not all(cones.depends(own, node) for own in beside):
+                return True
+    return False
+
+
+def _loses_frames(node: Node, apart: _Types, plain: _Types) -> bool:
+    """Has a call as many values as before, but no longer the frames of its tokens?
+
+    It is one without a rule for tokens then, and may have mixed the frames: all tokens come back.
+    """
+    held = [n for n in node.all_input_nodes if any(map(frames_of, apart.get(n, ())))]
+    if not held or any(map(frames_of, apart[node])):
+        return False
+    left = {f for type_ in plain[node] for axis in type_.axes for f in axis}
+    size = max((_size(type_) for type_ in plain[node]), default=0)
+    return any(
+        size >= _size(plain[n][0])
+        and any(Atom(f.extent, f.origin) not in left for f in frames_of(apart[n][0]))
+        for n in held
+    )
+
+
+def _size(type_: TensorType) -> int:
+    return math.prod(map(extent, type_.axes))
 
 
 def _before(sites: Iterable[Node]) -> set[Node]:

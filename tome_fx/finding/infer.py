@@ -27,7 +27,7 @@ from tome_fx.graph.leaves import Leaf
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.program import Program, StreamDef
 from tome_fx.rules.ask import ask
-from tome_fx.rules.base import Context, Lifted, Rule
+from tome_fx.rules.base import Context, Lifted, Refusal, Rule
 
 Types = tuple[TensorType, ...]
 
@@ -37,21 +37,22 @@ def infer(
     streams: tuple[StreamDef, ...],
     plain: Mapping[Node, Types],
     rules: Mapping[str, Rule],
-    refused: set[Node] | None = None,
+    refused: dict[Node, str] | None = None,
 ) -> dict[Node, Types]:
     """The types of every node's tensor outputs, with ``streams`` named and nothing merged.
 
     ``plain`` are the types without streams, used where a rule refuses; ``{}`` on the first run.
-    The calls where one does are added to ``refused``.
+    The calls where one does are put into ``refused``, with the reason, in words alone.
     """
     types: dict[Node, Types] = {}
     sizes: dict[Node, Axis] = {}
     names = Names(program, streams)
     for node in program.graph.nodes:
-        answer = _answer(program, node, types, sizes, rules)
-        if answer is None and refused is not None:
-            refused.add(node)
-        found = plain.get(node) or _behind(program, node, types) if answer is None else answer
+        found = _answer(program, node, types, sizes, rules)
+        if isinstance(found, Refusal):
+            if refused is not None:
+                refused[node] = found.reason.partition(":")[0]
+            found = plain.get(node) or _behind(program, node, types)
         types[node] = names.of_all(node, found)
         axis = measured_axis(node, types)
         if axis is not None:
@@ -65,8 +66,8 @@ def _answer(
     types: Mapping[Node, Types],
     sizes: Mapping[Node, Axis],
     rules: Mapping[str, Rule],
-) -> Types | None:
-    """The types of what a node yields; None where no rule says what they are."""
+) -> Types | Refusal:
+    """The types of what a node yields, or why no rule says what they are."""
     if node.op == "placeholder":
         return _born(program, node, "input")
     if node.op == "get_attr":
@@ -79,9 +80,8 @@ def _answer(
     if isinstance(node.target, torch._ops.OpOverload):
         context = context_of(program, bind(node), types, sizes)
         answer = ask(context, rules)
-        if isinstance(answer, Lifted):
-            return answer.results
-    return None
+        return answer.results if isinstance(answer, Lifted) else answer
+    return Refusal("it is no call of an op")
 
 
 def context_of(

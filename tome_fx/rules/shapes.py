@@ -18,6 +18,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call
 from tome_fx.graph.convolutions import sees_one_place
+from tome_fx.graph.frames import mixes_images
 from tome_fx.graph.joined import concat
 from tome_fx.graph.regroup import axis_kind, factor_kind
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, merged_along, one
@@ -142,6 +143,10 @@ def grid(context: Context) -> Lifted | Refusal:
     if is_merged(type_):
         return Refusal("it works on the grid")
     conv = context.call.name.startswith("aten.conv")
+    frames = _frames(context.call, type_) if conv else None
+    seen = range(1 if conv else 2, type_.rank)
+    if mixes_images(type_, (i for i in seen if i != 2 or frames is None)):
+        return Refusal("it works on the grids of several images")
     rows = not conv or type_.rank == context.call["weight"].meta["val"].dim()
     # In a program for one image, its patches may stand in the place of images.
     apart = type_.axes and (has_batch(type_.axes[0]) or (context.one_image and rows))
@@ -153,7 +158,6 @@ def grid(context: Context) -> Lifted | Refusal:
     name = context.call.node.name
     # A place that stays itself has seen its neighbours, and equal tokens have unequal ones.
     stays = _places(context.call, as_intensive(type_), context.shape)
-    frames = _frames(context.call, type_) if conv else None
     places = "constant" if _is_table(type_) else "conv"
     axes: list[Axis] = [type_.axes[0]]
     for place, size in enumerate(context.shape[1:], start=1):
