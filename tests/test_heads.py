@@ -61,28 +61,37 @@ def test_heads_beside_the_images_merge(inside: bool) -> None:
     assert distance(run(fast, more), run(fast, x)[[0, 1, 2, 1, 0]]) < 1e-9
 
 
-def test_views_of_an_image_stay_apart() -> None:
-    """Two copies of the channels are no heads: they are two views of an image."""
-
-    class Views(Model):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(torch.cat([x, x.flip(-1)], 0))
-
-    with pytest.raises(tome_fx.NoAttentionFoundError, match="views"):
-        tome_fx.transform(Views(False).eval(), 3, example_inputs=torch.randn(2, 3, 8, 8))
+class Views(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.cat([x, x.flip(-1)], 0))
 
 
-def test_images_on_the_channels_of_a_convolution_stay_apart() -> None:
-    """Groups keep the channels of two images apart, so pieces of them are no heads."""
+class Stacked(Model):
+    """Groups of a convolution keep the channels of two images apart."""
 
-    class Stacked(Model):
-        def __init__(self) -> None:
-            super().__init__(False)
-            self.two = nn.Conv2d(6, 6, 1, groups=2)
+    def __init__(self, inside: bool) -> None:
+        super().__init__(inside)
+        self.two = nn.Conv2d(6, 6, 1, groups=2)
 
-        def forward(self, x: Tensor) -> Tensor:
-            first, second = self.two(torch.cat([x, x.flip(-1)], 1)).chunk(2, 1)
-            return super().forward(torch.cat([first, second], 0))
+    def views(self, x: Tensor) -> Tensor:
+        first, second = self.two(torch.cat([x, x.flip(-1)], 1)).chunk(2, 1)
+        return torch.cat([first, second], 0)
 
-    with pytest.raises(tome_fx.NoAttentionFoundError, match="views"):
-        tome_fx.transform(Stacked().eval(), 3, example_inputs=torch.randn(2, 3, 8, 8))
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.views(x))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_views_of_an_image_stay_apart(stacked: bool) -> None:
+    """Two copies of the channels, or pieces of them, are no heads: each view is as an image."""
+    model = Stacked(False) if stacked else Views(False)
+    one, x = Model(False), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    randomise(model)
+    one.load_state_dict(model.state_dict(), strict=False)
+    model, one = model.double().eval(), one.double().eval()
+    views = run(model.views, x) if stacked else torch.cat([x, x.flip(-1)])
+    fast = tome_fx.transform(model, 3, example_inputs=x, min_ratio=0)
+    alone = tome_fx.transform(one, 3, example_inputs=views, min_ratio=0)
+    assert fast.schedule == alone.schedule == (3, 3, 3)
+    assert fast.token_map(x).shape == (3, 2, 2, 16)
+    assert distance(run(fast, x), run(alone, views)) < 1e-12

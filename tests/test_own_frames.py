@@ -11,6 +11,7 @@ import tome_fx
 from tests.framed import (
     ALONE,
     Blocks,
+    C,
     Made,
     clip,
     in_the_batch,
@@ -116,9 +117,26 @@ def flipped_behind(m: Blocks, clip: Tensor) -> Tensor:
     return x + m.mlps[2](x).tanh()
 
 
+def with_a_token_of_the_clip(m: Blocks, clip: Tensor) -> Tensor:
+    """In front of the rows of all frames, which have a class token each."""
+    x = m.block(0, m.tokens(clip.flatten(0, 1))).view(len(clip), -1, C)
+    x = m.block(1, torch.cat([2 * m.cls.expand(len(clip), -1, -1), x], 1))
+    y = m.block(2, x[:, 1:].reshape(-1, 17, C)).view(len(clip), -1, C)
+    return torch.cat([x[:, :1], y], 1)
+
+
+def to_all_frames(m: Blocks, clip: Tensor) -> Tensor:
+    """The queries of each frame look at the tokens of all of them."""
+    x = m.block(0, m.tokens(clip.flatten(0, 1)))
+    keys = x.view(len(clip), -1, C).repeat_interleave(clip.shape[1], 0)
+    x = m.block(1, x + F.scaled_dot_product_attention(x, keys, keys))
+    return x.unflatten(0, clip.shape[:2])
+
+
 MIXED: dict[str, Made] = {
     made.__name__: made for made in (shifted, along_time, averaged_between, normed_over_time,
-                                     pooled_over_time, flipped_behind)
+                                     pooled_over_time, flipped_behind,
+        with_a_token_of_the_clip, to_all_frames)
 }  # fmt: skip
 
 
@@ -130,7 +148,8 @@ def test_frames_that_meet_place_by_place_merge_there(name: str) -> None:
     x = x + torch.randn(2, 3, 3, 1, 1, dtype=torch.float64)
     for table in (model.place, model.both, model.bias):
         table.data.zero_()
-    depth = {"shifted": 4, "along_time": 3}.get(name, 2)
+    three = ("along_time", "with_a_token_of_the_clip", "to_all_frames")
+    depth = 4 if name == "shifted" else 3 if name in three else 2
     fast = tome_fx.transform(model, [6] + [0] * (depth - 1), example_inputs=x, min_ratio=0)
     assert fast.token_map(x).shape == (depth, 2, 16)
     assert any("the same places of all 3 frames" in note for note in fast.report.notes)

@@ -154,8 +154,8 @@ def token_atoms(anchor: Anchor, plain: Mapping[Node, tuple[TensorType, ...]]) ->
         return
     if is_inside_places(key[0], anchor.key_axis):
         return
-    rows = list(runs(query[0].axes[anchor.query_axis]))
-    for run in runs(key[0].axes[anchor.key_axis]):
+    rows = list(runs(_each(query[0].axes[anchor.query_axis])))
+    for run in runs(_each(key[0].axes[anchor.key_axis])):
         if run in rows and is_tokens(run):
             yield run
 
@@ -176,15 +176,17 @@ def is_inside_places(type_: TensorType, token_axis: int) -> bool:
     )
 
 
-def runs(axis: Axis) -> Iterator[Axis]:
-    """The pieces of an axis that a stream could be: plain products, inside concatenations too.
-
-    Beside the pieces may stand frames that all have such a row.
-    """
-    rows = [factor for factor in axis if isinstance(factor, Concat)]
+def _each(axis: Axis) -> Axis:
+    """The row of pieces that each of several frames has on ``axis``; else the axis."""
+    rows = [factor for factor in axis if isinstance(factor, Concat) and len(factor.parts) > 1]
     others = [factor for factor in axis if factor not in rows]
-    if len(rows) == 1 and all(map(_is_frames, others)):
-        for part in rows[0].parts:
+    return tuple(rows) if len(rows) == 1 and all(map(_is_frames, others)) else axis
+
+
+def runs(axis: Axis) -> Iterator[Axis]:
+    """The pieces of an axis that a stream could be: plain products, inside concatenations too."""
+    if len(axis) == 1 and isinstance(axis[0], Concat):
+        for part in axis[0].parts:
             yield from runs(part)
     elif axis and all(isinstance(factor, Atom) for factor in axis):
         yield axis

@@ -183,8 +183,8 @@ def frame_notes(findings: Findings) -> Iterator[str]:
             yield f"each of the {frames} frames (views, tiles) of a sample merges its own tokens"
         elif frames > 1:
             yield (
-                f"the same places of all {frames} frames of a sample merge, since frames meet "
-                "place by place"
+                f"the same places of all {frames} frames of a sample merge: they are not looked at "
+                "one by one"
             )
 
 

@@ -22,6 +22,7 @@ from tome_fx.graph.axes import (
     has_stream,
     pieces,
     streams_of_axis,
+    token_factor,
 )
 from tome_fx.lifting.levels import Levels
 
@@ -99,9 +100,15 @@ def size_row(sizes: Sizes, axis: Axis) -> Node | None:
 
 
 def _repeated(sizes: Sizes, size: Node, part: Axis) -> Node:
-    """Sizes ``[B, n]`` for a piece that holds the tokens as one factor of several."""
+    """Sizes ``[B, n]`` for a piece that holds the tokens as one factor of several.
+
+    Or in a row with tokens of each frame that never merge.
+    """
     if len(part) == 1:
         return size
+    inner = token_factor(part)
+    if isinstance(inner, Concat):
+        size = sizes.emit(ops.along, size_parts(sizes, inner), 2, 0, 1)
     row = [factor_count(f) if has_stream((f,)) else 1 for f in part]
     wide = sizes.emit(aten.reshape.default, size, [-1, *row])
     wide = sizes.emit(aten.expand.default, wide, [-1, *map(factor_count, part)])

@@ -19,7 +19,7 @@ from tome_fx.graph.axes import (
     streams_of_axis,
     token_factor,
 )
-from tome_fx.graph.frames import mixes_images
+from tome_fx.graph.frames import keeps_frames, mixes_images
 from tome_fx.graph.unify import broadcast, unify, unify_all
 from tome_fx.rules.base import Builder, Context, Lifted, Operands, Refusal, as_intensive, one
 from tome_fx.rules.channels import between_channels
@@ -52,8 +52,9 @@ def _among_tokens(
     call, (query, key, value) = context.call, (types[n] for n in ("query", "key", "value"))
     if has_stream(value.axes[-1]) or any(has_batch(t.axes[-1]) for t in (query, key, value)):
         return Refusal("its channels hold tokens")
-    if any(mixes_images(t, (-2,)) for t in (query, key, value)):
-        return Refusal("its keys are images")
+    each = keeps_frames(TensorType((*lead, query.axes[-2], key.axes[-2])))
+    if not each or any(mixes_images(t, (-2,)) for t in (query, key, value)):
+        return Refusal("its keys are images, or those of other frames too")
     keys = unify(key.axes[-2], value.axes[-2])
     if keys is None:
         return Refusal("its keys and values are different tokens")
