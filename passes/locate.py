@@ -28,7 +28,7 @@ from tome_fx.finding.cores import (
     token_atoms,
 )
 from tome_fx.finding.diagonals import told_by_diagonals
-from tome_fx.finding.frames import with_frames
+from tome_fx.finding.frames import names_of_frames, with_frames
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
 from tome_fx.finding.order import before_order, is_causal
@@ -98,7 +98,17 @@ def locate(
         itself |= dict.fromkeys(weighed_for_sums(program, types, streams), _WEIGHED)
         itself |= dict.fromkeys(told_by_diagonals(program, types), _ITSELF)
     return Findings(
-        types, plain, streams, sites, tuple(misses), tokens, rules, mixing, uneven, itself
+        types,
+        plain,
+        streams,
+        sites,
+        tuple(misses),
+        tokens,
+        rules,
+        mixing,
+        uneven,
+        itself,
+        names_of_frames(types) if any(stream.per for stream in streams) else {},
     )
 
 

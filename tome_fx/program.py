@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from tome_fx.graph.axes import Atom, Axis, TensorType
+from tome_fx.graph.axes import Atom, Axis, Frames, TensorType
 from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.cuts import tiles_of
 from tome_fx.graph.extents import Extents
@@ -185,6 +185,8 @@ class Findings:
         mixing: calls on tokens of several frames or images that are branches of one stream.
         uneven: masks of the model that may hide a token from some members of a group alone.
         itself: calls that tell tokens of a group apart by a table of the model, with the reason.
+        frames: the frames with groups of their own, by the atoms of values that meet them, as masks
+            of other inputs do.
     """
 
     types: Mapping[Node, tuple[TensorType, ...]]
@@ -197,6 +199,7 @@ class Findings:
     mixing: frozenset[Node] = frozenset()
     uneven: frozenset[Node] = frozenset()
     itself: Mapping[Node, str] = field(default_factory=dict)
+    frames: Mapping[Atom, Frames] = field(default_factory=dict)
 
     def mergeable(self, site: Site) -> int:
         """Unprotected tokens of the site's stream before any merge."""

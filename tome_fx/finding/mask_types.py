@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.fx import Node
 
 from tome_fx.graph.axes import (
+    Atom,
     Axis,
     Batch,
+    Frames,
     TensorType,
     batch_axis,
     extent,
@@ -17,7 +19,7 @@ from tome_fx.graph.axes import (
     has_stream,
     is_uniform,
 )
-from tome_fx.graph.frames import Per, as_images, with_frames_of_inputs
+from tome_fx.graph.frames import Per, as_images, called_frames
 from tome_fx.graph.single import of_one
 from tome_fx.program import Program
 
@@ -30,9 +32,9 @@ def mask_type(mask: Node, types: Sequence[TensorType], program: Program) -> Tens
     return of_one(types[0]) if own else types[0]
 
 
-def of_frames(type_: TensorType, per: Per) -> TensorType:
-    """A mask's type where frames that have groups of their own are images."""
-    return as_images(with_frames_of_inputs(type_, per, 1), per)
+def of_frames(type_: TensorType, per: Per, names: Mapping[Atom, Frames]) -> TensorType:
+    """A mask's type where frames that have groups of their own, by their ``names``, are images."""
+    return as_images(called_frames(type_, names), per)
 
 
 def _of_images(axis: Axis) -> bool:

@@ -238,7 +238,7 @@ def padding_masks(findings: Findings, program: Program, views: bool = False) -> 
             per = per_of(findings.types[core.key][0])
             for node, _, own in all_masks_of(core):
                 type_ = mask_type(node, findings.types.get(node, ()), program)
-                type_ = None if type_ is None else of_frames(type_, per)
+                type_ = None if type_ is None else of_frames(type_, per, findings.frames)
                 goal = row_of_images(type_, keys, own) if own and type_ is not None else None
                 row = goal is not None and (not views_of(goal) or (views and tells_views(node)))
                 if row or (own > 1 and pairs_of(node, core, findings, program) is not None):
@@ -260,7 +260,7 @@ def pairs_of(mask: Node, core: Core, findings: Findings, program: Program) -> Te
     asking = next(iter(findings.types.get(core.query, ())), TensorType(()))
     per = per_of(findings.types[core.key][0])
     keys = row_of(findings.types[core.key][0], core.stream)
-    type_ = None if type_ is None else of_frames(type_, per)
+    type_ = None if type_ is None else of_frames(type_, per, findings.frames)
     if type_ is None or row_of_images(type_, keys) is not None:
         return None
     goal = pairs_of_images(type_, keys)

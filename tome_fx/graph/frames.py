@@ -11,7 +11,7 @@ as it may those of an image, for it is as if each frame were one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -28,7 +28,6 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.grids import fused
-from tome_fx.graph.regroup import factor_kind
 
 # Images and frames in the order that plans are for them; empty where those are for images alone.
 Per: TypeAlias = tuple[Batch | Frames, ...]
@@ -99,20 +98,14 @@ def frames_like(axis: Axis, goal: Axis) -> Axis:
     )
 
 
-def with_frames_of_inputs(type_: TensorType, per: Per, own: int) -> TensorType:
-    """``type_`` with atoms of another input, a mask say, called the frames that it lacks.
-
-    Args:
-        own: of how many of its last axes it is known that they are of tokens.
-    """
-    axes = list(type_.axes)
-    for lacking in (f for f in frames_in(per) if not any(f in axis for axis in axes)):
-        for i, axis in enumerate(axes[: type_.rank - own]):
-            same = [f for f in axis if _is_long_as(f, lacking) and factor_kind(f) == "input"]
-            if same:
-                axes[i] = tuple(lacking if f == same[0] else f for f in axis)
-                break
-    return TensorType(tuple(axes))
+def called_frames(type_: TensorType, names: Mapping[Atom, Frames]) -> TensorType:
+    """``type_`` with atoms that have the ``names`` of frames called so."""
+    return TensorType(
+        tuple(
+            tuple(names.get(f, f) if isinstance(f, Atom) else f for f in axis)
+            for axis in type_.axes
+        )
+    )
 
 
 def _is_long_as(factor: Factor, frames: Frames) -> bool:

@@ -31,7 +31,7 @@ from tome_fx.graph.axes import (
     is_merged,
     is_uniform,
 )
-from tome_fx.graph.frames import per_of, row_of, with_frames_of_inputs
+from tome_fx.graph.frames import called_frames, per_of, row_of
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.frames import to_images
 from tome_fx.lifting.lifter import Lifter, Value
@@ -227,7 +227,7 @@ def _mask_value(lifter: Lifter, node: Node, core: Core) -> Value | None:
         return Value(lifter.coercer.of_images(value.node), (type_,))
     per = per_of(lifter.findings.types[core.key][0])
     if per and batch_axis(type_) is not None:
-        type_ = with_frames_of_inputs(type_, per, 1)
+        type_ = called_frames(type_, lifter.findings.frames)
         mask, type_ = to_images(lifter.coercer, value.node, type_, per)
         return Value(mask, (type_,))
     return value

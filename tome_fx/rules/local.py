@@ -91,16 +91,23 @@ def demands(
 def with_batch(type_: TensorType, result: TensorType) -> TensorType:
     """``type_`` with the batch axis that ``result`` has, padded to its rank where it must be."""
     if any(has_batch(axis) for axis in type_.axes):
-        return type_
+        return _in_each_frame(type_, result)
     place = next((i for i, axis in enumerate(result.axes) if has_batch(axis)), None)
     if place is None:
         return type_
     axes: list[Axis] = [()] * (result.rank - type_.rank) + list(type_.axes)
     axes[place] = result.axes[place]
-    known = frames_of(result)
-    for i, axis in enumerate(result.axes):  # it then differs from frame to frame, too
-        if known and extent(axes[i]) == 1 and all(factor in known for factor in axis):
-            axes[i] = axis
+    return _in_each_frame(TensorType(tuple(axes)), result)
+
+
+def _in_each_frame(type_: TensorType, result: TensorType) -> TensorType:
+    """``type_`` with an axis for the frames of ``result`` that have groups of their own."""
+    known, shift = frames_of(result), result.rank - type_.rank
+    axes = list(type_.axes)
+    for i, axis in enumerate(axes):
+        goal = result.axes[i + shift]
+        if extent(axis) == 1 and goal and all(factor in known for factor in goal):
+            axes[i] = goal
     return TensorType(tuple(axes))
 
 
