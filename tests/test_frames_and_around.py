@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import tome_fx
 from tests.compiling.common import backend
 from tests.framed import (
     ALONE,
+    HEADS,
     Blocks,
     all_in_one_row,
     clip,
@@ -54,6 +56,42 @@ def test_padding_of_a_frame_is_its_own(fused: bool) -> None:
     other[:, 1, :, 8:], other[0, 2, :, 12:] = 5.0, 7.0
     with torch.no_grad():
         moved = (fast(x, mask) - fast(other, mask))[mask]
+    assert float(moved.abs().max()) < 1e-12
+
+
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of the clip": lambda shown: shown[:, None, None, None],
+    "of each head": lambda shown: shown[:, None, None, None].expand(-1, -1, HEADS, -1, -1),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+def test_masks_that_are_not_of_frames(name: str, given: bool) -> None:
+    """There are as many heads as frames, and nothing but its place says what an axis is."""
+
+    class Masked(Blocks):
+        def forward(self, clip: Tensor, shown: Tensor) -> Tensor:  # type: ignore[override]
+            x = self.tokens(clip.flatten(0, 1)).unflatten(0, clip.shape[:2])
+            hidden = torch.where(shown if given else OTHERS[name](shown), 0.0, -torch.inf)
+            for i in range(3):
+                x = self.block(i, x, hidden.to(x.dtype))
+            return x
+
+    model = Masked(in_the_batch, True)
+    randomise(model)
+    model, x = model.double().eval(), clip(HEADS)
+    real = torch.ones(2, 17, dtype=torch.bool)
+    real[0, 9:], real[1, 13:] = False, False
+    shown = OTHERS[name](real).clone() if given else real
+    fast = tome_fx.transform(model, 3, example_inputs=(x, shown), min_ratio=0)
+    assert fast.schedule == (3, 3, 3)
+    assert not [u for u in fast.report.unmerges if u.kind == "unmerge" and u.op != "output"]
+    other = x.clone()
+    other[0, :, :, 8:], other[1, :, :, 12:] = 5.0, 7.0
+    seen = real[:, None].expand(-1, HEADS, -1)
+    with torch.no_grad():
+        moved = (fast(x, shown) - fast(other, shown))[seen]
     assert float(moved.abs().max()) < 1e-12
 
 

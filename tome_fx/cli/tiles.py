@@ -32,7 +32,10 @@ class Look:
 def token_maps(
     fast: Any, loaded: Loaded, images: Sequence[Image.Image], batch_size: int = 8
 ) -> Tensor:
-    """Return where every patch went: int64 [L, B, N] on the CPU."""
+    """Return where every patch went: int64 [L, B, N] on the CPU.
+
+    Raises CliError where a model makes several views of an image, each with a map of its own.
+    """
     found = []
     with stage("merging tokens", math.ceil(len(images) / batch_size)) as advance:
         for start in range(0, len(images), batch_size):
@@ -40,6 +43,9 @@ def token_maps(
             with torch.inference_mode():
                 found.append(fast.token_map(batch.to(loaded.device, loaded.dtype)).cpu())
             advance()
+    if any(maps.dim() > 3 for maps in found):
+        views = found[0].shape[2]
+        raise CliError(f"the model looks at {views} views of each image, and one map is drawn")
     return torch.cat(found, dim=1)
 
 

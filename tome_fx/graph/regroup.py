@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tome_fx.graph.axes import (
     Atom,
@@ -13,6 +13,7 @@ from tome_fx.graph.axes import (
     Origin,
     TensorType,
     extent,
+    factor_count,
     has_stream,
 )
 from tome_fx.graph.grids import fused, spread
@@ -87,6 +88,11 @@ def _split(factor: Factor, size: int, node: str, place: int) -> tuple[Factor, Fa
     outer = Atom(size, Origin(kind, node, (place, 0)))
     inner = Atom(whole // size, Origin(kind, node, (place, 1)))
     return outer, inner
+
+
+def reshape_sizes(factors: Iterable[Factor]) -> list[int]:
+    """An axis for each factor in the rewritten program, -1 for the images."""
+    return [-1 if isinstance(factor, Batch) else factor_count(factor) for factor in factors]
 
 
 def factor_kind(factor: Factor) -> str:

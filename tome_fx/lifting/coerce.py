@@ -19,7 +19,6 @@ from tome_fx import ops
 from tome_fx.graph.axes import (
     Axis,
     Batch,
-    Factor,
     Stream,
     TensorType,
     batch_axis,
@@ -40,6 +39,7 @@ from tome_fx.graph.ends import ends_of
 from tome_fx.graph.frames import as_images, per_of
 from tome_fx.graph.grids import fused, has_grid
 from tome_fx.graph.provenance import origin_of
+from tome_fx.graph.regroup import reshape_sizes
 from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import is_written_out, named
 from tome_fx.lifting.folding import folded_size, heads_around, is_folded_piece, size_parts
@@ -131,7 +131,7 @@ class Coercer:
         at = next(i for i, factor in enumerate(goal) if has_stream((factor,)))
         sizes = [-1 if has_batch(own) else count(own) for own in type_.axes]
         before, behind = sizes[:place], sizes[place + 1 :]
-        node = self.emit(aten.reshape.default, node, [*before, *_sizes(list(axis)), *behind])
+        node = self.emit(aten.reshape.default, node, [*before, *reshape_sizes(axis), *behind])
         node = self.emit(aten.slice.Tensor, node, place + at, 0, factor_count(goal[at]))
         return self.emit(aten.reshape.default, node, [*before, -1, *behind])
 
@@ -261,7 +261,7 @@ class Coercer:
         start = sum(len(axis) for axis in type_.axes[:place])
         inner = next(start + i for i, f in enumerate(type_.axes[place]) if holds((f,), stream.id))
         order = [at, *(i for i in range(len(flat)) if i != at)]
-        value = self.emit(aten.reshape.default, node, _sizes(flat))
+        value = self.emit(aten.reshape.default, node, reshape_sizes(flat))
         value = self.emit(aten.permute.default, value, order)
         value = act(value, order.index(inner), front, back)
         value = self.emit(aten.permute.default, value, [order.index(i) for i in range(len(flat))])
@@ -292,7 +292,3 @@ class Coercer:
             which -= here
             cut.append(piece)
         return self.emit(aten.cat.default, cut, place)
-
-
-def _sizes(factors: list[Factor]) -> list[int]:
-    return [-1 if isinstance(f, Batch) else factor_count(f) for f in factors]

@@ -25,13 +25,13 @@ from tome_fx.graph.axes import (
     batch_axis,
     count,
     extent,
-    factor_count,
     has_batch,
     has_stream,
     is_uniform,
     lifted_shape,
 )
 from tome_fx.graph.frames import Per, as_images, frames_in, frames_like, frames_of, per_of
+from tome_fx.graph.regroup import reshape_sizes
 from tome_fx.graph.single import of_one
 from tome_fx.graph.unify import named
 from tome_fx.lifting.levels import Levels
@@ -152,7 +152,7 @@ def to_images(coercer: Emits, node: Node, type_: TensorType, per: Per) -> tuple[
     if not absent and _in_batch(type_, per):
         return node, goal
     flat, order = _order(type_, per)
-    sizes = [-1 if isinstance(f, Batch) else factor_count(f) for f in flat]
+    sizes = reshape_sizes(flat)
     if absent or order != sorted(order):
         kept = sizes[: len(flat) - len(absent)]
         node = coercer.emit(aten.reshape.default, node, [*kept, *(1 for _ in absent)])
@@ -169,7 +169,7 @@ def to_frames(coercer: Emits, node: Node, type_: TensorType, per: Per) -> Node:
         return node
     flat, order = _order(type_, per)
     if order != sorted(order):
-        sizes = [-1 if isinstance(f, Batch) else factor_count(f) for f in flat]
+        sizes = reshape_sizes(flat)
         node = coercer.emit(aten.reshape.default, node, [sizes[i] for i in order])
         node = coercer.emit(aten.permute.default, node, [order.index(i) for i in range(len(flat))])
     return coercer.emit(aten.reshape.default, node, lifted_shape(type_))

@@ -24,6 +24,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.ends import ends_of, fixed_before, place_of
 from tome_fx.graph.frames import per_of
+from tome_fx.graph.regroup import reshape_sizes
 from tome_fx.graph.single import of_one
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.frames import to_images
@@ -122,7 +123,7 @@ def by_head(coercer: Coercer, key: Key, stream: int) -> Heads:
     plain = all(len(axis) == 1 for axis in type_.axes)
     if plain and len(heads) == 1 and [batch, *heads, token, *inner] == [0, 1, 2, 3]:
         return Heads(node, ends, parts)
-    node = coercer.emit(aten.reshape.default, node, [_size(f) for f in flat])
+    node = coercer.emit(aten.reshape.default, node, reshape_sizes(flat))
     order = [batch, *heads, token, *inner]
     if order != sorted(order):
         node = coercer.emit(aten.permute.default, node, order)
@@ -143,10 +144,6 @@ def _own_piece(
                 return piece, TensorType(axes)
             start += count(part)
     return node, type_
-
-
-def _size(factor: Factor) -> int:
-    return -1 if isinstance(factor, Batch) else factor_count(factor)
 
 
 def _product(flat: list[Factor], places: list[int]) -> int:

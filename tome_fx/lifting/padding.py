@@ -32,6 +32,7 @@ from tome_fx.graph.axes import (
     is_uniform,
 )
 from tome_fx.graph.frames import called_frames, per_of, row_of
+from tome_fx.graph.regroup import reshape_sizes
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.frames import to_images
 from tome_fx.lifting.lifter import Lifter, Value
@@ -223,14 +224,13 @@ def _mask_value(lifter: Lifter, node: Node, core: Core) -> Value | None:
     type_ = mask_type(node, value.types, lifter.program) if value is not None else None
     if value is None or type_ is None:
         return None
+    mask, per = value.node, per_of(lifter.findings.types[core.key][0])
     if type_.rank > value.types[0].rank:
-        return Value(lifter.coercer.of_images(value.node), (type_,))
-    per = per_of(lifter.findings.types[core.key][0])
+        mask = lifter.coercer.of_images(mask)
     if per and batch_axis(type_) is not None:
         type_ = called_frames(type_, lifter.findings.frames)
-        mask, type_ = to_images(lifter.coercer, value.node, type_, per)
-        return Value(mask, (type_,))
-    return value
+        mask, type_ = to_images(lifter.coercer, mask, type_, per)
+    return Value(mask, (type_,))
 
 
 def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
@@ -245,7 +245,7 @@ def _shows(coercer: Coercer, mask: _Mask, own: int) -> Node:
     # An axis of one image alone is none of the goal.
     images = next((i for i, factor in enumerate(around) if isinstance(factor, Batch)), 0)
     if images:
-        flat = [-1 if i == images else factor_count(f) for i, f in enumerate(around)]
+        flat = reshape_sizes(around)
         order = [images, *(i for i in range(len(flat) + own) if i != images)]
         node = coercer.emit(aten.reshape.default, node, [*flat, *sizes])
         node = coercer.emit(aten.permute.default, node, order)
