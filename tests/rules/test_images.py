@@ -118,8 +118,8 @@ def test_heads_outside_the_images_do_not_mix_images() -> None:
     torch.testing.assert_close(fast(x[order])[0], fast(x)[0][order], rtol=1e-10, atol=1e-12)
 
 
-def test_views_that_share_an_image_are_refused_and_said_so() -> None:
-    """One match for both would let one view change the other."""
+def test_views_that_meet_place_by_place_are_refused_and_said_so() -> None:
+    """One match for both would let one view change the other, and with two they would not meet."""
 
     class Views(nn.Module):
         def __init__(self) -> None:
@@ -129,7 +129,8 @@ def test_views_that_share_an_image_are_refused_and_said_so() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(torch.cat([x, x.flip(3)])).flatten(2).transpose(1, 2)
-            return self.block(self.block(x)).mean(1)
+            first, second = self.block(x).chunk(2)
+            return self.block(torch.cat([first + second, second])).mean(1)
 
     with pytest.raises(tome_fx.NoAttentionFoundError, match="several views of an image"):
         tome_fx.transform(Views().double().eval(), 2, example_inputs=images())
