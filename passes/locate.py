@@ -28,9 +28,10 @@ from tome_fx.finding.cores import (
     token_atoms,
 )
 from tome_fx.finding.diagonals import told_by_diagonals
-from tome_fx.finding.frames import names_of_frames, with_frames
+from tome_fx.finding.frames import with_frames
 from tome_fx.finding.infer import Types, infer
 from tome_fx.finding.inner import by_features, inner_cores, inner_runs
+from tome_fx.finding.named_frames import names_of_frames
 from tome_fx.finding.order import before_order, is_causal
 from tome_fx.finding.protect import Read, protected_positions, reads_by_index
 from tome_fx.finding.sites import Found, find_sites

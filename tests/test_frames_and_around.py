@@ -151,9 +151,14 @@ def test_a_program_for_one_image_has_its_frames(name: str) -> None:
     assert torch.equal(run(one, x[:1]), run(transformed(model, x), x[:1]))
 
 
-@pytest.mark.parametrize("options", [{"remerge": "never"}, {"prop_attn": False},
-                                     {"scatter": False}])  # fmt: skip
-@pytest.mark.parametrize("name", ["with_tables", "all_in_one_row", "side_by_side"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("with_tables", {"remerge": "never"}),
+        ("all_in_one_row", {"prop_attn": False}),
+        ("side_by_side", {"scatter": False}),
+    ],
+)
 def test_options(name: str, options: dict[str, Any]) -> None:
     model, x = made(ALONE[name]), clip()
     fast = transformed(model, x, **options)
@@ -173,3 +178,29 @@ def test_a_matching_of_ones_own_is_asked_for_each_frame() -> None:
     run(fast, x)
     assert seen[-1] == [6, 6, 6, 6]
     assert distance(run(fast, x[:1]), run(fast, x)[:1]) < 1e-12
+
+
+def pair(m: Blocks, clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Two images side by side, taken apart to attend to each other, as in matching and stereo."""
+    first, second = m.block(0, m.tokens(torch.cat([clip[:, 0], clip[:, 1]]))).chunk(2)
+    for _ in range(2):
+        first, second = m.block(1, first), m.block(1, second)
+        both = torch.cat([first, second], 1)
+        first, second = m.block(2, both).split([17, 17], 1)
+    return first, second
+
+
+def test_a_pair_merges_in_front_of_where_it_is_taken_apart() -> None:
+    model, x = Blocks(in_the_batch, True), clip(2)
+    model.made = pair  # type: ignore[assignment]
+    randomise(model)
+    fast = tome_fx.transform(model.double().eval(), 2, example_inputs=x, min_ratio=0)
+    assert fast.schedule[0] == 2
+    assert len(fast.schedule) > 4
+    changed = torch.stack([x[:, 0], torch.randn_like(x[:, 1])], 1)
+    before, after = (fast.token_map(each)[0] for each in (x, changed))
+    assert before.shape == (2, 2, 16)
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.equal(before[:, 1], after[:, 1])
+    with torch.no_grad():
+        assert distance(fast(x[:1])[1], fast(x)[1][:1]) < 1e-12

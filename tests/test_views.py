@@ -161,9 +161,8 @@ def test_each_image_of_a_pair_has_its_own_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cat, chunk", "stack, unbind", "stack in front, chunk"])
 def test_from_where_they_part(name: str) -> None:
-    """Blocks in front know the frames of one image, which merge alike, but no pair of images."""
-    front = [] if name.startswith("cat") else [0, 0]
-    assert_apart(ready(Pair(name, front=2)), [*front, 3, 3, 3, 3])
+    """Blocks in front know both images, each with groups of its own, which end where they part."""
+    assert_apart(ready(Pair(name, front=2)), [0, 0, 3, 3, 3, 3])
 
 
 @pytest.mark.parametrize("model", [Clip, Tubes])

@@ -17,10 +17,7 @@ from tome_fx.finding.mask_types import (
 )
 from tome_fx.finding.parts import Part, parts_of
 from tome_fx.finding.rows import rows_of
-from tome_fx.graph.axes import (
-    TensorType,
-    holds,
-)
+from tome_fx.graph.axes import TensorType, holds
 from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS

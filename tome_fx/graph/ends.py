@@ -61,9 +61,9 @@ def tokens_of(type_: TensorType, stream: int) -> int:
 
 
 def channels_of(type_: TensorType) -> int:
-    """The axis of a value of tokens that holds the features of each."""
+    """The axis of a value of tokens that holds the features of each; the last of one feature."""
     inner = [i for i, axis in enumerate(type_.axes) if extent(axis) > 1 and not has_stream(axis)]
-    return inner[-1]
+    return inner[-1] if inner else type_.rank - 1
 
 
 def forget_streams(type_: TensorType) -> TensorType:
