@@ -24,8 +24,8 @@ from tome_fx.graph.axes import (
     TensorType,
     axis_of,
     has_batch,
+    has_stream,
     map_type,
-    streams_of_axis,
 )
 from tome_fx.graph.grids import fused
 
@@ -56,7 +56,7 @@ def keeps_frames(type_: TensorType) -> bool:
 
 
 def _stand_once(type_: TensorType, frames: Frames) -> bool:
-    rows = [axis for axis in type_.axes if any(True for _ in streams_of_axis(axis))]
+    rows = [axis for axis in type_.axes if has_stream(axis)]
     rest = [axis for axis in type_.axes if axis not in rows]
     here = [axis.count(frames) for axis in rows]
     elsewhere = sum(axis.count(frames) for axis in rest)
@@ -68,19 +68,15 @@ def mixes_images(type_: TensorType, axes: Iterable[int]) -> bool:
     known = frames_of(type_)
     found = [type_.axes[place] for place in axes]
     return any(map(has_batch, found)) or any(
-        frames in axis and not any(True for _ in streams_of_axis(axis))
-        for axis in found
-        for frames in known
+        frames in axis and not has_stream(axis) for axis in found for frames in known
     )
 
 
 def as_frames(axis: Axis, atoms: Axis) -> Axis:
     """``axis`` with those of its factors that are among ``atoms`` called frames."""
-    return tuple(_frames(f) if f in atoms and isinstance(f, Atom) else f for f in axis)
-
-
-def _frames(atom: Atom) -> Frames:
-    return Frames(atom.extent, atom.origin)
+    return tuple(
+        Frames(f.extent, f.origin) if f in atoms and isinstance(f, Atom) else f for f in axis
+    )
 
 
 def without_frames(axis: Axis) -> Axis:
