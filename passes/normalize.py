@@ -16,6 +16,7 @@
     y = sub(x, mask)           -> y = add(x, neg(mask)), where a softmax follows
     y = add(x, m, alpha=a)     -> y = add(x, mul(m, a)), where m is a truth as a number
     y = vstack([x, z])         -> y = cat([x, z]): what has no rule, by its parts, which may have
+    y = repeat(x, [w, 1, 1])   -> y = expand(x[:1], ..), where all images have the same
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(...), unread -> (gone)
 
@@ -26,7 +27,7 @@ everything with a random number stay too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +37,7 @@ from torch.fx.node import map_arg
 
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
+from tome_fx.graph.alike import repeat_alike
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
@@ -84,19 +86,11 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
                 graph.erase_node(node)
             else:
                 _compute(node, known)
-        elif node.target in _VIEWS:
-            node.target = aten.reshape.default
-        elif node.target is aten.copy.default:
-            _read_copy(node)
-        elif node.target in _AS:
-            _by_sizes(node)
-        elif node.target is aten.einsum.default:
-            read_einsum(node)
+        elif node.target in _REWRITES:
+            _REWRITES[node.target](node)
         elif node.target in (aten.sub.Tensor, aten.add.Tensor):
             _add_mask(node, images)
             _compute(node, known)
-        elif node.target is aten._native_batch_norm_legit_functional.default:
-            _keep_statistics(node)
         else:
             _compute(node, known)
     graph.eliminate_dead_code(_has_effects)
@@ -185,6 +179,20 @@ def _keep_statistics(node: Node) -> None:
             own = node.graph.call_function(aten.clone.default, (held,))
         own.meta = {**node.meta, "val": held.meta["val"]}  # type: ignore[union-attr]
         node.update_arg(place, own)
+
+
+def _reshape(node: Node) -> None:
+    node.target = aten.reshape.default
+
+
+_REWRITES: Mapping[Any, Callable[[Node], None]] = {
+    **dict.fromkeys(_VIEWS, _reshape),
+    **dict.fromkeys(_AS, _by_sizes),
+    aten.copy.default: _read_copy,
+    aten.einsum.default: read_einsum,
+    aten.repeat.default: repeat_alike,
+    aten._native_batch_norm_legit_functional.default: _keep_statistics,
+}
 
 
 def _has_effects(node: Node) -> bool:

@@ -140,15 +140,15 @@ def clip(frames: int = 3) -> Tensor:
     return torch.randn(2, frames, 3, 16, 16, dtype=torch.float64)
 
 
-def of_equal_patches() -> Tensor:
+def of_equal_patches(frames: int = 3) -> Tensor:
     """Clips with pairs of equal patches: other ones in each image and each frame."""
-    x = clip().unfold(3, 4, 4).unfold(4, 4, 4).flatten(3, 4)  # [B, F, 3, 16, 4, 4]
+    x = clip(frames).unfold(3, 4, 4).unfold(4, 4, 4).flatten(3, 4)  # [B, F, 3, 16, 4, 4]
     generator = torch.Generator().manual_seed(0)
     for image in range(2):
-        for frame in range(3):
+        for frame in range(frames):
             even, odd = (torch.randperm(8, generator=generator)[:6] * 2 + i for i in range(2))
             x[image, frame, :, odd] = x[image, frame, :, even]
-    return x.unflatten(3, (4, 4)).permute(0, 1, 2, 3, 5, 4, 6).reshape(2, 3, 3, 16, 16)
+    return x.unflatten(3, (4, 4)).permute(0, 1, 2, 3, 5, 4, 6).reshape(2, frames, 3, 16, 16)
 
 
 def transformed(model: nn.Module, x: Tensor, r: Any = (4, 0, 2, 0), **options: Any) -> Any:

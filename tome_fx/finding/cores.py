@@ -14,6 +14,7 @@ from tome_fx.graph.axes import (
     Axis,
     Concat,
     Factor,
+    Frames,
     Stream,
     TensorType,
     extent,
@@ -280,6 +281,8 @@ def _is_frames(factor: Factor) -> bool:
     atoms = [atom for part in parts for atom in part]
     known = all(isinstance(atom, Atom) for atom in atoms)
     kinds = {atom.origin.kind for atom in atoms if isinstance(atom, Atom)}
+    if isinstance(factor, Frames):
+        return True
     return known and (kinds == {"input"} or (len(parts) > 1 and not kinds & {"channel", "conv"}))
 
 

@@ -24,6 +24,7 @@ from tome_fx.graph.axes import (
     Batch,
     Concat,
     Factor,
+    Frames,
     Stream,
     TensorType,
     extent,
@@ -32,7 +33,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.ends import channels_of
-from tome_fx.graph.frames import frames_of, per_of
+from tome_fx.graph.frames import FRAMES, frames_of, is_of, per_of
 from tome_fx.graph.unify import segments
 from tome_fx.program import Findings, Site, StreamDef
 
@@ -40,8 +41,6 @@ _Types = Mapping[Node, Types]
 # Types with other streams, and the calls that no rule answers for there, with the reason.
 _Typed = Callable[[tuple[StreamDef, ...]], tuple[_Types, Mapping[Node, str]]]
 
-# An axis of the input that no convolution has touched, or images put side by side.
-_KINDS = ("input", "frames", "images", "copies")
 _ATTENDING = ("aten.scaled_dot_product_attention", "aten.softmax", "aten._softmax", "aten.matmul",
               "aten.bmm", "aten.baddbmm", "aten.einsum")  # fmt: skip
 
@@ -63,22 +62,45 @@ def with_frames(
         types, plain: of the program, with ``streams`` and without any.
     """
     leading = _before(site.node for site in sites)
-    found = {stream.id: _per(stream, streams, sites, leading, types) for stream in streams}
+    found = {s.id: s.per or _per(s, streams, sites, leading, types) for s in streams}
     if not any(found.values()):
         return types, streams
     frames = set(itertools.chain.from_iterable(found.values()))
     own = tuple(replace(stream, per=found[stream.id]) for stream in streams)
-    (apart, refused), (_, before) = typed(own), typed(streams)
+    bare = tuple(replace(stream, per=()) for stream in streams)
+    (apart, refused), (alike, before) = typed(own), typed(bare)
+    # Before the first attention all tokens are there, however they are held.
+    cones = cones_of(next(iter(plain)).graph)
+    starts = {node for site in sites for core in site.cores for node in (core.query, core.key)}
     # Frames may be tokens elsewhere, of a summary of each that attend to each other.
     counted = [stream for stream in streams if frames.issuperset(stream.atoms)]
     same = all(
-        _outlines(types[node], counted) == _outlines(apart[node], counted) for node in leading
+        _outlines(alike[node], counted) == _outlines(apart[node], counted)
+        for node in leading
+        if any(cones.depends(node, start) for start in starts)
     ) and all(site.stream in apart[site.node][0].ids for site in sites)
     mixing = {node for node, reason in refused.items() if before.get(node) != reason}
     mixing |= {node for node in apart if _loses_frames(node, apart, plain)}
-    if not same or any(n in leading or calls(n, _ATTENDING) for n in mixing):
-        return types, streams
-    return (types, streams) if mixing and _come_back(mixing, apart) else (apart, own)
+    merged = [site.node for site in sites]
+    mixing = {node for node in mixing if any(cones.depends(node, site) for site in merged)}
+    if not same or any(_is_in_the_way(n, streams, sites, apart) for n in mixing):
+        return alike, bare
+    return (alike, bare) if mixing and _come_back(mixing, apart) else (apart, own)
+
+
+def _is_in_the_way(
+    node: Node, streams: Sequence[StreamDef], sites: Sequence[Site], apart: _Types
+) -> bool:
+    """Does a call that mixes frames need the same places of all of them to have merged?
+
+    Frames of the input may merge alike in its place. Windows may not, and what takes them together
+    gets all tokens back, as long as it does not lead to another merge of the same tokens.
+    """
+    mixed = {s.id for n in node.all_input_nodes for t in apart.get(n, ()) for s in t.streams}
+    windows = {stream.id for stream in streams if stream.per}
+    if not mixed <= windows:
+        return calls(node, _ATTENDING) or node in _before(site.node for site in sites)
+    return node in _before(site.node for site in sites if site.stream in mixed)
 
 
 def _come_back(mixing: Iterable[Node], apart: _Types) -> bool:
@@ -102,13 +124,21 @@ def _loses_frames(node: Node, apart: _Types, plain: _Types) -> bool:
     held = [n for n in node.all_input_nodes if any(map(frames_of, apart.get(n, ())))]
     if not held or any(map(frames_of, apart[node])):
         return False
-    left = {f for type_ in plain[node] for axis in type_.axes for f in axis}
+    left = {f for type_ in plain[node] for axis in type_.axes for f in _every(axis)}
     size = max((_size(type_) for type_ in plain[node]), default=0)
     return any(
         size >= _size(plain[n][0])
         and any(Atom(f.extent, f.origin) not in left for f in frames_of(apart[n][0]))
         for n in held
     )
+
+
+def _every(axis: Axis) -> Iterator[Factor]:
+    """The factors of an axis, and those of the pieces of its concatenations."""
+    for factor in axis:
+        yield factor
+        for part in factor.parts if isinstance(factor, Concat) else ():
+            yield from _every(part)
 
 
 def _size(type_: TensorType) -> int:
@@ -138,7 +168,7 @@ def _per(
     Empty where no frames do. What a site adds may be written frame by frame, in pieces: an atom as
     long says which they are.
     """
-    others = [other for other in streams if other.id != stream.id]
+    others = [s for s in streams if s.id != stream.id and all(map(_may_be_frames, s.atoms))]
     held = [
         _spelled(type_, others)
         for node in leading
@@ -174,13 +204,16 @@ def frame_notes(findings: Findings) -> Iterator[str]:
     """How the frames of each stream merge, one line for all that merge alike."""
     told = []
     for site in findings.sites:
-        others = (stream for stream in findings.streams if stream.id != site.stream)
+        others = (s for s in findings.streams if s.id != site.stream)
+        others = (s for s in others if all(map(_may_be_frames, s.atoms)))
         type_ = _spelled(findings.types[site.node][0], others)
-        beside = (f.extent for f in _around(type_) if not isinstance(f, Batch))
-        told.append((math.prod(beside), bool(per_of(type_))))
-    for frames, apart in dict.fromkeys(told):
+        beside = [factor for factor in _around(type_) if not isinstance(factor, Batch)]
+        windows = any(is_of(factor, ("conv",)) for factor in beside)
+        told.append((math.prod(f.extent for f in beside), bool(per_of(type_)), windows))
+    for frames, apart, windows in dict.fromkeys(told):
         if frames > 1 and apart:
-            yield f"each of the {frames} frames (views, tiles) of a sample merges its own tokens"
+            named = "windows" if windows else "frames (views, tiles)"
+            yield f"each of the {frames} {named} of a sample merges its own tokens"
         elif frames > 1:
             yield (
                 f"the same places of all {frames} frames of a sample merge: they are not looked at "
@@ -190,8 +223,7 @@ def frame_notes(findings: Findings) -> Iterator[str]:
 
 def _spelled(type_: TensorType, streams: Iterable[StreamDef]) -> TensorType:
     """A type with some streams of the input called by their atoms."""
-    plain = (s for s in streams if all(map(_may_be_frames, s.atoms)) and not s.front + s.back)
-    atoms = {stream.id: stream.atoms for stream in plain}
+    atoms = {stream.id: stream.atoms for stream in streams if not stream.front + stream.back}
 
     def spelled(factor: Factor) -> Axis:
         return atoms.get(factor.id, (factor,)) if isinstance(factor, Stream) else (factor,)
@@ -201,7 +233,7 @@ def _spelled(type_: TensorType, streams: Iterable[StreamDef]) -> TensorType:
 
 
 def _may_be_frames(factor: Factor) -> bool:
-    return isinstance(factor, Atom) and factor.origin.kind in _KINDS
+    return isinstance(factor, Frames) or is_of(factor, FRAMES)
 
 
 def _outlines(types: Types, counted: Sequence[StreamDef]) -> list[list[object]]:

@@ -30,7 +30,7 @@ Types = Mapping[Node, tuple[TensorType, ...]]
 def inner_runs(graph: Graph, found: Iterable[tuple[Anchor, ...]], plain: Types) -> list[Axis]:
     """The runs of factors that are tokens of a residual value around some attention."""
     cones = cones_of(graph)
-    values = (_residual(graph, row[0], plain, cones) for row in found)
+    values = (residual_of(graph, row[0], plain, cones) for row in found)
     rows = (_tokens(plain[value][0]) for value in values if value is not None)
     return list(dict.fromkeys(filter(None, rows)))
 
@@ -40,7 +40,7 @@ def inner_cores(graph: Graph, found: Iterable[tuple[Anchor, ...]], types: Types)
     cones = cones_of(graph)
     cores = []
     for anchor, *_ in found:
-        residual = _residual(graph, anchor, types, cones)
+        residual = residual_of(graph, anchor, types, cones)
         held = fused(types[residual][0]).streams if residual is not None else ()
         if len(held) == 1:
             cores.append(Core(anchor.node, "inner", anchor.query, anchor.key, -1, held[0].id))
@@ -67,7 +67,7 @@ def uncut(node: Node, types: Types) -> Node:
     return node
 
 
-def _residual(graph: Graph, anchor: Anchor, types: Types, cones: Cones) -> Node | None:
+def residual_of(graph: Graph, anchor: Anchor, types: Types, cones: Cones) -> Node | None:
     """What the first residual add behind an attention adds to."""
     for node in graph.nodes:
         if node.target is not _ADD or not cones.depends(node, anchor.node):

@@ -14,9 +14,10 @@ from tome_fx.finding.joins import Joins, Types
 from tome_fx.finding.mlps import Mlps
 from tome_fx.finding.pieces import Pieces
 from tome_fx.finding.reaching import Reach, of_several
-from tome_fx.graph.axes import Atom, Frames, TensorType
+from tome_fx.graph.axes import Frames, TensorType
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
+from tome_fx.graph.frames import is_of
 from tome_fx.program import Core, Miss, Site
 
 _OF_OTHERS = "the residual add behind it is of other tokens, those of all windows or pieces, say"
@@ -30,11 +31,13 @@ class Found:
         sites: in program order.
         misses: the cores without one.
         mixing: calls on tokens of several frames or images that are branches of one stream.
+        shared: does any stand where several views of an image share its place in the batch?
     """
 
     sites: tuple[Site, ...]
     misses: tuple[Miss, ...]
     mixing: frozenset[Node]
+    shared: bool
 
 
 def find_sites(
@@ -93,7 +96,8 @@ def find_sites(
         sites.append(site if of_it else by_features(site, types))
         before[stream][node] = came
     apart = {node for node in graph.nodes if _meet_apart(node, reach, types)}
-    return Found(tuple(sites), tuple(misses), mixing | apart)
+    shared = any(_shares_images(types[site.node][0]) for site in sites)
+    return Found(tuple(sites), tuple(misses), mixing | apart, shared)
 
 
 def _meet_apart(node: Node, reach: Mapping[int, Reach], types: Types) -> bool:
@@ -137,9 +141,7 @@ def _refused(type_: TensorType, views: bool) -> str:
 def _shares_images(type_: TensorType) -> bool:
     """Do several images, views or crops share one place of the batch, and a plan?"""
     return any(
-        isinstance(factor, Atom)
-        and not isinstance(factor, Frames)
-        and factor.origin.kind in ("images", "copies")
+        is_of(factor, ("images", "copies")) and not isinstance(factor, Frames)
         for axis in type_.axes
         for factor in axis
     )
@@ -151,7 +153,7 @@ def _holds_more_places(type_: TensorType) -> bool:
     Landmarks, means of rows that attend to each other, are such a stream.
     """
     return any(
-        isinstance(factor, Atom) and factor.origin.kind == "conv"
+        is_of(factor, ("conv",)) and not isinstance(factor, Frames)
         for axis in type_.axes
         for factor in axis
     )

@@ -11,7 +11,7 @@ as it may those of an image, for it is as if each frame were one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -29,8 +29,15 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.grids import fused
 
+# Kinds of frames: an axis of the input that no convolution has touched, images put side by side.
+FRAMES = ("input", "frames", "images", "copies")
 # Images and frames in the order that plans are for them; empty where those are for images alone.
 Per: TypeAlias = tuple[Batch | Frames, ...]
+
+
+def is_of(factor: Factor, kinds: Collection[str]) -> bool:
+    """Is a factor an atom of one of these kinds?"""
+    return isinstance(factor, Atom) and factor.origin.kind in kinds
 
 
 def per_of(type_: TensorType) -> Per:

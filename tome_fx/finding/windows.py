@@ -1,0 +1,66 @@
+"""Windows that stay apart: rows of tokens whose residual adds are in windows too.
+
+    x = x.view(B, n, k, n, k, C).transpose(2, 3).reshape(B * n * n, k * k, C)
+    x = x + attn(x)                  each window attends to itself, and is added to by itself
+    x = x + attn(x.view(B, -1, C))   or all attend to each other, and are windows again behind it
+
+Each window is a frame of the image then, with groups of its own: so are the frames that a
+convolution makes of a clip, and patches that attend to those of the same offset (MobileViT).
+Windows that are cut of a residual value on the grid, as Swin's are, are none.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch.fx import Graph, Node
+
+from tome_fx.finding.cores import Anchor, is_tokens, runs
+from tome_fx.finding.inner import residual_of
+from tome_fx.graph.axes import Axis, Batch, Concat, TensorType
+from tome_fx.graph.cones import cones_of
+from tome_fx.graph.ends import channels_of
+from tome_fx.graph.frames import FRAMES, is_of
+
+CONV = "conv"
+Types = Mapping[Node, tuple[TensorType, ...]]
+
+
+def windows_of(graph: Graph, found: Iterable[tuple[Anchor, ...]], plain: Types) -> dict[Axis, Axis]:
+    """The tokens of a window, and the images and windows, for each residual value in windows."""
+    cones = cones_of(graph)
+    windows: dict[Axis, Axis] = {}
+    for anchor, *_ in found:
+        query, key = plain.get(anchor.query), plain.get(anchor.key)
+        residual = residual_of(graph, anchor, plain, cones) if query and key else None
+        if residual is None or not query or not key:
+            continue
+        facing = query[0].axes[anchor.query_axis], key[0].axes[anchor.key_axis]
+        for run, beside in _rows(plain[residual][0]):
+            if all(_holds(axis, run) for axis in facing):
+                windows.setdefault(run, beside)
+    return windows
+
+
+def _rows(type_: TensorType) -> Iterator[tuple[Axis, Axis]]:
+    """Each row of places of a value, with the images and the other places that stand beside it."""
+    channels = channels_of(type_)
+    for place, axis in enumerate(type_.axes):
+        others = (own for i, own in enumerate(type_.axes) if i not in (place, channels))
+        beside = tuple(itertools.chain.from_iterable(others))
+        for run in filter(is_tokens, runs(axis)):
+            known = all(isinstance(f, Batch) or is_of(f, (*FRAMES, CONV)) for f in beside)
+            if known and any(is_of(f, (CONV,)) for f in beside):
+                # The one image of a program needs no axis.
+                images = () if any(isinstance(f, Batch) for f in beside) else (Batch(1),)
+                yield run, (*images, *beside)
+
+
+def _holds(axis: Axis, run: Axis) -> bool:
+    """Is ``run`` a stretch of an axis, or of one of its pieces?"""
+    width = len(run)
+    if any(axis[start : start + width] == run for start in range(len(axis) - width + 1)):
+        return True
+    parts = (part for f in axis if isinstance(f, Concat) for part in f.parts)
+    return any(_holds(part, run) for part in parts)
