@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY
 from tests.tiny import tiny
+from tome_fx import InputError
 
 pytestmark = [TINY, pytest.mark.cost]
 
@@ -69,3 +71,23 @@ def test_all_warnings_go_one_way() -> None:
     files = [f for folder in (library, library.parent / "passes") for f in folder.rglob("*.py")]
     callers = {f.name for f in files if "warnings.warn(" in f.read_text(encoding="utf-8")}
     assert callers == {"errors.py"}
+
+
+def test_torch_logs_nothing_beside_the_error() -> None:
+    """What export says of an op that refuses its operands is what the error says."""
+
+    class Empty(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.cat([piece for piece in x.unbind(1) if piece.shape[0] == 77])
+
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(handler)
+    try:
+        with pytest.raises(InputError, match="expected a non-empty list"):
+            tome_fx.transform(Empty(), r=1, example_inputs=torch.randn(2, 3, 4))
+    finally:
+        log.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []

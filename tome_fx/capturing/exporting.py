@@ -50,6 +50,9 @@ from tome_fx.program import Program
 
 _NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 
+# What is logged of an export that fails, and where.
+_LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+_TOLD = ("Unable to find user code corresponding to", "failed while attempting to run meta for")
 # What torch says where it cannot take apart what ``forward`` returns.
 UNKNOWN_RESULT = "in output, which is not a known type"
 _PACKED = (
@@ -139,11 +142,13 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
 def _untold() -> Iterator[None]:
     """Within, export says nothing of its own where it fails: another way may not.
 
-    It prints the graph so far, and logs that a value which it cannot know has no name in code. It
-    warns that what code keeps for later calls should be a buffer: a copy need not care for that.
+    It prints the graph so far, and logs that a value which it cannot know has no name in code, and
+    the trace of an op that refuses its operands: the error says so too. It warns that what code
+    keeps for later calls should be a buffer: a copy need not care for that.
     """
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    log.addFilter(_names_a_value)
+    logs = [logging.getLogger(name) for name in _LOGS]
+    for log in logs:
+        log.addFilter(_tells_more)
     quiet = SimpleNamespace(warn=lambda *args, **kwargs: None)
     try:
         with (
@@ -152,11 +157,13 @@ def _untold() -> Iterator[None]:
         ):
             yield
     finally:
-        log.removeFilter(_names_a_value)
+        for log in logs:
+            log.removeFilter(_tells_more)
 
 
-def _names_a_value(record: logging.LogRecord) -> bool:
-    return "Unable to find user code corresponding to" not in str(record.msg)
+def _tells_more(record: logging.LogRecord) -> bool:
+    """Does a line of a log say what the error does not?"""
+    return not str(record.msg).startswith(_TOLD)
 
 
 def _divides(program: Program) -> bool:
