@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.framed import Blocks, C, Made, all_in_one_row, in_the_batch
-from tests.zoo.entry import randomise
+from tests.framed import Blocks, C, all_in_one_row, in_the_batch
 
 
 def tiles(clip: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ def frames_of_a_convolution(m: Blocks, clip: Tensor) -> Tensor:
 def repeated_classes(m: Blocks, image: Tensor) -> Tensor:
     """Class tokens repeated in another order than windows, behind positions (RF-DETR)."""
     x = _windows(m, image)
-    b = len(image)
+    b = image.shape[0]
     whole = torch.cat([m.cls.expand(b, -1, -1), x.flatten(1, 3)], 1)
     whole = whole + torch.cat([m.place[:, :1], m.place[:, 1:].repeat(1, 4, 1)], 1)
     own, x = whole[:, :1].repeat(4, 1, 1), whole[:, 1:].reshape(b * 4, 16, -1)
@@ -90,7 +89,7 @@ def repeated_classes(m: Blocks, image: Tensor) -> Tensor:
 def joint(m: Blocks, image: Tensor) -> Tensor:
     """Attention over the tokens of all windows in the second block."""
     x = m.block(0, _with_class(m, _windows(m, image).flatten(0, 2)))
-    x = m.block(1, x.reshape(len(image), 4 * 17, -1)).reshape(x.shape)
+    x = m.block(1, x.reshape(image.shape[0], 4 * 17, -1)).reshape(x.shape)
     return m.block(2, x).unflatten(0, (-1, 4))
 
 
@@ -108,14 +107,6 @@ WINDOWED = {
         (joint, all_in_one_row, tiles),
     )
 }
-
-
-def pair(how: Made, like: Made, fused: bool = True) -> tuple[Blocks, Blocks]:
-    """A model of windows and one of frames, with the same weights."""
-    one, other = Blocks(how, fused), Blocks(like, fused)
-    randomise(one)
-    other.load_state_dict(one.state_dict())
-    return one.double().eval(), other.double().eval()
 
 
 def _back(x: Tensor) -> Tensor:

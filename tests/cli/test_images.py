@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
+from tome_fx.cli import models, tiles
 from tome_fx.cli.failure import CliError
 from tome_fx.cli.images import open_image
 from tome_fx.cli.preprocess import DataConfig, field_of_view, to_batch
@@ -202,3 +204,18 @@ def test_the_picture_shows_what_the_model_sees() -> None:
     assert seen.shape == (128, 128, 3)
     assert seen.dtype == np.uint8
     assert (seen[:, 8:-8] == (0, 0, 255)).all()
+
+
+def test_windows_with_a_map_each_are_not_drawn() -> None:
+    """It is said at once, not when all images have been looked at."""
+    loaded = models.load(models.ModelSpec("vit_tiny_patch16_224", pretrained=False))
+    seen: list[int] = []
+
+    class Fast:
+        def token_map(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return torch.zeros(1, len(images), 4, 49, dtype=torch.int64)
+
+    with pytest.raises(CliError, match="each of the 4 windows or views"):
+        tiles.token_maps(Fast(), loaded, [Image.new("RGB", (64, 64))] * 3, batch_size=1)
+    assert seen == [1]

@@ -33,7 +33,7 @@ class Padded:
     head_dim: int = 4
     token: bool = True
     lengths: tuple[int, ...] = (20, 14)
-    schedule: tuple[int, ...] = (2, 2, 2)
+    schedule: tuple[int, ...] = (2, 2)
     seed: int = 0
 
     __repr__ = brief

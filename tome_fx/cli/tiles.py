@@ -34,7 +34,7 @@ def token_maps(
 ) -> Tensor:
     """Return where every patch went: int64 [L, B, N] on the CPU.
 
-    Raises CliError where a model makes several views of an image, each with a map of its own.
+    Raises CliError where each of several windows or views of an image has a map of its own.
     """
     found = []
     with stage("merging tokens", math.ceil(len(images) / batch_size)) as advance:
@@ -42,10 +42,12 @@ def token_maps(
             batch = to_batch(images[start : start + batch_size], loaded.config)
             with torch.inference_mode():
                 found.append(fast.token_map(batch.to(loaded.device, loaded.dtype)).cpu())
+            if found[-1].dim() > 3:
+                raise CliError(
+                    f"each of the {found[-1].shape[2]} windows or views of an image merges by "
+                    "itself in this model, and one map of an image is drawn"
+                )
             advance()
-    if any(maps.dim() > 3 for maps in found):
-        views = found[0].shape[2]
-        raise CliError(f"the model looks at {views} views of each image, and one map is drawn")
     return torch.cat(found, dim=1)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch.fx import Graph, Node
 
-from tome_fx.finding.cores import Anchor, is_tokens, runs
+from tome_fx.finding.cores import Anchor, is_inside_places, is_tokens, runs
 from tome_fx.finding.inner import residual_of
 from tome_fx.graph.axes import Axis, Batch, Concat, TensorType
 from tome_fx.graph.cones import cones_of
@@ -33,14 +33,26 @@ def windows_of(graph: Graph, found: Iterable[tuple[Anchor, ...]], plain: Types) 
     windows: dict[Axis, Axis] = {}
     for anchor, *_ in found:
         query, key = plain.get(anchor.query), plain.get(anchor.key)
-        residual = residual_of(graph, anchor, plain, cones) if query and key else None
-        if residual is None or not query or not key:
+        if not query or not key or not _may_be_windows(key[0], anchor.key_axis):
+            continue
+        residual = residual_of(graph, anchor, plain, cones)
+        if residual is None:
             continue
         facing = query[0].axes[anchor.query_axis], key[0].axes[anchor.key_axis]
         for run, beside in _rows(plain[residual][0]):
             if all(_holds(axis, run) for axis in facing):
                 windows.setdefault(run, beside)
     return windows
+
+
+def _may_be_windows(key: TensorType, token_axis: int) -> bool:
+    """Do places stand beside a row of keys, or rows with tokens of their own beside each other?
+
+    Most attention is asked no more than this: there may be thousands, of images in one row.
+    """
+    own = key.axes[token_axis]
+    rows = len(own) > 1 and any(isinstance(factor, Concat) for factor in own)
+    return rows or is_inside_places(key, token_axis)
 
 
 def _rows(type_: TensorType) -> Iterator[tuple[Axis, Axis]]:
