@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.extents import size_before
+from tome_fx.graph.extents import same_size, size_before
 
 aten = torch.ops.aten
 _ALONE = ("aten.add", "aten.sub", "aten.mul", "aten.div")
@@ -31,17 +31,22 @@ def repeat_alike(node: Node) -> None:
     shape = source.meta["val"].shape
     if len(times) != len(shape) or set(times[1:]) != {1} or not isinstance(times[0], int):
         return
-    if times[0] == 1 or isinstance(shape[0], int):
-        return
-    images = size_before(shape[0], node)
+    images = None if times[0] == 1 or same_size(shape[0], 1) else size_before(shape[0], node)
     with node.graph.inserting_before(node):
-        row = _row(source, _WHOLE) if images is not None else None
-        if row is None:
+        row = None if images is None else _row(source, _WHOLE)
+        if row is None or images is None:
             return
-        size = node.graph.call_function(operator.mul, (images, times[0]))
-        size.meta = {**node.meta, "val": node.meta["val"].shape[0]}
-    node.target = aten.expand.default
-    node.args, node.kwargs = (row, [size, *[-1] * (len(shape) - 1)]), {}
+        size: Node | int
+        if isinstance(images, int):
+            size = images * times[0]
+        else:
+            size = node.graph.call_function(operator.mul, (images, times[0]))
+            size.meta = {**node.meta, "val": node.meta["val"].shape[0]}
+        wide = node.graph.call_function(aten.expand.default, (row, [size, *[-1] * len(shape[1:])]))
+        wide.meta = {**node.meta, "val": row.meta["val"].expand(node.meta["val"].shape)}
+    # A repeat has memory of its own, and so has what is made of it.
+    node.target, node.args = aten.clone.default, (wide,)
+    node.kwargs = {"memory_format": torch.contiguous_format}
 
 
 def _row(node: Node, cut: tuple[int, int, int]) -> Node | None:
@@ -54,12 +59,12 @@ def _row(node: Node, cut: tuple[int, int, int]) -> Node | None:
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.dim():
         return None
-    if isinstance(value.shape[0], int):
-        return _cut(node, cut) if value.shape[0] == 1 else None
-    if calls(node, ("aten.expand",)):
-        source, sizes = node.args[0], value.shape[1:]
-        held = source.meta["val"].shape
-        same = len(held) == value.dim() and list(held[1:]) == list(sizes)
+    if same_size(value.shape[0], 1):
+        return _cut(node, cut)
+    if calls(node, ("aten.expand", "aten.repeat")):
+        source = bind(node)["self"]
+        held, sizes = source.meta["val"].shape, value.shape[1:]
+        same = len(held) == value.dim() and all(map(same_size, held[1:], sizes))
         return _row(source, cut) if same else None
     if calls(node, ("aten.slice",)) and cut == _WHOLE:
         places = _places(node)
