@@ -15,8 +15,11 @@ from tests.windowed import (
     WINDOWED,
     Masked,
     in_levels,
+    joint_in_rows,
     means_of_windows,
     place_by_place,
+    products_between,
+    products_in_the_batch,
     shifted,
     tiles,
     with_tables,
@@ -57,7 +60,18 @@ def test_windows_merge_as_frames_do(name: str, fused: bool) -> None:
     assert torch.equal(run(fast, x), run(model, x))
 
 
-@pytest.mark.parametrize("how", [in_levels, with_tables, means_of_windows, shifted])
+@pytest.mark.parametrize(
+    "how",
+    [
+        in_levels,
+        with_tables,
+        means_of_windows,
+        shifted,
+        joint_in_rows,
+        products_between,
+        products_in_the_batch,
+    ],
+)
 def test_with_other_work_between_or_behind(how: Made) -> None:
     """A window decides by what it holds; equal patches in each window merge without a trace."""
     model = made(how)

@@ -139,6 +139,24 @@ def means_of_windows(m: Blocks, image: Tensor) -> Tensor:
     return m.block(2, x.mean(1).unflatten(0, (-1, 4)))
 
 
+def joint_in_rows(m: Blocks, image: Tensor) -> Tensor:
+    """Attention over the tokens of the windows of a row, in the second block."""
+    x = m.block(0, _with_class(m, _windows(m, image)))  # [B, 2, 2, 17, C]
+    y = m.block(1, x.flatten(2, 3)).unflatten(2, (2, 17))
+    return m.block(2, y).flatten(2, 3).var(2)
+
+
+def products_between(m: Blocks, image: Tensor) -> Tensor:
+    """What tokens at the same places of two windows have in common."""
+    x = _blocks(m, _with_class(m, _windows(m, image).flatten(1, 2)))
+    return torch.einsum("bwnc,bvnc->bwv", x, x)
+
+
+def products_in_the_batch(m: Blocks, image: Tensor) -> Tensor:
+    x = _blocks(m, _with_class(m, _windows(m, image).flatten(1, 2)))
+    return x.mT[:, :, None] @ x[:, None]
+
+
 # What does not merge by windows.
 def shifted(m: Blocks, image: Tensor) -> Tensor:
     """The windows of the second block are others."""

@@ -31,6 +31,13 @@ ALIKE: dict[str, Form] = {
     "by a negative place": lambda c, p, x: torch.cat([x, c.expand(x.shape[0], -1, -1)], 1)[
         :, -1:
     ].repeat(2, 1, 1),
+    "scaled by channels": lambda c, p, x: (joined(c, x) * p[0, 0])[:, :1].repeat(4, 1, 1),
+    "several": lambda c, p, x: (joined(p[:, 1:3], joined(c, x)[:, :5]) + p[:, :1])[:, :3].repeat(
+        4, 1, 1
+    ),
+    "in another dtype": lambda c, p, x: (joined(c.bfloat16(), x) * p[:, :1].bfloat16())[
+        :, :1
+    ].repeat(4, 1, 1),
     "repeated before": lambda c, p, x: (c.repeat(x.shape[0], 1, 1) + p[:, :1]).repeat(4, 1, 1),
 }
 OTHER: dict[str, Form] = {
@@ -43,6 +50,9 @@ OTHER: dict[str, Form] = {
     "in another order": lambda c, p, x: joined(c, x).flip(1)[:, :1].repeat(4, 1, 1),
     "mixed": lambda c, p, x: joined(c, x).cumsum(1)[:, 1:2].repeat(4, 1, 1),
     "with dropout": lambda c, p, x: F.dropout(joined(c, x), 0.5)[:, :1].repeat(4, 1, 1),
+    "behind nothing": lambda c, p, x: torch.cat(
+        [torch.empty(0), c.expand(x.shape[0], -1, -1), x], 1
+    )[:, 0:1].repeat(4, 1, 1),
     "tokens too": lambda c, p, x: c.expand(x.shape[0], -1, -1).repeat(4, 2, 1),
 }
 

@@ -10,6 +10,7 @@ token of windows, written for another order of images and windows than that of t
 from __future__ import annotations
 
 import operator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from tome_fx.graph.extents import same_size, size_before
 
 aten = torch.ops.aten
 _ALONE = ("aten.add", "aten.sub", "aten.mul", "aten.div")
-_WHOLE = (0, 0, 0)
+# An axis other than that of the images, the first place on it, and the one behind the last.
+_Cut: TypeAlias = tuple[int, int, int]
+_WHOLE: _Cut = (0, 0, 0)  # all places
 
 
 def repeat_alike(node: Node) -> None:
@@ -49,33 +52,28 @@ def repeat_alike(node: Node) -> None:
     node.kwargs = {"memory_format": torch.contiguous_format}
 
 
-def _row(node: Node, cut: tuple[int, int, int]) -> Node | None:
-    """The row ``[1, ...]`` that a value has for all images, places ``cut``; None if they differ.
-
-    Args:
-        cut: an axis other than that of the images, and the first and last place on it, the latter
-            not included; axis 0 for all places.
-    """
+def _row(node: Node, cut: _Cut) -> Node | None:
+    """The row ``[1, ...]`` that a value has for all images, places ``cut``; None if they differ."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.dim():
         return None
     if same_size(value.shape[0], 1):
-        return _cut(node, cut)
+        return _places_of(node, cut, value.dim())
     if calls(node, ("aten.expand", "aten.repeat")):
         source = bind(node)["self"]
         held, sizes = source.meta["val"].shape, value.shape[1:]
         same = len(held) == value.dim() and all(map(same_size, held[1:], sizes))
         return _row(source, cut) if same else None
-    if calls(node, ("aten.slice",)) and cut == _WHOLE:
-        places = _places(node)
+    if calls(node, ("aten.slice",)):
+        places = _cut_by(node, cut)
         return _row(bind(node)["self"], places) if places else None
     if calls(node, ("aten.cat",)) and cut != _WHOLE:
-        return _piece(node, cut)
+        return _of_pieces(node, cut)
     return _of_operands(node, cut) if calls(node, _ALONE) else None
 
 
-def _places(node: Node) -> tuple[int, int, int] | None:
-    """The axis, first and last place of a slice without steps along another axis than the first."""
+def _cut_by(node: Node, cut: _Cut) -> _Cut | None:
+    """Places ``cut`` of a slice without steps, along its own axis, in what it slices."""
     call = bind(node)
     source = call["self"].meta["val"]
     axis = call["dim"] % source.dim()
@@ -84,33 +82,56 @@ def _places(node: Node) -> tuple[int, int, int] | None:
     if not axis or call["step"] != 1 or not all(isinstance(n, int) for n in (size, start, end)):
         return None
     start, end, _ = slice(start, end).indices(size)
-    return (axis, start, end) if start < end else None
+    if cut == _WHOLE:
+        return (axis, start, end) if start < end else None
+    return (axis, start + cut[1], start + cut[2]) if cut[0] == axis else None
 
 
-def _piece(node: Node, cut: tuple[int, int, int]) -> Node | None:
-    """The row of a concatenation whose places ``cut`` lie within one of its pieces."""
-    call, (axis, start, end) = bind(node), cut
-    if call["dim"] % node.meta["val"].dim() != axis:
+def _of_pieces(node: Node, cut: _Cut) -> Node | None:
+    """The row of a concatenation, of the rows of those pieces that hold places ``cut``."""
+    call, (axis, start, end), made = bind(node), cut, node.meta["val"]
+    if call["dim"] % made.dim() != axis:
         return None
+    rows: list[Node] = []
     before = 0
     for piece in call["tensors"]:
-        size = piece.meta["val"].shape[axis]
+        value = piece.meta["val"]
+        size = value.shape[axis] if value.dim() == made.dim() else None
         if not isinstance(size, int):
             return None
-        if before <= start and end <= before + size:
-            return _row(piece, (axis, start - before, end - before))
+        first, last = max(start - before, 0), min(end - before, size)
+        if first < last:
+            row = _row(piece, (axis, first, last))
+            if row is None:
+                return None
+            rows.append(_cast(row, made.dtype))
         before += size
-    return None
+    if len(rows) == 1:
+        return rows[0]
+    new = node.graph.call_function(aten.cat.default, (rows, axis))
+    new.meta = {**node.meta, "val": aten.cat.default([row.meta["val"] for row in rows], axis)}
+    return new
 
 
-def _of_operands(node: Node, cut: tuple[int, int, int]) -> Node | None:
+def _cast(row: Node, dtype: torch.dtype) -> Node:
+    value = row.meta["val"]
+    if value.dtype == dtype:
+        return row
+    new = row.graph.call_function(aten.to.dtype, (row, dtype))
+    new.meta = {**row.meta, "val": value.to(dtype)}
+    return new
+
+
+def _of_operands(node: Node, cut: _Cut) -> Node | None:
     """The row of a call that computes place by place, of the rows of its operands."""
     rank = node.meta["val"].dim()
     rows: dict[Node, Node] = {}
     for operand in node.all_input_nodes:
         value = operand.meta.get("val")
-        same = isinstance(value, Tensor) and value.dim() == rank
-        row = _row(operand, cut) if same else None
+        if not isinstance(value, Tensor):
+            return None
+        whole = value.dim() == rank
+        row = _row(operand, cut) if whole else _places_of(operand, cut, rank)
         if row is None:
             return None
         rows[operand] = row
@@ -120,12 +141,13 @@ def _of_operands(node: Node, cut: tuple[int, int, int]) -> Node | None:
     return new
 
 
-def _cut(node: Node, cut: tuple[int, int, int]) -> Node:
-    """The places ``cut`` of a value; itself where it is the same at all of them."""
+def _places_of(node: Node, cut: _Cut, rank: int) -> Node:
+    """Places ``cut`` of a value that broadcasts to ``rank`` axes, the same for all images."""
     axis, start, end = cut
     value = node.meta["val"]
-    if cut == _WHOLE or value.shape[axis] == 1:
+    own = axis - (rank - value.dim())
+    if cut == _WHOLE or own < 0 or value.shape[own] == 1:
         return node
-    new = node.graph.call_function(aten.slice.Tensor, (node, axis, start, end))
-    new.meta = {**node.meta, "val": aten.slice.Tensor(value, axis, start, end)}
+    new = node.graph.call_function(aten.slice.Tensor, (node, own, start, end))
+    new.meta = {**node.meta, "val": aten.slice.Tensor(value, own, start, end)}
     return new

@@ -26,6 +26,7 @@ from tome_fx.graph.axes import (
     has_batch,
     has_stream,
     map_type,
+    streams_of_axis,
 )
 from tome_fx.graph.grids import fused
 
@@ -76,6 +77,21 @@ def mixes_images(type_: TensorType, axes: Iterable[int]) -> bool:
     found = [type_.axes[place] for place in axes]
     return any(map(has_batch, found)) or any(
         frames in axis and not has_stream(axis) for axis in found for frames in known
+    )
+
+
+def meet_in_frames(row: Axis, other: Axis, beside: Iterable[tuple[Axis, Axis]]) -> bool:
+    """Do rows of tokens that a product sums over meet frame by frame?
+
+    Args:
+        beside: the axes that both operands have, the rows among them.
+    """
+    ids, pairs = {stream.id for stream in streams_of_axis(other)}, list(beside)
+    return all(
+        any(frames in one and frames in two for one, two in pairs)
+        for stream in streams_of_axis(row)
+        if stream.id in ids
+        for frames in frames_in(stream.per)
     )
 
 

@@ -177,12 +177,9 @@ def to_frames(coercer: Emits, node: Node, type_: TensorType, per: Per) -> Node:
 
 def sizes_type(type_: TensorType, place: int) -> TensorType:
     """What group sizes along ``place`` are: no more than images, frames and tokens."""
-    frames = frames_of(type_)
-    beside = any(factor in frames for factor in type_.axes[place])
+    frames = [f for f in frames_of(type_) if f not in type_.axes[place]]
     axes = [
-        axis
-        if i == place or has_batch(axis)
-        else tuple(f for f in axis if f in frames and not beside)
+        axis if i == place or has_batch(axis) else tuple(f for f in axis if f in frames)
         for i, axis in enumerate(type_.axes)
     ]
     return TensorType(tuple(axes))

@@ -27,6 +27,7 @@ from tome_fx.graph.axes import (
     is_merged_axis,
     token_factor,
 )
+from tome_fx.graph.frames import meet_in_frames
 from tome_fx.graph.unify import unify
 from tome_fx.rules.base import Context, Lifted, Refusal, as_intensive, one
 from tome_fx.rules.local import demands, with_batch
@@ -137,6 +138,8 @@ def contract(context: Context, paths: tuple[str, str], letters: Letters) -> Lift
     summed = [c for c in axes if c not in letters.result]
     if any(has_batch(axes[c]) for c in summed):
         return Refusal("it sums over images")
+    if not all(_meet(left, right, letters, c) for c in summed):
+        return Refusal("it sums over tokens of other frames, and each has groups of its own")
     result = TensorType(tuple(_kind_of(left, right, letters, c, axes[c]) for c in letters.result))
     result = TensorType(tuple(_channel(context, i, axis) for i, axis in enumerate(result.axes)))
     wanted = _operands(context, paths, letters, axes)
@@ -147,6 +150,13 @@ def contract(context: Context, paths: tuple[str, str], letters: Letters) -> Lift
         if problem is not None:
             return problem
     return one(result, operands=wanted, arguments=_respelled(context, paths, letters, wanted, axes))
+
+
+def _meet(left: TensorType, right: TensorType, letters: Letters, letter: str) -> bool:
+    """Do tokens that are summed over meet those of their own frames alone?"""
+    both = [c for c in letters.left if c in letters.right]
+    axes = {c: (left.axes[letters.left.index(c)], right.axes[letters.right.index(c)]) for c in both}
+    return letter not in axes or meet_in_frames(*axes[letter], axes.values())
 
 
 def _respelled(
