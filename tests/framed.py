@@ -37,6 +37,10 @@ class Blocks(nn.Module):
 
     def block(self, i: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[..., N, C]``, with any axes in front."""
+        x = x + self.attended(i, x, mask)
+        return x + self.mlps[i](x).tanh()
+
+    def attended(self, i: int, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (
             t.unflatten(-1, (HEADS, -1)).transpose(-2, -3)
             for t in self.qkv[i](self.norms[i](x)).chunk(3, -1)
@@ -46,8 +50,7 @@ class Blocks(nn.Module):
         else:
             logits = q @ k.mT / 2
             y = (logits if mask is None else logits + mask).softmax(-1) @ v
-        x = x + y.transpose(-2, -3).flatten(-2)
-        return x + self.mlps[i](x).tanh()
+        return y.transpose(-2, -3).flatten(-2)  # type: ignore[no-any-return]
 
     def forward(self, clip: Tensor) -> Tensor:
         return self.made(self, clip)

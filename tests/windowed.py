@@ -76,6 +76,16 @@ def frames_of_a_convolution(m: Blocks, clip: Tensor) -> Tensor:
     return x.unflatten(0, (-1, 4))
 
 
+def channels_first(m: Blocks, image: Tensor) -> Tensor:
+    """The residual is ``[B, C, 4, 17]``."""
+    x = _with_class(m, _windows(m, image).flatten(1, 2)).permute(0, 3, 1, 2)
+    for i in range(3):
+        y = x.permute(0, 2, 3, 1)
+        x = x + m.attended(i, y).permute(0, 3, 1, 2)
+        x = x + m.mlps[i](x.permute(0, 2, 3, 1)).tanh().permute(0, 3, 1, 2)
+    return x.permute(0, 2, 3, 1)
+
+
 def repeated_classes(m: Blocks, image: Tensor) -> Tensor:
     """Class tokens repeated in another order than windows, behind positions (RF-DETR)."""
     x = _windows(m, image)
@@ -103,6 +113,7 @@ WINDOWED = {
         (windows_first, in_the_batch, tiles),
         (at_offsets, in_the_batch, interleaved),
         (frames_of_a_convolution, in_the_batch, in_pairs),
+        (channels_first, in_the_batch, tiles),
         (repeated_classes, in_the_batch, tiles),
         (joint, all_in_one_row, tiles),
     )

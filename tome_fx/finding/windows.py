@@ -18,9 +18,8 @@ from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import Anchor, is_inside_places, is_tokens, runs
 from tome_fx.finding.inner import residual_of
-from tome_fx.graph.axes import Axis, Batch, Concat, TensorType
+from tome_fx.graph.axes import Axis, Batch, Concat, Factor, TensorType, extent
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.ends import channels_of
 from tome_fx.graph.frames import FRAMES, is_of
 
 CONV = "conv"
@@ -57,16 +56,21 @@ def _may_be_windows(key: TensorType, token_axis: int) -> bool:
 
 def _rows(type_: TensorType) -> Iterator[tuple[Axis, Axis]]:
     """Each row of places of a value, with the images and the other places that stand beside it."""
-    channels = channels_of(type_)
     for place, axis in enumerate(type_.axes):
-        others = (own for i, own in enumerate(type_.axes) if i not in (place, channels))
-        beside = tuple(itertools.chain.from_iterable(others))
-        for run in filter(is_tokens, runs(axis)):
-            known = all(isinstance(f, Batch) or is_of(f, (*FRAMES, CONV)) for f in beside)
-            if known and any(is_of(f, (CONV,)) for f in beside):
-                # The one image of a program needs no axis.
-                images = () if any(isinstance(f, Batch) for f in beside) else (Batch(1),)
-                yield run, (*images, *beside)
+        others = [own for i, own in enumerate(type_.axes) if i != place]
+        leading = [own for own in others if any(map(_is_beside, own))]
+        beside = tuple(itertools.chain.from_iterable(leading))
+        if not all(map(_is_beside, beside)) or not any(is_of(f, (CONV,)) for f in beside):
+            continue
+        if not any(extent(own) > 1 for own in others if own not in leading):
+            continue  # nothing is left for channels
+        # The one image of a program needs no axis.
+        images = () if any(isinstance(f, Batch) for f in beside) else (Batch(1),)
+        yield from ((run, (*images, *beside)) for run in runs(axis) if is_tokens(run))
+
+
+def _is_beside(factor: Factor) -> bool:
+    return isinstance(factor, Batch) or is_of(factor, (*FRAMES, CONV))
 
 
 def _holds(axis: Axis, run: Axis) -> bool:

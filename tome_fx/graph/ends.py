@@ -5,6 +5,8 @@ from __future__ import annotations
 from tome_fx.graph.axes import (
     Atom,
     Axis,
+    Batch,
+    Factor,
     Origin,
     TensorType,
     axis_of,
@@ -14,6 +16,7 @@ from tome_fx.graph.axes import (
     pieces,
     streams_of_axis,
 )
+from tome_fx.graph.frames import FRAMES, is_of
 from tome_fx.graph.grids import fused
 
 
@@ -61,9 +64,17 @@ def tokens_of(type_: TensorType, stream: int) -> int:
 
 
 def channels_of(type_: TensorType) -> int:
-    """The axis of a value of tokens that holds the features of each; the last of one feature."""
+    """The axis of a value of tokens that holds the features of each; the last of one feature.
+
+    Frames or windows may stand behind it: ``[B, C, W, N]``.
+    """
     inner = [i for i, axis in enumerate(type_.axes) if extent(axis) > 1 and not has_stream(axis)]
-    return inner[-1] if inner else type_.rank - 1
+    named = [i for i in inner if not any(map(_is_place, type_.axes[i]))]
+    return (named or inner or [type_.rank - 1])[-1]
+
+
+def _is_place(factor: Factor) -> bool:
+    return isinstance(factor, Batch) or is_of(factor, (*FRAMES, "conv"))
 
 
 def forget_streams(type_: TensorType) -> TensorType:
