@@ -21,6 +21,7 @@ from tome_fx.finding.contractions import contraction_anchors
 from tome_fx.finding.cores import (
     Anchor,
     anchors,
+    is_inside_places,
     token_atoms,
 )
 from tome_fx.finding.diagonals import told_by_diagonals
@@ -33,6 +34,7 @@ from tome_fx.finding.weighed import weighed_for_sums
 from tome_fx.finding.windows import windows_of
 from tome_fx.graph.axes import Axis, extent
 from tome_fx.graph.calls import bind, calls
+from tome_fx.graph.cones import cones_of
 from tome_fx.program import Findings, Program
 from tome_fx.rules.base import Rule
 from tome_fx.rules.table import APART
@@ -92,12 +94,31 @@ def _seen(look: Look) -> Seen:
     runs = _token_runs(look.found, look.plain)
     seen = look.at(_alone(_whole(runs)))
     windows = windows_of(look.program.graph, look.found, look.plain)
-    if not windows:
+    if not windows or _merge_as_windows(look, seen):
         return seen
     rest = [run for run in runs if not any(_within(row, run) for row in windows)]
     apart = look.at(_alone(_whole([*rest, *windows])) | windows)
     stay = all(stream.per for stream in apart.streams if stream.atoms in windows)
     return apart if stay and len(apart.sites) > len(seen.sites) else seen
+
+
+def _merge_as_windows(look: Look, seen: Seen) -> bool:
+    """Are windows tokens of attention elsewhere that merge while attention inside them goes on?
+
+    What comes of the tokens in a window is that of a token then, and is averaged with it (TNT).
+    """
+    depends = cones_of(look.program.graph).depends
+    for anchor in itertools.chain(*look.found):
+        plain = look.plain.get(anchor.key)
+        if not plain or not is_inside_places(plain[0], anchor.key_axis):
+            continue
+        beside = seen.types[anchor.key][0].ids
+        own = [site.node for site in seen.sites if site.stream in beside]
+        before = [site for site in own if not depends(site, anchor.node)]
+        behind = [site for site in own if depends(site, anchor.node)]
+        if any(depends(late, early) for late in behind for early in before):
+            return True
+    return False
 
 
 def _alone(runs: Iterable[Axis]) -> dict[Axis, Axis]:

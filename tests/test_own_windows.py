@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import tome_fx
-from tests.framed import Made, clip, made, of_equal_patches, transformed
+from tests.framed import Made, classes_along_time, clip, made, of_equal_patches, transformed
 from tests.laws.common import TINY, distance, run
 from tests.windowed import (
     WINDOWED,
     Masked,
+    classes_of_frames,
     in_levels,
+    in_pairs,
     joint_in_rows,
     means_of_windows,
     place_by_place,
@@ -58,6 +60,19 @@ def test_windows_merge_as_frames_do(name: str, fused: bool) -> None:
     assert "each of the 4 windows" in fast.report.notes[0]
     fast.r = 0
     assert torch.equal(run(fast, x), run(model, x))
+
+
+def test_frames_of_a_convolution_with_tokens_that_attend_along_time() -> None:
+    model, frames = made(classes_of_frames), clip(4)
+    x = in_pairs(frames)
+    like = made(classes_along_time)
+    like.load_state_dict(model.state_dict())
+    options = {"r": [4, 0, 2, 1], "min_ratio": 0}
+    fast = tome_fx.transform(model, example_inputs=x, **options)
+    same = tome_fx.transform(like, example_inputs=frames, **options)
+    assert fast.schedule == same.schedule == (4, 0, 2, 1)
+    assert distance(run(fast, x), run(same, frames)) < 1e-12
+    assert "each of the 4 windows" in fast.report.notes[0]
 
 
 @pytest.mark.parametrize(

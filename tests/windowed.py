@@ -150,6 +150,11 @@ def means_of_windows(m: Blocks, image: Tensor) -> Tensor:
     return m.block(2, x.mean(1).unflatten(0, (-1, 4)))
 
 
+def classes_of_frames(m: Blocks, clip: Tensor) -> Tensor:
+    """Class tokens of a convolution's frames attend to each other (a factorised ViViT)."""
+    return m.block(2, frames_of_a_convolution(m, clip)[:, :, 0])
+
+
 def joint_in_rows(m: Blocks, image: Tensor) -> Tensor:
     """Attention over the tokens of the windows of a row, in the second block."""
     x = m.block(0, _with_class(m, _windows(m, image)))  # [B, 2, 2, 17, C]

@@ -24,6 +24,7 @@ ALIKE = (
     "xcit/xcit_nano_12_p16_224",
     "crossvit/crossvit_9_240",
     "davit/davit_tiny",
+    "more of timm/mobilevit_xxs",
     "full size/deit_small_distilled_patch16_224",
     "transformers/DINOv3ViTModel",
 )

@@ -28,6 +28,7 @@ CHOSEN = (
     "hiera/hiera_tiny_224",
     "levit/levit_128s",
     "davit/davit_tiny",
+    "more of timm/mobilevit_xxs",
     "torchvision/vit_b_16",
     "torch/nn.TransformerEncoder",
     "open_clip/CLIP",
