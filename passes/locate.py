@@ -31,7 +31,7 @@ from tome_fx.finding.looking import AllTypes, Anchors, Look, Seen
 from tome_fx.finding.named_frames import names_of_frames
 from tome_fx.finding.telling import uneven_masks
 from tome_fx.finding.weighed import weighed_for_sums
-from tome_fx.finding.windows import windows_of
+from tome_fx.finding.windows import is_stretch, windows_of
 from tome_fx.graph.axes import Axis, extent
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import cones_of
@@ -180,9 +180,7 @@ def _whole(runs: list[Axis]) -> list[Axis]:
 
 
 def _within(run: Axis, other: Axis) -> bool:
-    width = len(run)
-    places = range(len(other) - width + 1) if width < len(other) else ()
-    return any(other[start : start + width] == run for start in places)
+    return len(run) < len(other) and is_stretch(run, other)
 
 
 def _tokens(found: Anchors, plain: AllTypes) -> int:

@@ -121,8 +121,9 @@ def _compute(node: Node, known: dict[Node, torch.Tensor]) -> None:
 
 def _read_copy(node: Node) -> None:
     """``copy`` has no derivative: what it gives is its second operand, cast and expanded."""
-    target, source = node.args[:2]
-    before, after = source.meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    call = bind(node)
+    target, source = call["self"], call["src"]
+    before, after = source.meta["val"], node.meta["val"]
     with node.graph.inserting_before(node):
         if before.dtype != after.dtype:
             source = node.graph.call_function(aten.to.dtype, (source, after.dtype))

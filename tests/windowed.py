@@ -173,7 +173,6 @@ def products_in_the_batch(m: Blocks, image: Tensor) -> Tensor:
     return x.mT[:, :, None] @ x[:, None]
 
 
-# What does not merge by windows.
 def shifted(m: Blocks, image: Tensor) -> Tensor:
     """The windows of the second block are others."""
     x = m.block(0, _with_class(m, _windows(m, image).flatten(0, 2)))
@@ -183,7 +182,7 @@ def shifted(m: Blocks, image: Tensor) -> Tensor:
 
 
 def place_by_place(m: Blocks, image: Tensor) -> Tensor:
-    """The same places of all windows attend to each other in the second block."""
+    """The same places of all windows attend to each other, so that none merges by itself."""
     x = m.block(0, _with_class(m, _windows(m, image).flatten(0, 2))).unflatten(0, (-1, 4))
     y = m.block(1, x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, 17)).transpose(1, 2)
     return m.block(2, y.flatten(0, 1)).unflatten(0, (-1, 4))

@@ -276,13 +276,13 @@ def _ids(axis: Axis) -> list[int]:
 
 
 def _is_frames(factor: Factor) -> bool:
-    """Is it an axis of the input that no convolution has touched, or pieces that make one up?"""
+    """Is it called so, an axis of the input that no convolution touched, or pieces of one?"""
+    if isinstance(factor, Frames):
+        return True
     parts = pieces(factor)
     atoms = [atom for part in parts for atom in part]
     known = all(isinstance(atom, Atom) for atom in atoms)
     kinds = {atom.origin.kind for atom in atoms if isinstance(atom, Atom)}
-    if isinstance(factor, Frames):
-        return True
     return known and (kinds == {"input"} or (len(parts) > 1 and not kinds & {"channel", "conv"}))
 
 

@@ -33,7 +33,7 @@ from tome_fx.graph.axes import (
 from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.ends import channels_of
-from tome_fx.graph.frames import FRAMES, frames_of, is_of, per_of
+from tome_fx.graph.frames import FRAMES, frames_of, is_of, per_of, with_images
 from tome_fx.graph.unify import segments
 from tome_fx.program import Findings, Site, StreamDef
 
@@ -83,13 +83,17 @@ def with_frames(
     mixing |= {node for node in apart if _loses_frames(node, apart, plain)}
     merged = [site.node for site in sites]
     mixing = {node for node in mixing if any(cones.depends(node, site) for site in merged)}
-    if not same or any(_is_in_the_way(n, streams, sites, apart) for n in mixing):
+    if not same or any(_is_in_the_way(n, streams, sites, leading, apart) for n in mixing):
         return alike, bare
     return (alike, bare) if mixing and _come_back(mixing, apart) else (apart, own)
 
 
 def _is_in_the_way(
-    node: Node, streams: Sequence[StreamDef], sites: Sequence[Site], apart: _Types
+    node: Node,
+    streams: Sequence[StreamDef],
+    sites: Sequence[Site],
+    leading: set[Node],
+    apart: _Types,
 ) -> bool:
     """Does a call that mixes frames need the same places of all of them to have merged?
 
@@ -99,7 +103,7 @@ def _is_in_the_way(
     mixed = {s.id for n in node.all_input_nodes for t in apart.get(n, ()) for s in t.streams}
     windows = {stream.id for stream in streams if stream.per}
     if not mixed <= windows:
-        return calls(node, _ATTENDING) or node in _before(site.node for site in sites)
+        return calls(node, _ATTENDING) or node in leading
     return node in _before(site.node for site in sites if site.stream in mixed)
 
 
@@ -168,7 +172,7 @@ def _per(
     Empty where no frames do. What a site adds may be written frame by frame, in pieces: an atom as
     long says which they are.
     """
-    others = [s for s in streams if s.id != stream.id and all(map(_may_be_frames, s.atoms))]
+    others = _others(streams, stream.id)
     held = [
         _spelled(type_, others)
         for node in leading
@@ -186,9 +190,7 @@ def _per(
                 found[factor] = None
     if not any(map(_may_be_frames, found)):
         return ()
-    # The one image of a program needs no axis.
-    images: Axis = () if any(isinstance(f, Batch) for f in found) else (Batch(1),)
-    return (*images, *found)
+    return with_images(tuple(found))
 
 
 def _around(type_: TensorType) -> Iterator[Factor]:
@@ -204,8 +206,7 @@ def frame_notes(findings: Findings) -> Iterator[str]:
     """How the frames of each stream merge, one line for all that merge alike."""
     told = []
     for site in findings.sites:
-        others = (s for s in findings.streams if s.id != site.stream)
-        others = (s for s in others if all(map(_may_be_frames, s.atoms)))
+        others = _others(findings.streams, site.stream)
         type_ = _spelled(findings.types[site.node][0], others)
         beside = [factor for factor in _around(type_) if not isinstance(factor, Batch)]
         windows = any(is_of(factor, ("conv",)) for factor in beside)
@@ -219,6 +220,11 @@ def frame_notes(findings: Findings) -> Iterator[str]:
                 f"the same places of all {frames} frames of a sample merge: they are not looked at "
                 "one by one"
             )
+
+
+def _others(streams: Iterable[StreamDef], own: int) -> list[StreamDef]:
+    """The streams but for one that may be frames: of a summary of each, which attend elsewhere."""
+    return [s for s in streams if s.id != own and all(map(_may_be_frames, s.atoms))]
 
 
 def _spelled(type_: TensorType, streams: Iterable[StreamDef]) -> TensorType:

@@ -18,11 +18,10 @@ from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import Anchor, is_inside_places, is_tokens, runs
 from tome_fx.finding.inner import residual_of
-from tome_fx.graph.axes import Axis, Batch, Concat, Factor, TensorType, extent
+from tome_fx.graph.axes import Axis, Concat, TensorType, extent
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.frames import FRAMES, is_of
+from tome_fx.graph.frames import is_beside, is_of, with_images
 
-CONV = "conv"
 Types = Mapping[Node, tuple[TensorType, ...]]
 
 
@@ -58,25 +57,24 @@ def _rows(type_: TensorType) -> Iterator[tuple[Axis, Axis]]:
     """Each row of places of a value, with the images and the other places that stand beside it."""
     for place, axis in enumerate(type_.axes):
         others = [own for i, own in enumerate(type_.axes) if i != place]
-        leading = [own for own in others if any(map(_is_beside, own))]
+        leading = [own for own in others if any(map(is_beside, own))]
         beside = tuple(itertools.chain.from_iterable(leading))
-        if not all(map(_is_beside, beside)) or not any(is_of(f, (CONV,)) for f in beside):
+        if not all(map(is_beside, beside)) or not any(is_of(f, ("conv",)) for f in beside):
             continue
         if not any(extent(own) > 1 for own in others if own not in leading):
             continue  # nothing is left for channels
-        # The one image of a program needs no axis.
-        images = () if any(isinstance(f, Batch) for f in beside) else (Batch(1),)
-        yield from ((run, (*images, *beside)) for run in runs(axis) if is_tokens(run))
-
-
-def _is_beside(factor: Factor) -> bool:
-    return isinstance(factor, Batch) or is_of(factor, (*FRAMES, CONV))
+        yield from ((run, with_images(beside)) for run in runs(axis) if is_tokens(run))
 
 
 def _holds(axis: Axis, run: Axis) -> bool:
     """Is ``run`` a stretch of an axis, or of one of its pieces?"""
-    width = len(run)
-    if any(axis[start : start + width] == run for start in range(len(axis) - width + 1)):
+    if is_stretch(run, axis):
         return True
     parts = (part for f in axis if isinstance(f, Concat) for part in f.parts)
     return any(_holds(part, run) for part in parts)
+
+
+def is_stretch(run: Axis, axis: Axis) -> bool:
+    """Do the factors of ``run`` stand in ``axis``, one behind the other?"""
+    width = len(run)
+    return any(axis[start : start + width] == run for start in range(len(axis) - width + 1))

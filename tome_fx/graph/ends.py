@@ -5,8 +5,6 @@ from __future__ import annotations
 from tome_fx.graph.axes import (
     Atom,
     Axis,
-    Batch,
-    Factor,
     Origin,
     TensorType,
     axis_of,
@@ -16,7 +14,7 @@ from tome_fx.graph.axes import (
     pieces,
     streams_of_axis,
 )
-from tome_fx.graph.frames import FRAMES, is_of
+from tome_fx.graph.frames import is_beside
 from tome_fx.graph.grids import fused
 
 
@@ -69,12 +67,8 @@ def channels_of(type_: TensorType) -> int:
     Frames or windows may stand behind it: ``[B, C, W, N]``.
     """
     inner = [i for i, axis in enumerate(type_.axes) if extent(axis) > 1 and not has_stream(axis)]
-    named = [i for i in inner if not any(map(_is_place, type_.axes[i]))]
+    named = [i for i in inner if not any(map(is_beside, type_.axes[i]))]
     return (named or inner or [type_.rank - 1])[-1]
-
-
-def _is_place(factor: Factor) -> bool:
-    return isinstance(factor, Batch) or is_of(factor, (*FRAMES, "conv"))
 
 
 def forget_streams(type_: TensorType) -> TensorType:

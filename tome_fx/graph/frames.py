@@ -41,6 +41,16 @@ def is_of(factor: Factor, kinds: Collection[str]) -> bool:
     return isinstance(factor, Atom) and factor.origin.kind in kinds
 
 
+def is_beside(factor: Factor) -> bool:
+    """Is it images, frames or places: what may stand beside tokens, and is no feature of theirs?"""
+    return isinstance(factor, Batch) or is_of(factor, (*FRAMES, "conv"))
+
+
+def with_images(beside: Axis) -> Axis:
+    """What plans are for, of what stands beside tokens; the one image of a program has no axis."""
+    return beside if any(isinstance(f, Batch) for f in beside) else (Batch(1), *beside)
+
+
 def per_of(type_: TensorType) -> Per:
     """What each plan is for that the tokens of a value merge by."""
     return next((stream.per for stream in type_.streams if stream.per), ())
