@@ -123,10 +123,9 @@ def test_the_report_names_it() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("compiler", ["eager", "inductor"])
-def test_compiled_it_is_one_graph(compiler: str) -> None:
+def test_compiled_it_is_one_graph() -> None:
     fast = transformed(model())
-    compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend=compiler)
+    compiled = torch.compile(fast, fullgraph=True, dynamic=True)
     for batch in (2, 5):
         given = inputs(batch, batch)
         assert distance(compiled(*given), fast(*given)) < 1e-12
@@ -175,12 +174,12 @@ def test_copies_casts_and_pickles() -> None:
     fast = transformed(model())
     x, sizes = inputs()
     wanted = fast(x, sizes)
-    for twin in (copy.deepcopy(fast), copy.copy(fast), pickle.loads(pickle.dumps(fast))):
-        assert torch.equal(twin(x, sizes), wanted)
     own = copy.deepcopy(fast)
+    for twin in (own, copy.copy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(twin(x, sizes), wanted)
     own.embed.table.zero_()
     assert torch.equal(fast(x, sizes), wanted)
-    assert copy.deepcopy(fast).float()(x.float(), sizes).dtype is torch.float32
+    assert own.float()(x.float(), sizes).dtype is torch.float32
     assert fast.token_map(x, sizes).shape == (3, 2, N)
 
 

@@ -24,6 +24,7 @@ MODELS = (
     "vit_base_patch16_siglip_224",
     "eva02_tiny_patch14_224",
 )
+UNLIKE = (MODELS[0], MODELS[2], MODELS[4])  # a class token; registers and scales; rotations
 DYNAMIC = ({0: torch.export.Dim("batch", min=2, max=1024)},)
 
 
@@ -51,7 +52,7 @@ def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", UNLIKE)
 def test_without_scatter_the_same(name: str) -> None:
     (usual, size), (fast, _) = made(name), made(name, scatter=False)
     x = images(3, size).double()
@@ -79,7 +80,7 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "scatter"), [*((name, True) for name in MODELS), (MODELS[0], False)]
+    ("name", "scatter"), [*((name, True) for name in UNLIKE), (MODELS[0], False)]
 )
 def test_onnx(name: str, scatter: bool, tmp_path: Path) -> None:
     fast, size = made(name, scatter=scatter)
