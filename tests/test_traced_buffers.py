@@ -25,7 +25,7 @@ class Before(nn.Module):
         self.code, self.body = code, tiny(depth=1)
         self.register_buffer("count", torch.tensor(2.0))
         self.register_buffer("scale", torch.tensor([1.5, 0.5, 2.0]))
-        self.noted = torch.tensor(2.0)
+        self.noted, self.kept = torch.tensor(2.0), [torch.ones(3)]
 
     def forward(self, image: Tensor) -> Tensor:
         return self.body(self.code(self, image))  # type: ignore[no-any-return]
@@ -159,11 +159,80 @@ def into_a_plain_tensor(model: Before, image: Tensor) -> Tensor:
     return image * model.noted
 
 
-@pytest.mark.parametrize("code", [into_a_constant, into_a_plain_tensor])
+def into_what_a_list_keeps(model: Before, image: Tensor) -> Tensor:
+    model.kept[0][:2].add_(1)
+    return image * model.kept[0].sum()
+
+
+def into_a_weight(model: Before, image: Tensor) -> Tensor:
+    model.body.head.bias.data.add_(1)
+    return image
+
+
+@pytest.mark.parametrize(
+    "code", [into_a_constant, into_a_plain_tensor, into_what_a_list_keeps, into_a_weight]
+)
 def test_a_write_that_is_not_recorded_is_refused(code: Callable[..., Tensor]) -> None:
     model = Before(code)
-    with pytest.raises(tome_fx.CaptureError, match="capture='export'"):
+    before = copy.deepcopy(model)
+    with pytest.raises(tome_fx.CaptureError, match=r"capture='export'|an in-place operation"):
         tome_fx.transform(model, 0, example_inputs=images(), capture="symbolic_trace")
+    for name, value in before.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert (float(model.noted), model.kept[0].tolist()) == (2.0, [1.0] * 3)
+
+
+def noise(model: Before, image: Tensor) -> Tensor:
+    return image + torch.randn(3)[:, None, None] * 2
+
+
+def noise_in_place(model: Before, image: Tensor) -> Tensor:
+    level = torch.zeros(3)
+    level[0].random_()
+    return image * (level + 1).sum()
+
+
+def drawn_branch(model: Before, image: Tensor) -> Tensor:
+    return image * 2 if torch.rand([]) * 2 > 1 else image
+
+
+def drawn_numbers(model: Before, image: Tensor) -> Tensor:
+    return image * sum(torch.rand(3).tolist())
+
+
+def drawn_beside_a_buffer(model: Before, image: Tensor) -> Tensor:
+    return image * 2 if torch.rand_like(model.scale)[0] > 0.5 else image
+
+
+@pytest.mark.parametrize(
+    "code", [noise, noise_in_place, drawn_branch, drawn_numbers, drawn_beside_a_buffer]
+)
+def test_what_is_drawn_is_no_constant(code: Callable[..., Tensor]) -> None:
+    with pytest.raises(tome_fx.CaptureError, match="draws random numbers that no input"):
+        tome_fx.transform(Before(code), 0, example_inputs=images(), capture="symbolic_trace")
+
+
+def drawn_for_nothing(model: Before, image: Tensor) -> Tensor:
+    """As where a layer is left out at random, but in training alone."""
+    chance = torch.rand([])
+    return image * 0 if model.training and chance > 0.5 else image
+
+
+def drawn_as_a_buffer_is(model: Before, image: Tensor) -> Tensor:
+    return image + torch.randn_like(model.scale)[:, None, None]
+
+
+def test_what_is_drawn_and_not_used_is_left_out() -> None:
+    model, x = Before(drawn_for_nothing).eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x, capture="symbolic_trace")
+    assert distance(run(fast, x), run(model, x)) < 1e-6
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_drawn_like_a_buffer_is_drawn_at_each_call(door: str) -> None:
+    model, x = Before(drawn_as_a_buffer_is), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x, capture=door)
+    assert distance(run(fast, x), run(fast, x)) > 1e-6
 
 
 def added_in_place(model: Before, image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Proxy
 
 
@@ -19,12 +19,6 @@ class Tensors:
             for path, module in model.named_modules()
             for name, buffer in module._buffers.items()
         ]
-        self._plain = [
-            (f"{path}.{name}" if path else name, value, value._version)
-            for path, module in model.named_modules()
-            for name, value in vars(module).items()
-            if isinstance(value, Tensor)
-        ]
 
     def put_back(self) -> dict[str, object]:
         """Restore all buffers. Returns what stood in their places, by name."""
@@ -40,10 +34,9 @@ class Tensors:
         """Write what was assigned to a buffer to it, in the graph.
 
         Raises:
-            RuntimeError: that is no recorded value, or a tensor that is no buffer was written to.
+            RuntimeError: that is no recorded value.
         """
-        changed = [path for path, value, version in self._plain if value._version != version]
-        changed += [path for path, value in assigned.items() if not isinstance(value, Proxy)]
+        changed = [path for path, value in assigned.items() if not isinstance(value, Proxy)]
         if changed:
             raise RuntimeError(
                 f"it changes {changed[0]}, which symbolic tracing does not record. Use "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Node, Proxy
 from torch.fx.node import map_aggregate
 
+from tome_fx.capturing.once import RunOnce
 from tome_fx.capturing.writes import written_by
 
 # What these say of a tensor is its shape or its kind, not its numbers.
@@ -105,6 +106,12 @@ class HoldingTracer(torch.fx.Tracer):
         self._written: set[str] = set()
         self._modes = _modes()
         self._thread = threading.get_ident()
+        self.once = RunOnce()
+
+    def create_arg(self, a: Any) -> Any:
+        """As it is, but for a constant that the model draws at each call."""
+        self.once.refuse_drawn(a)
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Tracing patches every module of the process; those of other threads run as they are."""

@@ -43,7 +43,8 @@ def symbolic_trace(model: nn.Module) -> tuple[GraphModule, frozenset[str]]:
     tracer, before = HoldingTracer(), Tensors(model)
     try:
         try:
-            graph = tracer.trace(model)
+            with tracer.once:
+                graph = tracer.trace(model)
         finally:
             assigned = before.put_back()
         before.record(graph, assigned)
