@@ -6,10 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
+from tests.tiny import images, tiny
 from tests.zoo.entry import randomise
 
 pytestmark = TINY
@@ -60,3 +62,27 @@ def test_what_is_mapped_over_images_is_about_all_of_them(
     assert distance(run(fast, flat), run(model, flat)) < 1e-9
     fast.r = 0
     assert distance(run(fast, x), run(model, x)) < 1e-12
+
+
+class Unfollowed(nn.Module):
+    """A part under ``vmap`` that makes a number, behind a write: no graph is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, image: Tensor) -> Tensor:
+        table = torch.zeros(3)
+        table[1] = 2
+        return self.body(torch.vmap(lambda x: x + torch.tensor(1.0) * table[1])(image))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_what_cannot_be_traced_leaves_no_level_open() -> None:
+    torch._dynamo.reset()
+    model, x = Unfollowed(), images()
+    chosen = tome_fx.backend(2, inner_backend="eager", min_ratio=0)
+    compiled = torch.compile(model, backend=chosen)
+    with pytest.warns(tome_fx.ToMeWarning, match="compiled without merging"):
+        found = compiled(x)
+    assert torch.equal(found, model(x))

@@ -33,10 +33,12 @@ from tome_fx.capturing.describing import (
 )
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.known import WRITE_IN, compute, constants_known, count_again
+from tome_fx.capturing.nesting import levels_closed
 from tome_fx.errors import CaptureError
 from tome_fx.graph.casts import copy_casts
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.extents import tensor_value
+from tome_fx.graph.flex import flex_allowed, write_flex
 from tome_fx.graph.inplace import make_detached, make_plain
 from tome_fx.graph.leaves import call_leaves
 from tome_fx.graph.regions import (
@@ -116,7 +118,8 @@ def _in_groups(model: nn.Module, example: Example, program: Program) -> Program 
 
 def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> Program:
     try:
-        with no_fast_path(), constants_known(), _untold(), spelled_out(model, example):
+        spelled = spelled_out(model, example)
+        with no_fast_path(), flex_allowed(), constants_known(), _untold(), spelled:
             exported = torch.export.export(
                 model,
                 example.args,
@@ -194,8 +197,10 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
         inline_regions(module)
     make_detached(module.graph)
     make_plain(module.graph)
+    write_flex(module)
     if _is_open(module.graph):
         module = _without_writes(exported)
+        write_flex(module)
     read = read_by(module)
     made = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
     constants = {name: read[name] for name in read.keys() & made}
@@ -217,15 +222,21 @@ def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
     inline_gradient_regions(kept.graph_module, held)
     try:
         try:
-            module = kept.run_decompositions({}).module()
+            module = _decomposed(kept)
         except RuntimeError:  # torch 2.11 cannot trace again what some checks count
-            module = _edited(kept, _uncheck).run_decompositions({}).module()
+            module = _decomposed(_edited(kept, _uncheck))
         assert isinstance(module, GraphModule)
         return module
     except Exception as error:
         text = "torch.export captured it, and cannot write its program without writes in place"
         reads = _reads_values(error)
         raise CaptureError(f"{text}: {blame(error)}", reads_values=reads) from error
+
+
+def _decomposed(exported: torch.export.ExportedProgram) -> nn.Module:
+    with levels_closed():
+        module: nn.Module = exported.run_decompositions({}).module()
+    return module
 
 
 def _reads_values(error: Exception) -> bool:

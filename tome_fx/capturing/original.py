@@ -13,6 +13,7 @@ from tome_fx.capturing.backwards import Backwards
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.running import run_model
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
+from tome_fx.graph.flex import flex_allowed
 
 # Images that are run though the first of them would do: more would take long.
 SMALL = 8
@@ -40,7 +41,7 @@ class Original:
     def run(self, example: Example) -> Any:
         """What the model returns; an example that was the last one too is not run again."""
         if self._last is None or self._last[0] is not example:
-            with self.backwards.noted(self.module):
+            with self.backwards.noted(self.module), flex_allowed():
                 result = run_model(self.module, example)
             # Without what its gradients would need, which is more than all else.
             self._last = example, pytree.tree_map_only(Tensor, Tensor.detach, result)

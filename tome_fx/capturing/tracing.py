@@ -27,8 +27,10 @@ from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_b
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.held import HoldingTracer
 from tome_fx.capturing.known import constants_known
+from tome_fx.capturing.nesting import levels_closed
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.errors import CaptureError
+from tome_fx.graph.flex import flex_allowed, write_flex
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.provenance import with_paths
 from tome_fx.program import Program
@@ -103,7 +105,9 @@ def aten_module(
 
     def trace(function: Callable[..., Any]) -> GraphModule:
         meta = torch.fx.traceback.preserve_node_meta()
-        with mode, meta, no_fast_path(), constants_known():
+        with (
+            mode, meta, levels_closed(), no_fast_path(), flex_allowed(), constants_known(),
+        ):  # fmt: skip
             return make_fx(
                 function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
             )(*inputs)
@@ -111,9 +115,11 @@ def aten_module(
     try:
         traced = trace(function)
         make_plain(traced.graph)
+        write_flex(traced)
         if mutates(traced.graph, besides="placeholder"):
             # What follows may drop or move a node by its result alone.
             traced = trace(_functional(function))
+            write_flex(traced)
     except CaptureError:
         raise
     except Exception as error:

@@ -25,6 +25,7 @@ from tome_fx.graph.axes import (
 )
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.flex import is_flex
 from tome_fx.graph.regroup import axis_kind
 from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.upstream import operands_along
@@ -287,10 +288,12 @@ def _is_frames(factor: Factor) -> bool:
 
 
 def opaque_misses(graph: Graph) -> list[Miss]:
-    """Attention that no rule reads: FlexAttention is a call of a program that the graph holds."""
-    reason = "flex_attention is one op with a program of its own inside, which no rule reads"
-    held = [node for node in graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
-    return [Miss(n, "attention", reason) for n in held if n.target.name() == "flex_attention"]
+    """FlexAttention that could not be written as other ops."""
+    reason = (
+        "the score_mod or mask_mod of flex_attention is not done for each score by itself, or its "
+        "sums of exponents are asked for"
+    )
+    return [Miss(node, "attention", reason) for node in graph.nodes if is_flex(node)]
 
 
 def _miss(anchor: Anchor, reason: str) -> Miss:

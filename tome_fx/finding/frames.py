@@ -34,6 +34,7 @@ from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import cones_of
 from tome_fx.graph.ends import channels_of
 from tome_fx.graph.frames import FRAMES, frames_of, is_of, per_of, with_images
+from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.unify import segments
 from tome_fx.program import Findings, Site, StreamDef
 
@@ -41,8 +42,8 @@ _Types = Mapping[Node, Types]
 # Types with other streams, and the calls that no rule answers for there, with the reason.
 _Typed = Callable[[tuple[StreamDef, ...]], tuple[_Types, Mapping[Node, str]]]
 
-_ATTENDING = ("aten.scaled_dot_product_attention", "aten.softmax", "aten._softmax", "aten.matmul",
-              "aten.bmm", "aten.baddbmm", "aten.einsum")  # fmt: skip
+_ATTENDING = ("aten.scaled_dot_product_attention", *SOFTMAXES, "aten.matmul", "aten.bmm",
+              "aten.baddbmm", "aten.einsum")  # fmt: skip
 
 
 def with_frames(

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from tome_fx.graph.calls import bind, calls
 
-SOFTMAXES = ("aten.softmax", "aten._softmax")
+SOFTMAXES = ("aten.softmax", "aten._softmax", "aten._safe_softmax")
 _CASTS = ("aten.to", "aten._to_copy", "aten.contiguous", "aten.clone")
 _LARGEST = ("aten.amax", "aten.max")
 _FILLS = ("aten.masked_fill", "aten.where")

@@ -72,7 +72,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(contract.einsum, "einsum"),
         **_family(contract.distances, "cdist"),
         **_family(cells.cell, "gru_cell rnn_tanh_cell rnn_relu_cell"),
-        **_family(tokens.softmax, "softmax _softmax log_softmax"),
+        **_family(tokens.softmax, "softmax _softmax _safe_softmax log_softmax"),
         **_family(
             tokens.reduction,
             "sum mean amax amin any all max min var std var_mean std_mean logsumexp norm "

@@ -1,0 +1,223 @@
+"""What FlexAttention asks of each score, for all scores at once.
+
+A ``score_mod`` or ``mask_mod`` is a program of scalars: a score, and the numbers ``b, h, q, k`` of
+its image, head, query and key. Here the numbers are ranges ``[B, 1, 1, 1]`` to ``[1, 1, 1, K]``,
+and each op is done once, on values that have 1 wherever they are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._guards import detect_fake_mode
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from tome_fx.graph.calls import calls, writes
+from tome_fx.graph.extents import same_size, size_before
+from tome_fx.graph.inplace import make_plain
+from tome_fx.graph.provenance import origin_of
+
+aten = torch.ops.aten
+AXES = 4
+# Ops of each element by itself that do not say so of themselves.
+_PLAIN = frozenset(
+    f"aten.{name}" for name in
+    ("to", "_to_copy", "type_as", "clone", "contiguous", "detach", "alias", "lift_fresh_copy",
+     "__and__", "__or__", "__xor__", "floor_divide", "true_divide", "divide", "multiply",
+     "subtract", "rsub", "negative", "absolute", "arctan2", "greater", "greater_equal", "less",
+     "less_equal", "not_equal", "masked_fill", "where")
+)  # fmt: skip
+_FILLED = {"aten.new_ones": 1, "aten.new_zeros": 0, "aten.ones_like": 1, "aten.zeros_like": 0}
+_INDEX = "torch._dynamo._trace_wrapped_higher_order_op.ModIndex"
+
+
+class UnreadError(Exception):
+    """A program of scalars does what has no form for all at once."""
+
+
+class Writer:
+    """Writes nodes in front of a call of ``flex_attention(query, key, ..)``, with their values."""
+
+    def __init__(self, node: Node, query: Node, key: Node) -> None:
+        self._node = node
+        self._origin = origin_of(node)
+        value = query.meta["val"]
+        self._mode = detect_fake_mode([value])
+        self._device = value.device
+        self.sizes = (*value.shape[:3], key.meta["val"].shape[2])
+        self._ranges: dict[int, Node] = {}
+
+    def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """A call of an op, its value being what fake tensors make of it."""
+        made = self._node.graph.call_function(target, args, kwargs)
+        known, named = map_arg((args, kwargs), lambda node: node.meta["val"])
+        with self._mode or contextlib.nullcontext(), torch.no_grad():
+            made.meta = {**self._origin, "val": target(*known, **named)}
+        return made
+
+    def product(self, left: Node, right: Node) -> Node:
+        """``left @ right``, without the questions that the op asks of their sizes."""
+        made = self._node.graph.call_function(aten.matmul.default, (left, right))
+        value = left.meta["val"]
+        shape = (*value.shape[:-1], right.meta["val"].shape[-1])
+        with self._mode or contextlib.nullcontext():
+            made.meta = {**self._origin, "val": value.new_empty(shape)}
+        return made
+
+    def size(self, axis: int) -> Node | int:
+        """How many images, heads, queries or keys there are."""
+        size = size_before(self.sizes[axis], self._node)
+        if size is None:
+            raise UnreadError
+        return size
+
+    def range(self, axis: int) -> Node:
+        """The numbers of images, heads, queries or keys, on their own axis of four."""
+        if axis not in self._ranges:
+            numbers = self.emit(aten.arange.default, self.size(axis), device=self._device)
+            shape = [-1 if each == axis else 1 for each in range(AXES)]
+            self._ranges[axis] = self.emit(aten.reshape.default, numbers, shape)
+        return self._ranges[axis]
+
+    def same_everywhere(self, value: Any, dtype: torch.dtype) -> Node:
+        """A number for all scores."""
+        shape = [1] * AXES
+        return self.emit(aten.full.default, shape, value, dtype=dtype, device=self._device)
+
+    def looked_up(self, table: Node, places: Sequence[Any]) -> Node:
+        """``table[places]``: its own axes put where the numbers are that it is looked up by."""
+        for axis in reversed([i for i, place in enumerate(places) if isinstance(place, int)]):
+            table = self.emit(aten.select.int, table, axis, places[axis])
+        left = [place for place in places if not isinstance(place, int)]
+        if len(left) != table.meta["val"].dim():
+            raise UnreadError
+        if not left:
+            return self.emit(aten.reshape.default, table, [1] * AXES)
+        axes = [self._axis(place) for place in left]
+        fits = None not in axes and len(set(axes)) == len(axes)
+        cut = self._cut(table, [axis for axis in axes if axis is not None]) if fits else None
+        if cut is None:
+            return self.emit(aten.index.Tensor, table, list(left))
+        order = sorted(range(len(axes)), key=lambda place: axes[place] or 0)
+        if order != list(range(len(axes))):
+            cut = self.emit(aten.permute.default, cut, order)
+        for axis in range(AXES):
+            if axis not in axes:
+                cut = self.emit(aten.unsqueeze.default, cut, axis)
+        return cut
+
+    def _axis(self, place: Any) -> int | None:
+        return next((axis for axis, node in self._ranges.items() if node is place), None)
+
+    def _cut(self, table: Node, axes: Sequence[int]) -> Node | None:
+        """The first places of a table on each of its axes; None if it may not have as many."""
+        for dim, axis in enumerate(axes):
+            size, wanted = table.meta["val"].shape[dim], self.sizes[axis]
+            if same_size(size, wanted):
+                continue
+            if not isinstance(size, int) or not isinstance(wanted, int) or size < wanted:
+                return None
+            table = self.emit(aten.slice.Tensor, table, dim, 0, wanted)
+        return table
+
+
+class Mod:
+    """A program of scalars, and what its operands are for all scores.
+
+    Args:
+        given: for each placeholder a node ``[B, H, Q, K]`` (each may be 1), or one of another shape
+            that it looks up in, or a number.
+    """
+
+    def __init__(self, module: GraphModule, writer: Writer, given: Sequence[Any]) -> None:
+        self._module, self._writer = module, writer
+        self._graph = make_plain(copy.deepcopy(module.graph))
+        places = self._graph.find_nodes(op="placeholder")
+        self.score = places[0]
+        self.result: Any = self._graph.output_node().args[0]
+        self._known: dict[Node, Any] = {}
+        for place, value in zip(places, given, strict=True):
+            self._known[place] = self._wide(value) if isinstance(value, Node) else value
+
+    def value(self, inner: Any) -> Any:
+        """What a node, or a number, of the program is for all scores.
+
+        Raises:
+            UnreadError: it is made by an op that is not done for each score by itself.
+        """
+        if not isinstance(inner, Node):
+            return inner
+        if inner not in self._known:
+            self._known[inner] = self._read(inner)
+        return self._known[inner]
+
+    def of(self, scores: Node) -> Any:
+        """What the program makes of ``scores [B, H, Q, K]``."""
+        self._known[self.score] = scores
+        return self.value(self.result)
+
+    def part(self) -> set[Node]:
+        """The nodes that the score has a part in."""
+        found = {self.score}
+        for node in self._graph.nodes:
+            if any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _read(self, inner: Node) -> Any:
+        if inner.op == "get_attr":
+            return self._constant(inner)
+        if inner.op != "call_function":
+            raise UnreadError
+        if inner.target is torch.ops.higher_order.flat_apply and _INDEX in inner.args:
+            return self._look_up(*inner.args[inner.args.index(_INDEX) + 1 :])
+        if calls(inner, ("aten.index",)):
+            return self._look_up(inner.args[0], *cast(Sequence[Any], inner.args[1]))
+        if inner.target is aten.detach_.default:  # of a constant
+            return self.value(inner.args[0])
+        if not isinstance(inner.target, torch._ops.OpOverload) or writes(inner):
+            raise UnreadError
+        operands = [node for node in inner.all_input_nodes if _is_tensor(node)]
+        if all(node.meta["val"].dim() for node in operands) or not operands:
+            # Made of what it looks up in alone, as it is; what is one number is that everywhere.
+            args, kwargs = map_arg((inner.args, inner.kwargs), self.value)
+            return self._wide(self._writer.emit(inner.target, *args, **kwargs))
+        filled = next((_FILLED[name] for name in _FILLED if calls(inner, (name,))), None)
+        if filled is not None and not inner.meta["val"].dim():
+            return self._writer.same_everywhere(bool(filled), inner.meta["val"].dtype)
+        plain = torch.Tag.pointwise in inner.target.tags or calls(inner, _PLAIN)
+        if not plain or any(node.meta["val"].dim() for node in (inner, *operands)):
+            raise UnreadError
+        args, kwargs = map_arg((inner.args, inner.kwargs), self.value)
+        return self._writer.emit(inner.target, *args, **kwargs)
+
+    def _look_up(self, table: Any, *places: Any) -> Node:
+        if any(place is None for place in places) or not isinstance(table, Node):
+            raise UnreadError
+        known = [self.value(place) for place in places]
+        fixed = [isinstance(place, Node) and calls(place, ("aten.full",)) for place in known]
+        numbers = [place.args[1] if at else place for place, at in zip(known, fixed, strict=True)]
+        return self._writer.looked_up(self.value(table), numbers)
+
+    def _constant(self, inner: Node) -> Node:
+        value: Any = getattr(self._module, str(inner.target))
+        if not isinstance(value, Tensor) or value.dim():
+            raise UnreadError
+        return self._writer.same_everywhere(value.item(), value.dtype)
+
+    def _wide(self, node: Node) -> Node:
+        """One number as such an one for all scores; what has axes of its own keeps them."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim():
+            return node
+        return self._writer.emit(aten.reshape.default, node, [1] * AXES)
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
