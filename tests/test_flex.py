@@ -40,7 +40,7 @@ def test_it_merges_as_attention_that_is_spelled_out(name: str) -> None:
         other = [value[:2] for value in given]
         assert distance(fast(*other), fast(*given)[:2]) < 1e-12
         if asked.alike:
-            assert not fast.report.unmerges
+            assert not any("attention" in entry.op for entry in fast.report.unmerges)
             equal = inputs(kinds=3)
             assert distance(fast(*equal), model(*equal)) < 1e-12
         fast.r = 0
