@@ -77,6 +77,12 @@ ASKED = {
         by_distance,
         alike=False,
     ),
+    "a table of queries and keys": Asked(
+        # Axis by axis, as transformers looks masks up.
+        lambda block: lambda s, b, h, q, k: s + by_distance(block)[0][h][q, k],
+        by_distance,
+        alike=False,
+    ),
     "near ones": Asked(
         lambda block: lambda s, b, h, q, k: torch.where((q - k).abs() < FAR, s, -torch.inf),
         shown=lambda valid: (PLACES[2] - PLACES[3]).abs() < FAR,
@@ -158,9 +164,11 @@ def made(asked: Asked, flexible: bool = True, dtype: torch.dtype = torch.float64
     return model.to(dtype)
 
 
-def inputs(batch: int = 3, kinds: int = N, dtype: torch.dtype = torch.float64) -> Any:
+def inputs(
+    batch: int = 3, kinds: int = N, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> Any:
     """Rows of ``kinds`` different patches, and which of them are real."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, kinds, 6, dtype=torch.float64, generator=generator).to(dtype)
     lengths = torch.tensor([N, N - 5, N - 9, N - 2])[:batch]
     return x[:, torch.arange(N) % kinds], torch.arange(N) < lengths[:, None]

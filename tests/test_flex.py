@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import tome_fx
-from tests.flexed import ASKED, Asked, Attend, Model, inputs, made
+from tests.flexed import ASKED, Asked, Attend, Model, N, inputs, made
 from tests.laws.common import TINY, distance
 
 # The model's own calls, which are not compiled; those of a transform say nothing.
@@ -60,7 +61,12 @@ def written_to(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return s.clamp(min=-1)
 
 
-@pytest.mark.parametrize("score", [capped, written_to])
+def filled(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    scale = torch.tensor([0.5, 1.0, 1.5, 2.0])[h]
+    return torch.where(s > 2, torch.full_like(s, 2), s) * scale
+
+
+@pytest.mark.parametrize("score", [capped, written_to, filled])
 @pytest.mark.parametrize("masked", [False, True])
 def test_other_scores_are_written_out(score: Any, masked: bool) -> None:
     """To the last bit: it is what the op does itself where it is not compiled."""
@@ -132,6 +138,68 @@ def test_an_exported_program_is_read_too() -> None:
     assert distance(fast(*given), transformed(model, given)(*given)) < 1e-12
 
 
+class Around(nn.Module):
+    """What a model does beside its attention."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.model = how, made(ASKED["padding"])
+        self.norm = nn.BatchNorm1d(6).double()
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        if self.how == "view":
+            x = x * 2
+            x.flatten(1).mul_(torch.linspace(0, 1, N * 6, dtype=x.dtype))
+        elif self.how == "count":
+            self.count.add_(1)
+        elif self.how == "norm":
+            x = self.norm(x.mT).mT
+        elif self.how == "pair":
+            x, valid = torch.cat([x, -x]), torch.cat([valid, valid])
+        elif self.how == "input":
+            x[:, 0].zero_()
+        return self.model(x, valid)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["view", "count", "norm", "pair", "input"])
+def test_what_the_model_writes_stays(how: str) -> None:
+    model = Around(how).train(how == "norm").requires_grad_(False)
+    fast = transformed(copy.deepcopy(model), inputs(), 0)
+    for seed in range(2):
+        x, valid = inputs(seed=seed)
+        given, own = x.clone(), x.clone()
+        assert distance(fast(given, valid), model(own, valid)) < 1e-12
+        assert torch.equal(given, own)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(fast.get_buffer(name), buffer), name
+    fast.r = 4
+    assert fast.schedule == (4, 4)
+
+
+class Blocked(Attend):
+    """Tables of blocks alone say which keys a query sees."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, block: nn.Module) -> Tensor:
+        out = flex_attention(q, k, v, block_mask=BLOCKS)
+        assert isinstance(out, Tensor)
+        return out
+
+
+BLOCKS = BlockMask.from_kv_blocks(
+    torch.ones(1, 1, 3, dtype=torch.int32),
+    torch.arange(3, dtype=torch.int32).reshape(1, 1, 3, 1).expand(1, 1, 3, 3).contiguous(),
+    BLOCK_SIZE=8,
+    seq_lengths=(N, N),
+)
+
+
+def test_blocks_that_no_mask_hides_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.flexed.Attend", Blocked)
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="blocks"):
+        transformed(made(Asked()), inputs(), capture="export")
+
+
 class Summing(Attend):
     """Asks for the sums of exponents."""
 
@@ -146,10 +214,10 @@ def sorted_by(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 @pytest.mark.filterwarnings("ignore:return_lse is deprecated")
 def test_what_is_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(tome_fx.NoAttentionFoundError, match="not done for each score by itself"):
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="done for each score by itself"):
         transformed(made(Asked(lambda block: sorted_by)), inputs(), capture="export")
     monkeypatch.setattr("tests.flexed.Attend", Summing)
-    with pytest.raises(tome_fx.NoAttentionFoundError, match="sums of exponents are asked for"):
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="asked for sums of exponents"):
         transformed(made(Asked()), inputs(), capture="export")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -216,6 +217,26 @@ def drawn_for_nothing(model: Before, image: Tensor) -> Tensor:
     """As where a layer is left out at random, but in training alone."""
     chance = torch.rand([])
     return image * 0 if model.training and chance > 0.5 else image
+
+
+def made_and_written(model: Before, image: Tensor) -> Tensor:
+    weight, shift = torch.tensor([1.0, 2.0, 3.0]), torch.from_numpy(np.ones(3, dtype=np.float32))
+    weight[1] = 5
+    shift *= 2
+    return image * weight[:, None, None] + shift[:, None, None]
+
+
+def attending(model: Before, image: Tensor) -> Tensor:
+    """An op that may draw, and does not."""
+    rows = torch.eye(3)[None]
+    return image * torch.nn.functional.scaled_dot_product_attention(rows, rows, rows).sum()
+
+
+@pytest.mark.parametrize("code", [made_and_written, attending])
+def test_constants_that_the_code_makes(code: Callable[..., Tensor]) -> None:
+    model, x = Before(code).eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x, capture="symbolic_trace")
+    assert distance(run(fast, x), run(model, x)) < 1e-6
 
 
 def drawn_as_a_buffer_is(model: Before, image: Tensor) -> Tensor:

@@ -67,10 +67,13 @@ class RunOnce(TorchDispatchMode):
         if any(_place(goal) not in self._made for goal in _goals(func, args, named)):
             raise RuntimeError(_WRITTEN)
         given = {_place(leaf) for leaf in _tensors((args, named))}
-        draws = torch.Tag.nondeterministic_seeded in func.tags or given & self._drawn.keys()
+        before = _random_state() if torch.Tag.nondeterministic_seeded in func.tags else None
         result = func(*args, **named)
+        draws = bool(given & self._drawn.keys())
+        if before is not None:  # fused attention may draw, and does not without dropout
+            draws |= "generator" in named or not _same(before, _random_state())
         for leaf in _tensors(result):
-            if _place(leaf) not in given:  # it is no view
+            if _place(leaf) not in given or func is torch.ops.aten.lift_fresh.default:
                 self._made[_place(leaf)] = leaf
             if draws:
                 self._drawn[_place(leaf)] = leaf
@@ -90,6 +93,16 @@ class _ReadsWhole(TorchFunctionMode):
         if func in _READ_WHOLE:
             self._ops.refuse_drawn(args)
         return func(*args, **(kwargs or {}))
+
+
+def _random_state() -> list[Tensor]:
+    """That of the generators which draw if none is named."""
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+
+
+def _same(before: list[Tensor], after: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def _goals(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:

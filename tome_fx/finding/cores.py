@@ -290,8 +290,8 @@ def _is_frames(factor: Factor) -> bool:
 def opaque_misses(graph: Graph) -> list[Miss]:
     """FlexAttention that could not be written as other ops."""
     reason = (
-        "the score_mod or mask_mod of flex_attention is not done for each score by itself, or its "
-        "sums of exponents are asked for"
+        "flex_attention is asked for sums of exponents or for blocks that no mask hides, or a "
+        "score_mod or mask_mod is not read as one that is done for each score by itself"
     )
     return [Miss(node, "attention", reason) for node in graph.nodes if is_flex(node)]
 

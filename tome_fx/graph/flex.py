@@ -5,8 +5,9 @@
     ->  safe_softmax(where(mask, score_mod(q @ k.mT * scale), -inf)) @ v             else
 
 It is one op with two programs inside, and merging has to know what they do. Both are the op's own
-meaning (``torch.nn.attention.flex_attention``): the first up to rounding, the second to the bit.
-Blocks that the op would leave out are hidden by the mask.
+meaning (``torch.nn.attention.flex_attention``): the first up to rounding, the second to the bit of
+what it computes where it is not compiled.
+Blocks that the op would leave out are hidden by the mask, from which their tables are made.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import contextlib
 import operator
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +27,7 @@ import torch.nn.attention.flex_attention as flex
 from torch.fx import Graph, GraphModule, Node
 
 from tome_fx.graph.calls import calls, writes
-from tome_fx.graph.checks import is_check
+from tome_fx.graph.casts import held_in
 from tome_fx.graph.extents import same_size
 from tome_fx.graph.mods import AXES, Mod, UnreadError, Writer
 
@@ -82,15 +84,17 @@ def _written(module: GraphModule, node: Node) -> Node:
         raise UnreadError  # it also asks for the sums of exponents
     with module.graph.inserting_before(node):
         query, key, value = (call[name] for name in _NAMES[:3])
-        writer = Writer(node, query, key)
+        writer = Writer(module, node, query, key)
         key, value = (_for_each_image(writer, part) for part in (key, value))
-        numbers = [writer.range(axis) for axis in range(AXES)]
+        numbers = [partial(writer.range, axis) for axis in range(AXES)]
         hiding = Mod(
             _program(module, call["block_mask"][-1]), writer,
             [*numbers, *call.get("mask_mod_other_buffers", ())],
         )  # fmt: skip
         mask = hiding.value(hiding.result)
         shown = None if _is_true(mask) else mask
+        if shown is None and _leaves_out_blocks(module, call["block_mask"]):
+            raise UnreadError
         scoring = Mod(
             _program(module, call["score_mod"]), writer,
             [None, *numbers, *call.get("score_mod_other_buffers", ())],
@@ -101,10 +105,7 @@ def _written(module: GraphModule, node: Node) -> Node:
         bias = _bias(writer, scoring, added, shown, dtype)
         shared = not same_size(query.meta["val"].shape[1], key.meta["val"].shape[1])
         keywords = {"enable_gqa": True} if shared else {}
-        return writer.emit(
-            aten.scaled_dot_product_attention.default,
-            query, key, value, bias, scale=call["scale"], **keywords,
-        )  # fmt: skip
+        return writer.attention(query, key, value, bias, scale=call["scale"], **keywords)
 
 
 def _program(module: GraphModule, held: Node) -> GraphModule:
@@ -136,6 +137,8 @@ def _added(mod: Mod) -> _Added | None:
         at = inside.index(True)
         if calls(here, ("aten.add", "aten.sub")) and (at == 0 or calls(here, ("aten.add",))):
             terms.append((here.args[1 - at], calls(here, ("aten.add",))))
+        elif calls(here, ("aten.masked_fill",)) and not at and _is_least(mod.value(here.args[2])):
+            shown.append((here.args[1], False))
         elif calls(here, ("aten.where",)) and at and _is_least(mod.value(here.args[3 - at])):
             shown.append((here.args[0], at == 1))
         else:
@@ -194,6 +197,18 @@ def _in_full(
     return writer.product(weights, value)
 
 
+def _leaves_out_blocks(module: GraphModule, mask: Sequence[Any]) -> bool:
+    """Are there blocks that constant tables leave out, though the mask hides nothing?
+
+    Compiled, the op takes the tables' word for it, and else the mask's.
+    """
+    tables = [operator.attrgetter(str(part.target))(module) for part in (mask[2], mask[4])
+              if isinstance(part, Node) and part.op == "get_attr"]  # fmt: skip
+    if not tables or mask[-2] >= 1 << 30:  # all in one block: there was no mask
+        return False
+    return bool((sum(tables) * mask[-2] < mask[1]).any())
+
+
 def _for_each_image(writer: Writer, part: Node) -> Node:
     """Keys or values that all images share, for each of them."""
     size = part.meta["val"].shape[0]
@@ -213,9 +228,20 @@ def _is_least(value: Any) -> bool:
 
 
 def _drop_dead(graph: Graph) -> None:
-    """Erase what nobody reads any more: tables of blocks, and the parts under ``vmap`` for them."""
+    """Erase what nobody reads any more: tables of blocks, and the parts under ``vmap`` for them.
+
+    With it go the checks of dtypes and layouts that export adds, which read them too.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    held: Mapping[Node, frozenset[Node]] = {}
     for node in reversed(list(graph.nodes)):
-        if is_check(node) or (not node.users and _only_yields(node)):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif not node.users and node.op == "call_function" and writes(node):
+            held = held or held_in(graph)
+            if _is_lost(node, held, order):
+                graph.erase_node(node)
+        elif not node.users and _only_yields(node):
             graph.erase_node(node)
     marks = [node for node in graph.nodes if _is_nesting(node)]
     if not any(node.users for node in marks):
@@ -223,13 +249,21 @@ def _drop_dead(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def _is_lost(write: Node, held: Mapping[Node, frozenset[Node]], order: Mapping[Node, int]) -> bool:
+    """Does nobody read what is written, behind the write and by whatever view, here or outside?"""
+    memory = held[write]
+    if any(node.op != "call_function" for node in memory):
+        return False
+    beside = [node for node in held if held[node] & memory]
+    return not any(order[user] > order[write] for node in beside for user in node.users)
+
+
 def _only_yields(node: Node) -> bool:
-    """Does a call do no more than yield a value, or write to one that nobody else reads?"""
+    """Does a node do no more than yield a value?"""
     if node.op == "get_attr":
         return True
-    if node.op != "call_function" or (_is_nesting(node) and not node.all_input_nodes):
-        return False
-    return not node.is_impure() or (writes(node) and len(node.all_input_nodes[0].users) == 1)
+    opens = _is_nesting(node) and not node.all_input_nodes
+    return node.op == "call_function" and not opens and not node.is_impure()
 
 
 def _is_nesting(node: Node) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,7 @@ from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from tome_fx.graph.calls import calls, writes
+from tome_fx.graph.calls import bind, calls, writes
 from tome_fx.graph.extents import same_size, size_before
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.provenance import origin_of
@@ -33,7 +35,11 @@ _PLAIN = frozenset(
      "subtract", "rsub", "negative", "absolute", "arctan2", "greater", "greater_equal", "less",
      "less_equal", "not_equal", "masked_fill", "where")
 )  # fmt: skip
-_FILLED = {"aten.new_ones": 1, "aten.new_zeros": 0, "aten.ones_like": 1, "aten.zeros_like": 0}
+_FILLED = {"aten.new_ones": 1, "aten.new_zeros": 0, "aten.ones_like": 1, "aten.zeros_like": 0,
+           "aten.new_full": "fill_value", "aten.full_like": "fill_value"}  # fmt: skip
+# Of a value that nothing writes to they are that value.
+_SAME = (aten.detach_.default, aten.detach.default, aten.alias.default, aten.clone.default,
+         aten.lift_fresh_copy.default)  # fmt: skip
 _INDEX = "torch._dynamo._trace_wrapped_higher_order_op.ModIndex"
 
 
@@ -44,8 +50,8 @@ class UnreadError(Exception):
 class Writer:
     """Writes nodes in front of a call of ``flex_attention(query, key, ..)``, with their values."""
 
-    def __init__(self, node: Node, query: Node, key: Node) -> None:
-        self._node = node
+    def __init__(self, module: GraphModule, node: Node, query: Node, key: Node) -> None:
+        self._module, self._node, self._rows = module, node, (query, key)
         self._origin = origin_of(node)
         value = query.meta["val"]
         self._mode = detect_fake_mode([value])
@@ -61,6 +67,25 @@ class Writer:
             made.meta = {**self._origin, "val": target(*known, **named)}
         return made
 
+    def attention(self, query: Node, key: Node, value: Node, mask: Any, **options: Any) -> Node:
+        """Fused attention, without the questions that the op asks of sizes."""
+        op = aten.scaled_dot_product_attention.default
+        made = self._node.graph.call_function(op, (query, key, value, mask), options)
+        shape = (*query.meta["val"].shape[:-1], value.meta["val"].shape[-1])
+        with self._mode or contextlib.nullcontext():
+            made.meta = {**self._origin, "val": query.meta["val"].new_empty(shape)}
+        return made
+
+    def constant(self, value: Tensor) -> Node:
+        """A tensor that one of the programs makes of numbers."""
+        taken = {name for name, _ in self._module.named_buffers(recurse=False)}
+        name = next(n for i in itertools.count() if (n := f"_table_{i}") not in taken)
+        self._module.register_buffer(name, value, persistent=False)
+        made = self._node.graph.get_attr(name)
+        known = value if self._mode is None else self._mode.from_tensor(value)
+        made.meta = {**self._origin, "val": known}
+        return made
+
     def product(self, left: Node, right: Node) -> Node:
         """``left @ right``, without the questions that the op asks of their sizes."""
         made = self._node.graph.call_function(aten.matmul.default, (left, right))
@@ -74,7 +99,9 @@ class Writer:
         """How many images, heads, queries or keys there are."""
         size = size_before(self.sizes[axis], self._node)
         if size is None:
-            raise UnreadError
+            rows, dim = (self._rows[0], axis) if axis < AXES - 1 else (self._rows[1], axis - 1)
+            size = self._node.graph.call_function(aten.sym_size.int, (rows, dim))
+            size.meta = {**self._origin, "val": self.sizes[axis]}
         return size
 
     def range(self, axis: int) -> Node:
@@ -95,7 +122,8 @@ class Writer:
         for axis in reversed([i for i, place in enumerate(places) if isinstance(place, int)]):
             table = self.emit(aten.select.int, table, axis, places[axis])
         left = [place for place in places if not isinstance(place, int)]
-        if len(left) != table.meta["val"].dim():
+        truths = any(place.meta["val"].dtype == torch.bool for place in left)
+        if truths or len(left) != table.meta["val"].dim():
             raise UnreadError
         if not left:
             return self.emit(aten.reshape.default, table, [1] * AXES)
@@ -127,12 +155,20 @@ class Writer:
         return table
 
 
+@dataclass(frozen=True)
+class _Partly:
+    """A table that is looked up axis by axis, ``table[a][b]``, and the places so far."""
+
+    table: Node
+    places: tuple[Any, ...]
+
+
 class Mod:
     """A program of scalars, and what its operands are for all scores.
 
     Args:
         given: for each placeholder a node ``[B, H, Q, K]`` (each may be 1), or one of another shape
-            that it looks up in, or a number.
+            that it looks up in, or a number, or what makes one where it is asked for.
     """
 
     def __init__(self, module: GraphModule, writer: Writer, given: Sequence[Any]) -> None:
@@ -142,8 +178,7 @@ class Mod:
         self.score = places[0]
         self.result: Any = self._graph.output_node().args[0]
         self._known: dict[Node, Any] = {}
-        for place, value in zip(places, given, strict=True):
-            self._known[place] = self._wide(value) if isinstance(value, Node) else value
+        self._given = dict(zip(places, given, strict=True))
 
     def value(self, inner: Any) -> Any:
         """What a node, or a number, of the program is for all scores.
@@ -154,7 +189,9 @@ class Mod:
         if not isinstance(inner, Node):
             return inner
         if inner not in self._known:
-            self._known[inner] = self._read(inner)
+            given = self._given.get(inner)
+            value = given() if callable(given) else given
+            self._known[inner] = self._wide(value) if inner in self._given else self._read(inner)
         return self._known[inner]
 
     def of(self, scores: Node) -> Any:
@@ -173,47 +210,77 @@ class Mod:
     def _read(self, inner: Node) -> Any:
         if inner.op == "get_attr":
             return self._constant(inner)
-        if inner.op != "call_function":
-            raise UnreadError
-        if inner.target is torch.ops.higher_order.flat_apply and _INDEX in inner.args:
-            return self._look_up(*inner.args[inner.args.index(_INDEX) + 1 :])
-        if calls(inner, ("aten.index",)):
-            return self._look_up(inner.args[0], *cast(Sequence[Any], inner.args[1]))
-        if inner.target is aten.detach_.default:  # of a constant
+        if inner.target in _SAME:
             return self.value(inner.args[0])
+        places = self._places(inner)
+        if places is not None:
+            return self._look_up(*places)
         if not isinstance(inner.target, torch._ops.OpOverload) or writes(inner):
             raise UnreadError
+        return self._computed(inner, inner.target)
+
+    def _places(self, inner: Node) -> Sequence[Any] | None:
+        """The table that a node looks something up in, and the places."""
+        args = inner.args
+        if inner.target is torch.ops.higher_order.flat_apply and _INDEX in args:
+            return args[args.index(_INDEX) + 1 :]
+        if calls(inner, ("aten.index",)):
+            places = cast(Sequence[Any], args[1])
+            numbers = [isinstance(n, Node) and not n.meta["val"].dim() for n in places]
+            return (args[0], *places) if all(numbers) else None
+        if inner.target is aten.select.int and isinstance(self.value(args[0]), _Partly):
+            return None if args[1] else (args[0], args[2])
+        return None
+
+    def _computed(self, inner: Node, op: torch._ops.OpOverload) -> Any:
         operands = [node for node in inner.all_input_nodes if _is_tensor(node)]
+        if any(isinstance(self.value(node), _Partly) for node in operands):
+            raise UnreadError
         if all(node.meta["val"].dim() for node in operands) or not operands:
             # Made of what it looks up in alone, as it is; what is one number is that everywhere.
             args, kwargs = map_arg((inner.args, inner.kwargs), self.value)
-            return self._wide(self._writer.emit(inner.target, *args, **kwargs))
+            return self._wide(self._writer.emit(op, *args, **kwargs))
         filled = next((_FILLED[name] for name in _FILLED if calls(inner, (name,))), None)
         if filled is not None and not inner.meta["val"].dim():
-            return self._writer.same_everywhere(bool(filled), inner.meta["val"].dtype)
-        plain = torch.Tag.pointwise in inner.target.tags or calls(inner, _PLAIN)
+            dtype = inner.meta["val"].dtype
+            number = bind(inner)["fill_value"] if filled == "fill_value" else filled
+            return self._writer.same_everywhere(torch.tensor(number, dtype=dtype).item(), dtype)
+        plain = torch.Tag.pointwise in op.tags or calls(inner, _PLAIN)
         if not plain or any(node.meta["val"].dim() for node in (inner, *operands)):
             raise UnreadError
         args, kwargs = map_arg((inner.args, inner.kwargs), self.value)
-        return self._writer.emit(inner.target, *args, **kwargs)
+        return self._writer.emit(op, *args, **kwargs)
 
-    def _look_up(self, table: Any, *places: Any) -> Node:
+    def _look_up(self, table: Any, *places: Any) -> Any:
         if any(place is None for place in places) or not isinstance(table, Node):
             raise UnreadError
+        source: Any = self.value(table)
         known = [self.value(place) for place in places]
         fixed = [isinstance(place, Node) and calls(place, ("aten.full",)) for place in known]
         numbers = [place.args[1] if at else place for place, at in zip(known, fixed, strict=True)]
-        return self._writer.looked_up(self.value(table), numbers)
+        if any(isinstance(number, bool) for number in numbers):
+            raise UnreadError
+        if isinstance(source, _Partly):
+            source, numbers = source.table, [*source.places, *numbers]
+        if len(numbers) < source.meta["val"].dim():
+            if not all(isinstance(number, int) for number in numbers):
+                return _Partly(source, tuple(numbers))
+            for number in numbers:
+                source = self._writer.emit(aten.select.int, source, 0, number)
+            return source
+        return self._writer.looked_up(source, numbers)
 
     def _constant(self, inner: Node) -> Node:
         value: Any = getattr(self._module, str(inner.target))
-        if not isinstance(value, Tensor) or value.dim():
+        if not isinstance(value, Tensor):
             raise UnreadError
+        if value.dim():
+            return self._writer.constant(value)
         return self._writer.same_everywhere(value.item(), value.dtype)
 
-    def _wide(self, node: Node) -> Node:
+    def _wide(self, node: Any) -> Any:
         """One number as such an one for all scores; what has axes of its own keeps them."""
-        value = node.meta.get("val")
+        value = node.meta.get("val") if isinstance(node, Node) else None
         if not isinstance(value, Tensor) or value.dim():
             return node
         return self._writer.emit(aten.reshape.default, node, [1] * AXES)

@@ -109,9 +109,8 @@ def _lead(query: TensorType, key: TensorType, value: TensorType) -> tuple[Axis, 
     for place in range(query.rank - 2):
         here = [t.axes[place] for t in (query, key, value)]
         batch = [axis for axis in here if has_batch(axis)]
-        if batch and all(
-            extent(axis) == 1 for axis in batch
-        ):  # of one image, a single head may stand there
+        # Of one image, a single head may stand there.
+        if batch and all(extent(axis) == 1 for axis in batch):
             batch = [axis for axis in here if extent(axis) > 1] or batch
         axis = unify_all(batch) if batch else here[0]
         if axis is None:
