@@ -189,7 +189,8 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
     """The program's own graph with its parameters as attributes, made functional.
 
     Regions of another gradient mode or autocast are subprograms there: they are inlined, so that
-    tokens are followed through them. What runs under ``vmap`` becomes ops on all images.
+    tokens are followed through them. What runs under ``vmap`` becomes ops on all images, and
+    FlexAttention other attention.
     """
     module = exported.module()
     assert isinstance(module, GraphModule)

@@ -6,8 +6,8 @@
 
 It is one op with two programs inside, and merging has to know what they do. Both are the op's own
 meaning (``torch.nn.attention.flex_attention``): the first up to rounding, the second to the bit of
-what it computes where it is not compiled.
-Blocks that the op would leave out are hidden by the mask, from which their tables are made.
+what it computes where it is not compiled. Blocks that the op would leave out are hidden by the
+mask, from which their tables are made.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ aten = torch.ops.aten
 _NAMES = ("query", "key", "value", "score_mod", "block_mask", "scale", "kernel_options",
           "score_mod_other_buffers", "mask_mod_other_buffers")  # fmt: skip
 _NESTING = "torch._functorch.predispatch"
-
-
-# What it warns of where it is traced: that it is slow, and how it looks at tensors.
+# What torch warns of where FlexAttention is traced: that it is slow, and how it looks at tensors.
 _WARNINGS = ("flex_attention called without torch.compile", "torch.compile is ignored when called",
              "The .grad attribute of a Tensor that is not a leaf")  # fmt: skip
 
@@ -62,8 +60,8 @@ def is_flex(node: Node) -> bool:
 
 def write_flex(module: GraphModule) -> None:
     """Edit the graph in place: each call of FlexAttention that can be read, by other ops."""
-    calls_ = [node for node in module.graph.nodes if is_flex(node)]
-    for node in calls_:
+    found = [node for node in module.graph.nodes if is_flex(node)]
+    for node in found:
         try:
             result = _written(module, node)
         except UnreadError:
@@ -72,7 +70,7 @@ def write_flex(module: GraphModule) -> None:
             user.replace_all_uses_with(result)
             module.graph.erase_node(user)
         module.graph.erase_node(node)
-    if calls_:
+    if found:
         _drop_dead(module.graph)
 
 

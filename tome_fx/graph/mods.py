@@ -48,7 +48,11 @@ class UnreadError(Exception):
 
 
 class Writer:
-    """Writes nodes in front of a call of ``flex_attention(query, key, ..)``, with their values."""
+    """Writes nodes in front of a call of ``flex_attention(query, key, ..)``, with their values.
+
+    Attributes:
+        sizes: how many images, heads, queries and keys there are.
+    """
 
     def __init__(self, module: GraphModule, node: Node, query: Node, key: Node) -> None:
         self._module, self._node, self._rows = module, node, (query, key)
