@@ -196,6 +196,7 @@ class _Walk:
         inputs = [n for n in lifter.program.graph.nodes if n.op == "placeholder"]
         images = next((n for n in inputs if n.name in lifter.program.batched), None)
         if images is not None:
-            return lifter.values[images].node  # type: ignore[no-any-return]
+            rows: Node = lifter.values[images].node
+            return rows
         whole = next(n for n in inputs if isinstance(n.meta.get("val"), Tensor))
         return lifter.coercer.emit(aten.unsqueeze.default, lifter.values[whole].node, 0)

@@ -176,9 +176,10 @@ def _keep_statistics(node: Node) -> None:
     """Backward reads the running statistics of a batch norm, which the program writes to before."""
     for place in (3, 4):
         held = node.args[place]
+        assert isinstance(held, Node)
         with node.graph.inserting_before(node):
             own = node.graph.call_function(aten.clone.default, (held,))
-        own.meta = {**node.meta, "val": held.meta["val"]}  # type: ignore[union-attr]
+        own.meta = {**node.meta, "val": held.meta["val"]}
         node.update_arg(place, own)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tome_fx.capturing.tensors import tensors_in
 
 _DRAWN = (
     "it draws random numbers that no input has a part in: symbolic tracing keeps those of one "
@@ -54,7 +55,7 @@ class RunOnce(TorchDispatchMode):
 
     def refuse_drawn(self, value: Any) -> None:
         """Raise where one of the tensors in ``value`` was drawn, or made of one that was."""
-        if any(_place(leaf) in self._drawn for leaf in _tensors(value)):
+        if any(_place(leaf) in self._drawn for leaf in tensors_in(value)):
             raise RuntimeError(_DRAWN)
 
     def __torch_dispatch__(
@@ -66,13 +67,13 @@ class RunOnce(TorchDispatchMode):
             self.refuse_drawn(args)
         if any(_place(goal) not in self._made for goal in _goals(func, args, named)):
             raise RuntimeError(_WRITTEN)
-        given = {_place(leaf) for leaf in _tensors((args, named))}
+        given = {_place(leaf) for leaf in tensors_in((args, named))}
         before = _random_state() if torch.Tag.nondeterministic_seeded in func.tags else None
         result = func(*args, **named)
         draws = bool(given & self._drawn.keys())
         if before is not None:  # fused attention may draw, and does not without dropout
             draws |= "generator" in named or not _same(before, _random_state())
-        for leaf in _tensors(result):
+        for leaf in tensors_in(result):
             if _place(leaf) not in given or func is torch.ops.aten.lift_fresh.default:
                 self._made[_place(leaf)] = leaf
             if draws:
@@ -110,11 +111,7 @@ def _goals(func: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Tensor]:
     given = [*zip(func._schema.arguments, args, strict=False)]
     given += [(one, kwargs[one.name]) for one in func._schema.arguments if one.name in kwargs]
     written = [value for one, value in given if one.alias_info and one.alias_info.is_write]
-    return _tensors(written)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return tensors_in(written)
 
 
 def _place(tensor: Tensor) -> int:

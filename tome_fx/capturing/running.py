@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Interpreter, Node
-from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import no_fast_path
 from tome_fx.capturing.examples import Example, draws_undone, run_apart
 from tome_fx.capturing.rounding import allowed, excess, norm_of
+from tome_fx.capturing.tensors import tensors_in
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.provenance import module_paths
@@ -77,7 +77,7 @@ def _calls(model: nn.Module, example: Example) -> list[tuple[str, Tensor | None,
 
     def noting(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            came, made = _tensors((args, kwargs)), _tensors(result)
+            came, made = tensors_in((args, kwargs)), tensors_in(result)
             if made:
                 first = came[0].detach().clone() if came else None
                 calls.append((path, first, made[0].detach().clone()))
@@ -90,10 +90,6 @@ def _calls(model: nn.Module, example: Example) -> list[tuple[str, Tensor | None,
                 stack.enter_context(module.register_forward_hook(noting(path), with_kwargs=True))
         run_model(model, example)
     return calls
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class _Run(Interpreter):

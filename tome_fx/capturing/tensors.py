@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def tensors_of(
@@ -26,6 +27,11 @@ def tensors_of(
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 yield dot + name, buffer, name not in module._non_persistent_buffers_set
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested values."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def held_at(root: nn.Module, path: str) -> Tensor | None:

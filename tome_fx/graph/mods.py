@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind, calls, writes
-from tome_fx.graph.extents import same_size, size_before
+from tome_fx.graph.extents import same_size, size_before, tensor_value
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.provenance import origin_of
 
@@ -30,10 +30,9 @@ AXES = 4
 # Ops of each element by itself that do not say so of themselves.
 _PLAIN = frozenset(
     f"aten.{name}" for name in
-    ("to", "_to_copy", "type_as", "clone", "contiguous", "detach", "alias", "lift_fresh_copy",
-     "__and__", "__or__", "__xor__", "floor_divide", "true_divide", "divide", "multiply",
-     "subtract", "rsub", "negative", "absolute", "arctan2", "greater", "greater_equal", "less",
-     "less_equal", "not_equal", "masked_fill", "where")
+    ("to", "_to_copy", "type_as", "contiguous", "__and__", "__or__", "__xor__", "floor_divide",
+     "true_divide", "divide", "multiply", "subtract", "rsub", "negative", "absolute", "arctan2",
+     "greater", "greater_equal", "less", "less_equal", "not_equal", "masked_fill", "where")
 )  # fmt: skip
 _FILLED = {"aten.new_ones": 1, "aten.new_zeros": 0, "aten.ones_like": 1, "aten.zeros_like": 0,
            "aten.new_full": "fill_value", "aten.full_like": "fill_value"}  # fmt: skip
@@ -75,10 +74,7 @@ class Writer:
         """Fused attention, without the questions that the op asks of sizes."""
         op = aten.scaled_dot_product_attention.default
         made = self._node.graph.call_function(op, (query, key, value, mask), options)
-        shape = (*query.meta["val"].shape[:-1], value.meta["val"].shape[-1])
-        with self._mode or contextlib.nullcontext():
-            made.meta = {**self._origin, "val": query.meta["val"].new_empty(shape)}
-        return made
+        return self._as_product(made, query, value)
 
     def constant(self, value: Tensor) -> Node:
         """A tensor that one of the programs makes of numbers."""
@@ -93,6 +89,9 @@ class Writer:
     def product(self, left: Node, right: Node) -> Node:
         """``left @ right``, without the questions that the op asks of their sizes."""
         made = self._node.graph.call_function(aten.matmul.default, (left, right))
+        return self._as_product(made, left, right)
+
+    def _as_product(self, made: Node, left: Node, right: Node) -> Node:
         value = left.meta["val"]
         shape = (*value.shape[:-1], right.meta["val"].shape[-1])
         with self._mode or contextlib.nullcontext():
@@ -237,7 +236,7 @@ class Mod:
         return None
 
     def _computed(self, inner: Node, op: torch._ops.OpOverload) -> Any:
-        operands = [node for node in inner.all_input_nodes if _is_tensor(node)]
+        operands = [node for node in inner.all_input_nodes if tensor_value(node) is not None]
         if any(isinstance(self.value(node), _Partly) for node in operands):
             raise UnreadError
         if all(node.meta["val"].dim() for node in operands) or not operands:
@@ -288,7 +287,3 @@ class Mod:
         if not isinstance(value, Tensor) or value.dim():
             return node
         return self._writer.emit(aten.reshape.default, node, [1] * AXES)
-
-
-def _is_tensor(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)

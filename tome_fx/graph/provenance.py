@@ -36,9 +36,9 @@ def module_paths(node: Node) -> tuple[str, ...]:
 def source_line(node: Node) -> str:
     """``attention.py:124: x = softmax(...)`` of the innermost frame, or an empty text."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    written = [frame for frame in frames if not frame["file"].startswith("<")]  # not generated
     if not frames:
         return ""
+    written = [frame for frame in frames if not frame["file"].startswith("<")]  # not generated
     last = (written or frames)[-1]
     return f"{os.path.basename(last['file'])}:{last['line']}: {last['text'].strip()}"
 
