@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tome_fx.cli import options as o
-from tome_fx.cli.bench import autocast_dtype
 from tome_fx.cli.failure import CliError, missing_extra, one_line
 from tome_fx.cli.models import parse_kwargs
 
@@ -100,13 +99,6 @@ def test_model_kwargs_are_literals_or_text() -> None:
     }
     with pytest.raises(CliError, match="KEY=VALUE"):
         parse_kwargs(["depth"])
-
-
-def test_amp_dtype() -> None:
-    assert autocast_dtype("float32", "float16") is None
-    assert str(autocast_dtype("amp", "bfloat16")) == "torch.bfloat16"
-    with pytest.raises(CliError, match="--amp-dtype"):
-        autocast_dtype("amp", "int8")
 
 
 def test_errors_take_one_line() -> None:

@@ -48,7 +48,8 @@ def test_what_was_timed_with_it_says_so(folder: Path, command: Run) -> None:
     args += ["--no-compile", "--no-memory", "--json"]
     around = [json.loads(command(*args, *more))["environment"] for more in (
         ["--matching", "mine.py:pairs"], [])]  # fmt: skip
-    assert [each["matching"] for each in around] == ["mine.py:pairs", ""]
+    short = "--model-kwargs depth=2"
+    assert [each["flags"] for each in around] == [f"{short} --matching mine.py:pairs", short]
 
 
 @pytest.mark.parametrize(

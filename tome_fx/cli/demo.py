@@ -15,9 +15,10 @@ from tome_fx.cli import console, merging, results, tables, tiles
 from tome_fx.cli import options as o
 from tome_fx.cli.bench import BatchSize
 from tome_fx.cli.failure import CliError
+from tome_fx.cli.flags import ModelFlags, grouped
 from tome_fx.cli.images import open_image
 from tome_fx.cli.measure import Row, Settings, by_r, measure, subjects
-from tome_fx.cli.models import Loaded, ModelSpec
+from tome_fx.cli.models import Loaded
 from tome_fx.cli.preprocess import to_batch
 
 Folder = Annotated[Path, typer.Option(help="Where picture, report and figures are written.")]
@@ -31,8 +32,10 @@ Compile = Annotated[
 ]
 
 
+@grouped(model="vit_base_patch16_224", pretrained=None)
 def demo(
-    model: o.ModelName = "vit_base_patch16_224",
+    *,
+    model: ModelFlags,
     r: o.R = "16",
     output_dir: Folder = Path("tome-fx-demo"),
     image: Photo = None,
@@ -40,10 +43,6 @@ def demo(
     num_bench_iter: Rounds = 15,
     speed: Speed = True,
     compiled: Compile = True,
-    pretrained: o.Pretrained = None,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    model_kwargs: o.ModelKwargs = None,
     device: o.Device = "cpu",
     threads: o.Threads = None,
     as_json: o.Json = False,
@@ -53,8 +52,7 @@ def demo(
     steps = o.parse_r(r)
     path = image or shipped_photograph()
     photograph = open_image(path)
-    name = model or "vit_base_patch16_224"
-    spec = ModelSpec(name, pretrained, checkpoint, img_size, None, None, model_kwargs or (), device)
+    name, spec = model.name, model.spec(device)
     if threads:
         torch.set_num_threads(threads)
     loaded = merging.load_quietly(spec)

@@ -8,20 +8,15 @@ import typer
 
 from tome_fx.cli import console, merging, tables
 from tome_fx.cli import options as o
-from tome_fx.cli.models import ModelSpec
+from tome_fx.cli.flags import MergeFlags, NamedModelFlags, grouped
 
 
+@grouped()
 def explain(
-    model_argument: o.ModelArgument = None,
-    model: o.ModelName = None,
+    *,
+    model: NamedModelFlags,
     r: o.R = "16",
-    prop_attn: o.Prop = True,
-    capture: o.Capture = "auto",
-    rounding: o.Rounding = "truncate",
-    strict: o.Strict = False,
-    every: o.Every = 1,
-    align: o.Align = "1",
-    matching: o.Matching = None,
+    merge: MergeFlags,
     batch: Annotated[
         int | None, typer.Option(help="Estimate for calls on so many images whether merging pays.")
     ] = None,
@@ -31,37 +26,14 @@ def explain(
     min_speedup: Annotated[
         float, typer.Option(help="Leave out merging that is estimated below this.", min=0)
     ] = 1.0,
-    pretrained: o.Pretrained = False,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    num_classes: o.NumClasses = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     device: o.Device = "cpu",
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Print what was found in a model: blocks, protected tokens, tokens per layer, GMACs."""
-    spec = ModelSpec(
-        o.model_name(model_argument, model),
-        pretrained,
-        checkpoint,
-        img_size,
-        num_classes,
-        in_chans,
-        model_kwargs or (),
-        device,
-    )
+    spec = model.spec(device)
     steps = o.parse_r(r)
-    options = merging.MergeOptions(
-        prop_attn,
-        capture,
-        rounding,
-        strict,
-        every=every,
-        align=o.parse_align(align),
-        matching=merging.matching_of(matching),
-    )
+    options = merge.options()
     report = merging.explain(
         merging.load_quietly(spec),
         steps,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tome_fx.cli import console, formats, merging
 from tome_fx.cli import options as o
 from tome_fx.cli.failure import CliError
-from tome_fx.cli.models import Loaded, ModelSpec
+from tome_fx.cli.flags import MergeFlags, NamedModelFlags, grouped
+from tome_fx.cli.models import Loaded
 
 # Kernels of another runtime, relative to the largest logit.
 PARITY = 1e-3
@@ -23,34 +24,17 @@ Output = Annotated[
 BatchSize = Annotated[
     int | None, typer.Option(help="Fix the batch; any batch of 2 or more if left out.", min=1)
 ]
-Scatter = Annotated[
-    bool,
-    typer.Option(
-        "--scatter/--no-scatter",
-        help="--no-scatter for runtimes whose scatter is missing or wrong.",
-    ),
-]
 
 
+@grouped()
 def export(
-    model_argument: o.ModelArgument = None,
-    model: o.ModelName = None,
+    *,
+    model: NamedModelFlags,
     r: o.R = "16",
+    merge: MergeFlags,
     kind: Format = "pt2",
     output: Output = None,
     batch_size: BatchSize = None,
-    scatter: Scatter = True,
-    prop_attn: o.Prop = True,
-    rounding: o.Rounding = "truncate",
-    strict: o.Strict = False,
-    every: o.Every = 1,
-    align: o.Align = "1",
-    pretrained: o.Pretrained = False,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    num_classes: o.NumClasses = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     device: o.Device = "cpu",
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -58,10 +42,7 @@ def export(
     """Write a merged model as an ExportedProgram, an AOTInductor package or ONNX, and check it."""
     if kind not in formats.SUFFIX:
         raise CliError(f"--format {kind}: not one of {', '.join(formats.SUFFIX)}")
-    name = o.model_name(model_argument, model)
-    spec = ModelSpec(
-        name, pretrained, checkpoint, img_size, num_classes, in_chans, model_kwargs or (), device
-    )
+    name, spec = model.name, model.spec(device)
     steps = o.parse_r(r)
     path = output or Path(f"{name.replace('/', '_')}_r{o.show_r(steps)}{formats.SUFFIX[kind]}")
     if not path.parent.is_dir():
@@ -71,10 +52,8 @@ def export(
     _check_place(path)
     if kind == "onnx" and not device.startswith("cpu"):
         raise CliError(f"--device {device}: ONNX is exported on the CPU, and runs anywhere")
+    options = merge.options()
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(
-        prop_attn, "auto", rounding, strict, scatter, every, o.parse_align(align)
-    )
     fast = merging.transform(loaded, steps, options)
     run = formats.write(fast, loaded.example(batch_size or 2), path, kind, batch_size is None)
     gaps = parity(fast, run, loaded, [batch_size] if batch_size else [2, 3, 8])

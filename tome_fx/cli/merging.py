@@ -8,7 +8,6 @@ from typing import Any
 
 import tome_fx
 from tome_fx.cli.console import PATIENT, stage
-from tome_fx.cli.functions import load_function
 from tome_fx.cli.models import Loaded, ModelSpec, load
 from tome_fx.cli.options import show_r
 from tome_fx.report import Report
@@ -25,12 +24,9 @@ class MergeOptions:
     scatter: bool = True
     every: int = 1
     align: int | str = 1
+    remerge: str = "mean"
+    attention: str = "auto"
     matching: Any = None
-
-
-def matching_of(text: str | None) -> Any:
-    """Return the function that ``--matching`` names, if it does."""
-    return None if text is None else load_function(text, "--matching")
 
 
 def load_quietly(spec: ModelSpec) -> Loaded:

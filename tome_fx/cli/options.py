@@ -56,6 +56,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; torch's own if l
 Precision = Annotated[
     str, typer.Option(help="float32, bfloat16, float16, or amp (see --amp-dtype).")
 ]
+Amp = Annotated[bool, typer.Option("--amp", help="The same as --precision amp.")]
 AmpDtype = Annotated[str, typer.Option(help="bfloat16 or float16, for --precision amp.")]
 Prop = Annotated[
     bool,
@@ -67,6 +68,22 @@ Capture = Annotated[
     str, typer.Option(help="auto, export or symbolic_trace.", rich_help_panel=MERGING)
 ]
 Rounding = Annotated[str, typer.Option(help="truncate or exact.", rich_help_panel=MERGING)]
+Remerge = Annotated[
+    str, typer.Option(help="mean or never: what becomes of values that an op told apart.",
+                      rich_help_panel=MERGING)
+]  # fmt: skip
+Attention = Annotated[
+    str, typer.Option(help="auto, or a form of attention over merged keys: mask, kernel, ...",
+                      rich_help_panel=MERGING)
+]  # fmt: skip
+Scatter = Annotated[
+    bool,
+    typer.Option(
+        "--scatter/--no-scatter",
+        help="--no-scatter for runtimes whose scatter is missing or wrong.",
+        rich_help_panel=MERGING,
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse an r that a layer cannot take.",
                        rich_help_panel=MERGING)
@@ -92,6 +109,8 @@ R = Annotated[
         rich_help_panel=MERGING,
     ),
 ]
+File = Annotated[Path | None, typer.Option(help="Where to write the results (.csv, .json).")]
+Format = Annotated[str | None, typer.Option(help="csv or json; by the file's suffix.")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and every warning.")]
 

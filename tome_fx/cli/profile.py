@@ -12,10 +12,11 @@ import typer
 
 from tome_fx.cli import console, merging, results, tables
 from tome_fx.cli import options as o
-from tome_fx.cli.bench import BatchSize, File, Format
+from tome_fx.cli.bench import BatchSize
 from tome_fx.cli.console import stage
 from tome_fx.cli.failure import CliError
-from tome_fx.cli.models import DTYPES, Loaded, ModelSpec
+from tome_fx.cli.flags import FileFlags, MergeFlags, NamedModelFlags, grouped, told
+from tome_fx.cli.models import DTYPES, Loaded
 from tome_fx.profiling.kernels import Kernel, kernels
 from tome_fx.profiling.profile import Line, Profile
 from tome_fx.profiling.profile import profile as profiled
@@ -32,30 +33,21 @@ Compiled = Annotated[
 SHOWN = 16  # kernels
 
 
+@grouped()
 def profile(
-    model_argument: o.ModelArgument = None,
-    model: o.ModelName = None,
+    *,
+    model: NamedModelFlags,
     r: o.R = "16",
+    merge: MergeFlags,
+    file: FileFlags,
     batch_size: BatchSize = 8,
     num_bench_iter: Rounds = 5,
     num_warm_iter: Warmup = 2,
     layers: Layers = True,
     compiled: Compiled = False,
-    results_file: File = None,
-    results_format: Format = None,
     device: o.Device = "cpu",
     threads: o.Threads = None,
     precision: o.Precision = "float32",
-    prop_attn: o.Prop = True,
-    capture: o.Capture = "auto",
-    rounding: o.Rounding = "truncate",
-    strict: o.Strict = False,
-    pretrained: o.Pretrained = False,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    num_classes: o.NumClasses = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
@@ -67,22 +59,12 @@ def profile(
     """
     if precision not in DTYPES:
         raise CliError(f"--precision {precision}: not one of {', '.join(DTYPES)}")
-    kind = results.choose_format(results_file, results_format)
-    spec = ModelSpec(
-        o.model_name(model_argument, model),
-        pretrained,
-        checkpoint,
-        img_size,
-        num_classes,
-        in_chans,
-        model_kwargs or (),
-        device,
-        precision,
-    )
+    kind, path = file.kind(), file.results_file
+    spec = model.spec(device, precision)
     if threads:
         torch.set_num_threads(threads)
+    options = merge.options()
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(prop_attn, capture, rounding, strict)
     with stage("measuring the machine"):
         roofline = measure_roofline(loaded.device, loaded.dtype)
     modules = {
@@ -98,10 +80,11 @@ def profile(
             listed = kernels(modules, x, num_bench_iter)
     records = [_record(loaded, batch_size, run, line) for run in found for line in run.lines]
     around = _around(loaded, roofline, num_bench_iter, num_warm_iter)
-    if results_file:
-        results.write_records(results_file, kind, records, around)
-    if results_file and compiled:
-        results.write_records(_beside(results_file), kind, _kernel_records(listed), around)
+    around |= {"flags": told(model, merge)}
+    if path:
+        results.write_records(path, kind, records, around)
+    if path and compiled:
+        results.write_records(_beside(path), kind, _kernel_records(listed), around)
     if as_json:
         fused = {"kernels": _kernel_records(listed)} if compiled else {}
         console.print_json({"environment": around, "results": records} | fused)
@@ -114,8 +97,8 @@ def profile(
         f"{results.told(around)}, batch {batch_size}; eager, op by op, medians of"
         f" {num_bench_iter}; {roofline.macs / 1e9:.0f} GMAC/s, {roofline.bandwidth / 1e9:.1f} GB/s"
     )
-    if results_file:
-        print(f"saved: {results_file}")
+    if path:
+        print(f"saved: {path}")
 
 
 def _beside(path: Path) -> Path:

@@ -14,11 +14,12 @@ from torch import Tensor
 import tome_fx
 from tome_fx.cli import console, datasets, images, merging, results
 from tome_fx.cli import options as o
-from tome_fx.cli.bench import BatchSize, Compile, Rounds, Warmup, autocast_dtype
+from tome_fx.cli.bench import BatchSize, Compile, Rounds, Warmup
 from tome_fx.cli.console import PATIENT
 from tome_fx.cli.failure import CliError
+from tome_fx.cli.flags import NamedModelFlags, ProgramFlags, RunFlags, grouped, told
 from tome_fx.cli.measure import passes
-from tome_fx.cli.models import Loaded, ModelSpec
+from tome_fx.cli.models import Loaded
 from tome_fx.cli.preprocess import to_batch
 
 GOAL, OUTPUT = "Goal", "Output"
@@ -54,10 +55,13 @@ Curve = Annotated[
 ]
 
 
+@grouped(pretrained=None)
 def tune(
-    model_argument: o.ModelArgument = None,
+    *,
+    model: NamedModelFlags,
+    program: ProgramFlags,
+    running: RunFlags,
     data_dir: Root = None,
-    model: o.ModelName = None,
     image: Images = None,
     num_images: Count = 64,
     target_speedup: Target = None,
@@ -72,23 +76,11 @@ def tune(
     num_bench_iter: Rounds = None,
     num_warm_iter: Warmup = None,
     compiled: Compile = True,
-    device: o.Device = "cpu",
-    threads: o.Threads = None,
-    precision: o.Precision = "float32",
-    amp_dtype: o.AmpDtype = "bfloat16",
-    prop_attn: o.Prop = True,
-    capture: o.Capture = "auto",
-    pretrained: o.Pretrained = None,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    num_classes: o.NumClasses = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Find how much to merge at each layer: least change of the outputs for a measured speed."""
-    name = o.model_name(model_argument, model)
+    name, options = model.name, program.options()
     _check_files({"--recipe": (recipe, (".json",)), "--plot": (plot, (".svg",)),
                   "--results-file": (results_file, (".csv", ".json")),
                   "--state": (state, ())})  # fmt: skip
@@ -96,21 +88,11 @@ def tune(
         raise CliError("give images: a folder, or --images FILE once or more, and not both")
     if (target_speedup is None) == (max_drift is None):
         raise CliError("give one goal: --target-speedup, say 2, or --max-drift, say 0.1")
-    if threads:
-        torch.set_num_threads(threads)
-    spec = ModelSpec(
-        name,
-        pretrained,
-        checkpoint,
-        img_size,
-        num_classes,
-        in_chans,
-        model_kwargs or (),
-        device,
-        precision,
-    )
-    amp = autocast_dtype(precision, amp_dtype)
-    loaded = merging.load_quietly(spec)
+    if recipe and options.matching:
+        raise CliError("--recipe with --matching: a recipe holds no code")
+    running.set_threads()
+    amp = running.autocast()
+    loaded = merging.load_quietly(model.spec(running.device, running.kind))
     pictures = from_files(image, loaded) if image else from_folder(data_dir, num_images, loaded)
     cast = torch.autocast(loaded.device.type, amp) if amp else contextlib.nullcontext()
     rounds, warmup = passes(loaded.device.type, num_bench_iter, num_warm_iter)
@@ -128,8 +110,7 @@ def tune(
             measurements=measurements,
             state=state,
             progress=advance,
-            prop_attn=prop_attn,
-            capture=capture,
+            **vars(options),
         )
     saved = _saved(found, recipe, plot, results_file)
     environment = results.machine(loaded, amp) | {
@@ -137,6 +118,7 @@ def tune(
         "images": len(pictures),
         "batch_size": batch_size,
         "compile": compiled,
+        "flags": told(model, program),
     }
     tell(found, name, environment, saved, as_json)
 

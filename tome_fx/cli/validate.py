@@ -6,15 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from tome_fx.cli import console, datasets, evaluate, merging, partial, results, tables
+from tome_fx.cli import console, datasets, evaluate, partial, results, tables
 from tome_fx.cli import options as o
-from tome_fx.cli.bench import File, Format, Rs, autocast_dtype
+from tome_fx.cli.bench import Rs
 from tome_fx.cli.failure import CliError
+from tome_fx.cli.flags import FileFlags, MergeFlags, ModelFlags, RunFlags, grouped, told
 from tome_fx.cli.measure import by_r
-from tome_fx.cli.models import ModelSpec
 from tome_fx.cli.processes import joined
 from tome_fx.cli.scores import Score
 from tome_fx.cli.validation import Ready, prepare, run, scores_of, settings_of
@@ -72,42 +71,27 @@ TorchCompile = Annotated[
 ]
 
 
+@grouped(pretrained=True)
 def validate(
+    *,
+    model: ModelFlags,
+    r: Rs = "16",
+    merge: MergeFlags,
+    running: RunFlags,
+    file: FileFlags,
     data_argument: Root = None,
     data_dir: DataDir = None,
     dataset: Name = "",
     split: Split = "validation",
     class_map: ClassMap = "",
     labels: Labels = "data",
-    model: o.ModelName = None,
-    r: Rs = "16",
     batch_size: BatchSize = 64,
     workers: Workers = 4,
     crop_pct: CropPct = None,
     interpolation: Interpolation = "",
     torchcompile: TorchCompile = None,
-    results_file: File = None,
-    results_format: Format = None,
     log_freq: LogFreq = 10,
     resume: Resume = True,
-    device: o.Device = "cpu",
-    threads: o.Threads = None,
-    precision: o.Precision = "float32",
-    amp: Annotated[bool, typer.Option("--amp", help="The same as --precision amp.")] = False,
-    amp_dtype: o.AmpDtype = "bfloat16",
-    prop_attn: o.Prop = True,
-    capture: o.Capture = "auto",
-    rounding: o.Rounding = "truncate",
-    strict: o.Strict = False,
-    every: o.Every = 1,
-    align: o.Align = "1",
-    matching: o.Matching = None,
-    pretrained: o.Pretrained = True,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    num_classes: o.NumClasses = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
@@ -127,36 +111,15 @@ def validate(
     evaluate.check_backend(torchcompile)
     # r=0 is the original, which is measured in any case.
     rs = {text: value for text, value in by_r(o.parse_rs(r)).items() if value != 0}
-    kind = results.choose_format(results_file, results_format)
-    precision = "amp" if amp else precision
-    dtype = autocast_dtype(precision, amp_dtype)
-    spec = ModelSpec(
-        o.model_name(None, model),
-        pretrained,
-        checkpoint,
-        img_size,
-        num_classes,
-        in_chans,
-        model_kwargs or (),
-        device,
-        precision,
-    )
+    kind, dtype = file.kind(), running.autocast()
+    spec = model.spec(running.device, running.kind)
     data = datasets.DataSpec(
         data_argument or data_dir, dataset, split, class_map, labels=labels == "data"
     )
-    options = merging.MergeOptions(
-        prop_attn,
-        capture,
-        rounding,
-        strict,
-        every=every,
-        align=o.parse_align(align),
-        matching=merging.matching_of(matching),
-    )
-    if threads:
-        torch.set_num_threads(threads)
+    options = merge.options()
+    running.set_threads()
     with joined() as processes, evaluate.many_programs(torchcompile):
-        spec = replace(spec, device=processes.device(device))
+        spec = replace(spec, device=processes.device(running.device))
         with processes.first_goes_first():
             ready = prepare(spec, data, rs, options, crop_pct, interpolation, batch_size, workers)
         course = replace(
@@ -171,17 +134,18 @@ def validate(
         found = evaluate.compiled(ready.found, torchcompile)
         ready = Ready(ready.loaded, found, course)
         settings = settings_of(ready, data, options, torchcompile)
-        file = partial.path_of(results_file) if results_file else None
-        sums = run(ready, settings, file, resume, processes)
+        path = file.results_file
+        kept = partial.path_of(path) if path else None
+        sums = run(ready, settings, kept, resume, processes)
     if not processes.first:
         return
     environment = results.machine(ready.loaded, dtype) | {
         "processes": processes.world,
         "compile": torchcompile or "",
         "weights": ready.loaded.weights,
-        "matching": matching or "",
+        "flags": told(model, merge),
     }
-    tell(scores_of(ready, data, sums), environment, data.name, results_file, kind, as_json)
+    tell(scores_of(ready, data, sums), environment, data.name, path, kind, as_json)
 
 
 def tell(

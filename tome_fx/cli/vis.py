@@ -9,8 +9,8 @@ import typer
 
 from tome_fx.cli import console, merging, tiles
 from tome_fx.cli import options as o
+from tome_fx.cli.flags import MergeFlags, ModelFlags, grouped
 from tome_fx.cli.images import MAX_PIXELS, open_image
-from tome_fx.cli.models import ModelSpec
 from tome_fx.cli.results import check_writable
 
 DEFAULT_MODEL = "vit_base_patch16_224"
@@ -24,27 +24,19 @@ MaxPixels = Annotated[int, typer.Option(help="Refuse larger photographs.", min=1
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Images a batch.", min=1)]
 
 
+@grouped(model=DEFAULT_MODEL, pretrained=None)
 def vis(
+    *,
     images: Images,
+    model: ModelFlags,
+    r: o.R = "16",
+    merge: MergeFlags,
     output: Output = Path("sheet.png"),
     layers: Layers = "auto",
-    model: o.ModelName = DEFAULT_MODEL,
-    r: o.R = "16",
     tile: Tile = 448,
     line: Line = 2,
     batch_size: BatchSize = 8,
     max_pixels: MaxPixels = MAX_PIXELS,
-    prop_attn: o.Prop = True,
-    capture: o.Capture = "auto",
-    rounding: o.Rounding = "truncate",
-    strict: o.Strict = False,
-    every: o.Every = 1,
-    align: o.Align = "1",
-    pretrained: o.Pretrained = None,
-    checkpoint: o.Checkpoint = None,
-    img_size: o.ImgSize = None,
-    in_chans: o.InChans = None,
-    model_kwargs: o.ModelKwargs = None,
     device: o.Device = "cpu",
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -54,20 +46,8 @@ def vis(
     check_writable(output, "--output")
     steps, wanted = o.parse_r(r), o.parse_layers(layers)
     photographs = [open_image(path, max_pixels) for path in images]
-    spec = ModelSpec(
-        model or DEFAULT_MODEL,
-        pretrained,
-        checkpoint,
-        img_size,
-        None,
-        in_chans,
-        model_kwargs or (),
-        device,
-    )
+    spec, options = model.spec(device), merge.options()
     loaded = merging.load_quietly(spec)
-    options = merging.MergeOptions(
-        prop_attn, capture, rounding, strict, every=every, align=o.parse_align(align)
-    )
     fast = merging.transform(loaded, steps, options)
     shown = o.choose_layers(wanted, len(fast.schedule))
     maps = tiles.token_maps(fast, loaded, photographs, batch_size)

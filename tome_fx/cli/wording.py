@@ -8,8 +8,9 @@ from tome_fx.schedule import FORMS
 
 # Options of the library that have a flag of the same name.
 _NAMES = (
-    "r", "strict", "every", "align", "capture", "rounding", "batch", "hardware", "min_speedup",
-    "target_speedup", "max_drift", "measurements", "budget", "batch_size", "state",
+    "r", "strict", "every", "align", "capture", "rounding", "remerge", "attention",
+    "batch", "hardware", "min_speedup", "target_speedup", "max_drift", "measurements", "budget",
+    "batch_size", "state",
 )  # fmt: skip
 _PHRASES = (
     (FORMS, "a number such as 16, one with a slope such as 16:-1 (from -1 to 1), a list such as "
