@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,10 +13,14 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 from torch.nn.functional import pad
 
+from tome_fx.called import is_called_alike
+from tome_fx.capturing.calling import hidden, ways_of
+from tome_fx.capturing.checkpoints import SWITCHES
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
-from tome_fx.errors import warn
+from tome_fx.capturing.ways import Way
+from tome_fx.errors import ToMeWarning, warn
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
 from tome_fx.graph.places import refuse_change, refuse_deletion, switch
@@ -22,9 +28,10 @@ from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
 from tome_fx.pipeline import Rewritten, maps_graph, rewrite
 from tome_fx.report import Report
+from tome_fx.switches import Switches
 
 
-class ToMeModule(GraphModule):
+class ToMeModule(Switches, GraphModule):
     """A model rewritten to merge tokens.
 
     Parameters and buffers are the original's own objects under their own names. ``train()`` and
@@ -49,6 +56,7 @@ class ToMeModule(GraphModule):
         self._rewritten: Rewritten
         self._mode = source.training
         self._rewrite()
+        self._show_switches()
         self._born = born(self)
 
     # -- what the user asks ------------------------------------------------------------------
@@ -147,11 +155,14 @@ class ToMeModule(GraphModule):
         """Refuse modules in the place of those that hold weights; follow a mode that is written.
 
         Who restores the modes of all modules one by one, as Lightning does behind each
-        validation, calls no ``train()``.
+        validation, calls no ``train()``. So do those who switch checkpointing on by writing it.
         """
         refuse_change(self, name, value)
         if name == "training" and vars(self).get("_mode", value) != value:
             self.train(value)
+            return
+        if name in SWITCHES and name in vars(self):
+            self._follow_switch(name, value)
             return
         super().__setattr__(name, value)
 
@@ -164,42 +175,6 @@ class ToMeModule(GraphModule):
         """As ``__setattr__``."""
         refuse_deletion(self, name)
         super().__delattr__(name)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As in timm: recompute blocks in backward instead of keeping what they made."""
-        self._set_checkpointing("set_grad_checkpointing", enable)
-
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As in transformers. Checkpointing is by blocks and not reentrant, whatever is asked."""
-        self._set_checkpointing("activation_checkpointing_enable", *args, **kwargs)
-
-    def activation_checkpointing_disable(self) -> None:
-        """As in transformers."""
-        self._set_checkpointing("activation_checkpointing_disable")
-
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """The same under its older name."""
-        self._set_checkpointing("gradient_checkpointing_enable", *args, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """As in transformers."""
-        self._set_checkpointing("gradient_checkpointing_disable")
-
-    def _set_checkpointing(self, name: str, *args: Any, **kwargs: Any) -> None:
-        """Ask the structure that captures are made of, as the user would ask the model."""
-        model = self._source.skeleton
-        method = getattr(model, name, None)
-        if not isinstance(model, nn.Module) or method is None:
-            raise AttributeError(
-                f"{self._source.name} has no {name}. Use torch.utils.checkpoint in the forward of "
-                "the model and transform it: the result checkpoints its blocks."
-            )
-        method(*args, **kwargs)
-        if "grad_checkpointing" in vars(self):  # a plain attribute that came from the model
-            self.grad_checkpointing = vars(model)["grad_checkpointing"]
-        self._programs.pop(True, None)
-        if self.training:
-            self._rewrite()
 
     def recompile(self) -> Any:
         """Put the graph's code on the class of its own that each graph module has.
@@ -217,6 +192,8 @@ class ToMeModule(GraphModule):
         finally:
             if forward is not None:
                 setattr(own, "forward", rewritten(forward, vars(own)["forward"]))  # noqa: B010
+            if "forward" in vars(own):
+                hidden(vars(own)["forward"])
             self.__class__ = outer
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> ToMeModule:
@@ -240,7 +217,31 @@ class ToMeModule(GraphModule):
                 example = self._source.example_like(self._example, self)
                 located = locate_program(model, example, self._settings)
                 self._programs[self.training] = self._source.adopt(self, located)
+                self._ask_of_ways(located)
         return self._programs[self.training]
+
+    def _ask_of_ways(self, located: Located) -> None:
+        """Let calls with other plain arguments ask whether they come to the same program."""
+        ways, whose = ways_of(located.program.graph), weakref.ref(self)
+
+        def ask(way: Way) -> bool:
+            module = whose()
+            return module is not None and module._comes_to_same(way)
+
+        if ways is not None and self._source.can_capture:
+            ways.ask = ask
+
+    def _comes_to_same(self, way: Way) -> bool:
+        """Is the model, called in that way, the program of the current mode?"""
+        program = self._located().program
+        with LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ToMeWarning)
+            try:
+                model = self._source.to_trace(self)
+                example = self._source.example_like(self._example, self)
+                return is_called_alike(model, example, self._settings, way, program, self)
+            finally:
+                self._source.release(self)
 
     def _rewrite(self) -> None:
         located = self._located()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch.fx import Graph, GraphModule
 
+from tome_fx.capturing.calling import Calling
 from tome_fx.choosing import chooser
 from tome_fx.costing import costs_of, dear_merges, declined, left_out_notes
 from tome_fx.graph.segments import forget_segments, segment
@@ -268,5 +269,6 @@ def _inputs_only(graph: Graph, captured: Graph) -> Graph:
     if isinstance(codegen, _PyTreeCodeGen):
         maps = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
         spec = pytree.tree_structure(tuple(0 for _ in cast(Any, maps)))
-        graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=spec)))
+        plain = _PyTreeCodeGen(codegen.pytree_info._replace(out_spec=spec))
+        graph.set_codegen(codegen.returning(spec) if isinstance(codegen, Calling) else plain)
     return graph

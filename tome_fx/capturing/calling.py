@@ -2,83 +2,97 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any
+from types import FunctionType, MappingProxyType
+from typing import Any, cast
 
 from torch import nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from tome_fx import ops
 from tome_fx.capturing.containers import PLAIN, check_container, containers_of
 from tome_fx.capturing.examples import Example
-from tome_fx.errors import ShapeError
+from tome_fx.capturing.unread import ABSENT, LeftOut, stand_in
+from tome_fx.capturing.ways import Way, Ways, was_given
 
-
-def _left_at_default(value: object, captured: object, name: str) -> None:
-    # A function of its own: generated code has one name for each object that it calls.
-    ops.check_constant(value, captured, name)
-
-
-class LeftOut:
-    """Stands for an input that a call lacks."""
+MORE = "_more"  # what a call names and the model gathers
 
 
 def _was_given(value: object, name: str) -> None:
-    if value is None or value is LeftOut:
-        how = "None" if value is None else "left out"
-        raise ShapeError(
-            f"{name} is {how}, but the model was captured with it. For calls without it, transform "
-            "the model again without it in its example inputs."
-        )
+    was_given(value, name, (None, LeftOut))
 
 
 class Calling(_PyTreeCodeGen):
-    """A captured call, and parameters of the model that have a default.
+    """A captured call, and what else a caller may name.
 
-    A caller may name those that were left at it; another value than the captured one is refused.
-    One that was given, and no None, is refused by its name where a call lacks it. Lists and dicts
-    hold as many as they did: what takes them apart would not miss the others. Nothing gathers
-    what else a caller names: transformers' Trainer gives more to a ``forward`` that does.
+    That is parameters of the model that were left at their default, and what it gathers by ``**``:
+    where they are others than the captured, :class:`Ways` decides. One that was given, and no None,
+    is refused by its name where a call lacks it. Lists and dicts hold as many as they did: what
+    takes them apart would not miss the others.
+
+    Args:
+        info: the captured call.
+        defaults: parameters that were left at their default, with it.
+        plain: those that were given a plain value, with that.
+        optional: those that were given and that a call of the model may lack, with their default,
+            or :class:`LeftOut`.
+        gathers: does the model take what it does not name?
     """
 
     def __init__(
-        self, info: _PyTreeInfo, defaults: Mapping[str, Any], given: Collection[str]
+        self,
+        info: _PyTreeInfo,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        plain: Mapping[str, Any] = MappingProxyType({}),
+        optional: Mapping[str, Any] = MappingProxyType({}),
+        gathers: bool = False,
     ) -> None:
         names = [*info.orig_args, *(f"{name}={value!r}" for name, value in defaults.items())]
-        super().__init__(info._replace(orig_args=names))
-        self.defaults = MappingProxyType(dict(defaults))
+        super().__init__(info._replace(orig_args=[*names, *([f"**{MORE}"] if gathers else [])]))
+        self.ways = Ways({**plain, **defaults}, optional)
+        self.gathers = gathers
         self.containers = MappingProxyType(containers_of(info))
-        # None may come before one that must be given.
-        self.given = [*itertools.takewhile(lambda name: name in given, reversed(info.orig_args))]
+        # In a call by place, one in front of those that a call must have is one of them.
+        lacked = itertools.takewhile(lambda name: name in optional, reversed(info.orig_args))
+        self.lacked = tuple(lacked)
+        self.needed = tuple(name for name in self.lacked if name not in plain)
+
+    def returning(self, spec: pytree.TreeSpec) -> Calling:
+        """The same call with another result."""
+        other = copy.copy(self)
+        other.pytree_info = self.pytree_info._replace(out_spec=spec)
+        return other
 
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         """The text of ``forward`` up to its body."""
         text: str = super().gen_fn_def(*args, **kwargs)
-        for name in self.given:
+        for name in self.lacked:
             named = re.compile(rf"def forward\([^)]*?\b{re.escape(name)}(?=[,)])")
             text = named.sub(lambda found: f"{found[0]}=LeftOut", text, count=1)
         found = re.search(r"def forward\(.*", text)  # to the end of its line
         end = len(text) if found is None else found.end()
-        checks = [f"_was_given({name}, {name!r})" for name in self.given]
+        checks = [f"_was_given({name}, {name!r})" for name in self.needed]
         checks += [
             f"check_container({name}, {form!r}, {name!r})" for name, form in self.containers.items()
         ]
-        left = [f"_left_at_default({n}, {value!r}, {n!r})" for n, value in self.defaults.items()]
-        first, second = ("".join(f"\n    {check}" for check in some) for some in (checks, left))
-        return f"{text[:end]}{first}{text[end:]}{second}"
+        names = "".join(f"{name}, " for name in self.ways.captured)
+        if names or self.gathers:
+            usual = f"_ways.usual(({names}), {MORE if self.gathers else '{}'})"
+            checks.append(f"{names}= {usual}" if names else usual)
+        return "".join((text[:end], *(f"\n    {check}" for check in checks), text[end:]))
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
-        functions = (_left_at_default, _was_given, check_container, LeftOut)
-        return [*super().additional_globals(), *((one.__name__, one) for one in functions)]
+        functions = (_was_given, check_container, LeftOut)
+        named = [(one.__name__, one) for one in functions]
+        return [*super().additional_globals(), *named, ("_ways", self.ways)]
 
 
 @contextmanager
@@ -138,7 +152,7 @@ def keep_containers(graph: Graph) -> None:
     """Let ``forward`` of ``graph`` refuse lists and dicts that are others than the captured."""
     info = _call_of(graph)
     if info is not None and containers_of(info):
-        graph.set_codegen(Calling(info, {}, ()))
+        graph.set_codegen(Calling(info))
 
 
 def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) -> None:
@@ -150,13 +164,64 @@ def accept_defaults(graph: Graph, model: nn.Module, given: Mapping[str, Any]) ->
     if info is None:
         return
     parameters = inspect.signature(model.forward).parameters
-    optional = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    left = {n: d for n, d in optional.items() if type(d) in PLAIN and n not in given}
+    gathers = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    plain = {n: v for n, v in given.items() if type(v) in PLAIN and n in info.orig_args}
+    default = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    left = {n: d for n, d in default.items() if type(d) in PLAIN and n not in given}
     own = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    may_lack = optional.keys() | (given.keys() - own)
-    needed = [name for name, value in given.items() if name in may_lack and value is not None]
-    if left or needed or containers_of(info):
-        graph.set_codegen(Calling(info, left, needed))
+    lackable = [n for n in given if n in info.orig_args and (n in default or n not in own)]
+    optional = {n: default.get(n, LeftOut) for n in lackable}
+    if left or plain or optional or gathers or containers_of(info):
+        graph.set_codegen(Calling(info, left, plain, optional, gathers))
+
+
+def ways_of(graph: Graph) -> Ways | None:
+    """How else the program of a graph may be called, if that is known."""
+    return graph._codegen.ways if isinstance(graph._codegen, Calling) else None
+
+
+def hidden(forward: FunctionType) -> None:
+    """Let a ``forward`` not tell that it gathers names.
+
+    transformers' Trainer gives more to one that does, and gathering is not what it asks for.
+    """
+    vars(forward).pop("__signature__", None)
+    signature = inspect.signature(forward)
+    told = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    forward.__signature__ = signature.replace(parameters=told)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def called_so(model: nn.Module, way: Way) -> Iterator[bool]:
+    """Within, ``model`` is called with stand-ins for what ``way`` names.
+
+    False where its ``forward`` is not that of its class, so that copies would not have it.
+    """
+    if "forward" in vars(model) or isinstance(model, GraphModule):
+        yield False
+        return
+    cls = type(model)
+    lacked = {name for name, kind in way.items() if kind == ABSENT}
+    stand_ins = {name: stand_in(way[name]) for name in way.keys() - lacked}
+    signature = inspect.signature(cls.forward)
+    named = {n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.arguments.update({n: value for n, value in stand_ins.items() if n in named})
+        for name in lacked & named:
+            bound.arguments.pop(name, None)
+        more = {name: value for name, value in stand_ins.items() if name not in named}
+        kept = {n: value for n, value in {**bound.kwargs, **more}.items() if n not in lacked}
+        return cls.forward(*bound.args, **kept)
+
+    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    model.__class__ = cast(Any, type(cls))(cls.__name__, (cls,), body)
+    try:
+        yield True
+    finally:
+        model.__class__ = cls
 
 
 def _call_of(graph: Graph) -> _PyTreeInfo | None:

@@ -11,13 +11,13 @@ import torch.utils.checkpoint as checkpointing
 from torch import nn
 
 # What timm and transformers call the switch.
-_SWITCHES = ("grad_checkpointing", "gradient_checkpointing")
+SWITCHES = ("grad_checkpointing", "gradient_checkpointing")
 
 
 def asks_for_checkpoints(model: object) -> bool:
     """Is the switch of a known library on? A trace may take a way of its own around the calls."""
     return isinstance(model, nn.Module) and any(
-        getattr(module, name, False) is True for module in model.modules() for name in _SWITCHES
+        getattr(module, name, False) is True for module in model.modules() for name in SWITCHES
     )
 
 

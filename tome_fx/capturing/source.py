@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import set_attribute, tell_kind
+from tome_fx.graph.inherited import inherit
 from tome_fx.graph.places import hold
 from tome_fx.graph.shells import owner_of
 from tome_fx.locating import LOCK, Located
-
-# What timm's optimizers ask a model: which of its parameters, by name, are of a kind.
-_ON_NAMES = ("no_weight_decay", "no_weight_decay_keywords", "group_matcher")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Source:
             if path and path in parts:  # the whole has it already, and follows what is written
                 parts[path].training = part.training
 
-    def install(self, target: nn.Module) -> None:
-        """Register the model's tensors, and the plain attributes people use, on ``target``."""
+    def install(self, target: GraphModule) -> None:
+        """Register the model's tensors, and what people ask it for, on ``target``."""
         own = set(dir(target))
         for path, tensor, persistent in tensors_of(self.skeleton):
             if path.partition(".")[0] in own:
@@ -101,11 +100,8 @@ class Source:
             for name, value in vars(self.skeleton).items():
                 if _is_plain(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)
-            for name in _ON_NAMES:
-                told = getattr(self.skeleton, name, None)
-                if callable(told) and not hasattr(target, name):
-                    object.__setattr__(target, name, told)
             tell_kind(target, self.skeleton)
+            inherit(target, self.skeleton)
 
     def like(self, target: nn.Module) -> nn.Module | torch.export.ExportedProgram:
         """The model with the tensors and the mode that ``target`` has now."""

@@ -39,6 +39,7 @@ class Held(nn.Module):
 
     _tome_fx_base: type[nn.Module] = nn.Module  # names that no model has
     _tome_fx_told: Mapping[str, Any] = {}
+    _tome_fx_is_torchs: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -81,8 +82,14 @@ class Held(nn.Module):
         return _blank, (self._tome_fx_base,), self.__dict__.copy()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse it: a class derived from torch's own may compute something else with them."""
-        raise ConfigError("The parts of a transformed module are not called; the whole is.")
+        """As torch's own class does, if it is of that: heads and norms are called by themselves."""
+        if self._tome_fx_is_torchs:
+            return self._tome_fx_base.forward(self, *args, **kwargs)
+        raise ConfigError(
+            f"This part ({type(self).__name__}) of a transformed module cannot be called. Call the "
+            "whole; for parts of it, or another method of the model than forward, transform a "
+            "module whose forward calls these."
+        )
 
     def train(self, mode: bool = True) -> Held:
         """Only the result as a whole has modes."""
@@ -171,12 +178,7 @@ def _is_coded(value: Any) -> bool:
 
 
 class _Linear:
-    """What is more to a linear: tools of quantisation put other tensors in its weight's place.
-
-    And heads are called by themselves.
-    """
-
-    forward = nn.Linear.forward
+    """What is more to a linear: tools of quantisation put other tensors in its weight's place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse what only ``nn.Linear`` would multiply by: the program has its own products."""
@@ -242,7 +244,10 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
     if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
         return  # it would count them otherwise
     new, told = _blank(base), _plain(like)
-    vars(new).update({**told, **vars(old), "_tome_fx_told": told})
+    plain = getattr(like, "padding_mode", "zeros") == "zeros"  # others need more than numbers
+    torchs = type(like) is base and issubclass(base, _KINDS) and plain
+    own = {"_tome_fx_told": told, "_tome_fx_is_torchs": torchs}
+    vars(new).update({**told, **vars(old), **own})
     for table in ("_parameters", "_buffers"):
         for name, tensor in getattr(like, table).items():
             if tensor is None and not hasattr(new, name):

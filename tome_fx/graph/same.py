@@ -1,0 +1,81 @@
+"""Are two graphs one computation?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from tome_fx.graph.calls import writes
+
+Held = Callable[[str], Any]
+
+
+def is_same(one: Graph, other: Graph, held: Held, held_by_other: Held) -> bool:
+    """Do both do the same ops in the same order, on the same inputs and constants?
+
+    What leads to no result counts for nothing. ``held`` and ``held_by_other`` give what a name
+    stands for in each; constants are the same if they are one object, or equal tensors.
+    """
+    ours, theirs = _live(one), _live(other)
+    if len(ours) != len(theirs):
+        return False
+    names: dict[Node, Node] = {}
+    for a, b in zip(ours, theirs, strict=True):
+        names[b] = a
+        if a.op != b.op:
+            return False
+        if a.op == "get_attr":
+            if not _is_same_value(held(str(a.target)), held_by_other(str(b.target))):
+                return False
+        elif a.target != b.target or not _is_same_call(a, b, names):
+            return False
+    return bool(_result_of(one) == _result_of(other))
+
+
+def _live(graph: Graph) -> list[Node]:
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or writes(node):
+            live.update((node, *node.all_input_nodes))
+    return [node for node in graph.nodes if node in live]
+
+
+def _is_same_call(a: Node, b: Node, names: dict[Node, Node]) -> bool:
+    def named(node: Node) -> Any:
+        return names.get(node)
+
+    if a.op == "placeholder":
+        return True
+    wanted: tuple[Any, Any] = (a.args, a.kwargs)
+    found = (map_arg(b.args, named), map_arg(b.kwargs, named))
+    return bool(_told(wanted) == _told(found))
+
+
+def _told(value: Any) -> Any:
+    """Nested arguments as they compare: by class as well, for 1 is True and 1.0."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return {key: _told(inner) for key, inner in value.items()}
+    return type(value), value
+
+
+def _is_same_value(a: Any, b: Any) -> bool:
+    if a is b:
+        return a is not None
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device) or a.is_meta:
+        return False
+    return torch.equal(a, b)
+
+
+def _result_of(graph: Graph) -> Any:
+    """How a result is put together."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    return info and info.out_spec
