@@ -4,17 +4,20 @@ A test says what it needs by default, `@examples(200)`, and a heavier profile mu
 
     pytest                                    the default: the same examples on every run
     pytest --hypothesis-profile=thorough      50 times as many, at random
+
+Of long lists of cases, `few(CASES, 8)`, it takes some by default, and all of them in the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import torch
 from hypothesis import HealthCheck, Phase, register_random, settings
 
 F = TypeVar("F", bound=Callable[..., object])
+T = TypeVar("T")
 
 SCALE = {"default": 1, "thorough": 50}
 
@@ -64,5 +67,16 @@ def register() -> None:
 
 def examples(count: int) -> Callable[[F], F]:
     """Draw `count` examples in the default profile, and its multiple in a heavier one."""
-    scale = SCALE.get(settings.get_current_profile_name(), 1)
-    return settings(max_examples=count * scale)
+    return settings(max_examples=count * _scale())
+
+
+def few(cases: Collection[T], count: int) -> list[T]:
+    """Of many cases `count`, evenly from the first on; all of them in a heavier profile."""
+    every = list(cases)
+    if _scale() > 1 or len(every) <= count:
+        return every
+    return [every[k * len(every) // count] for k in range(count)]
+
+
+def _scale() -> int:
+    return SCALE.get(settings.get_current_profile_name(), 1)

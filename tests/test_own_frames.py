@@ -21,6 +21,7 @@ from tests.framed import (
     transformed,
 )
 from tests.laws.common import TINY, distance, run
+from tests.profiles import few
 
 pytestmark = TINY
 
@@ -45,7 +46,7 @@ def test_each_frame_merges_its_own_tokens(name: str, fused: bool) -> None:
     assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-12
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", few(ALONE, 6))
 def test_a_frame_says_nothing_of_what_merges_in_another(name: str) -> None:
     """Tables and all: what a frame holds decides about its own tokens alone."""
     model, x = made(ALONE[name]), clip()

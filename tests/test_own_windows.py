@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.framed import Made, classes_along_time, clip, made, of_equal_patches, transformed
 from tests.laws.common import TINY, distance, run
+from tests.profiles import few
 from tests.windowed import (
     WINDOWED,
     Masked,
@@ -43,7 +44,8 @@ def of_frames(like: Made, fused: bool) -> tuple[nn.Module, Tensor, Tensor, Tenso
 
 # In attention of three products too, where they say more than the call does.
 @pytest.mark.parametrize(
-    ("name", "fused"), [*((name, True) for name in WINDOWED), ("in_rows", False), ("joint", False)]
+    ("name", "fused"),
+    few([*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)], 7),
 )
 def test_windows_merge_as_frames_do(name: str, fused: bool) -> None:
     how, like, images_of = WINDOWED[name]

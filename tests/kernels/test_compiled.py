@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.kernels.descriptors import wrong_descriptors
+from tests.profiles import few
 from tome_fx.kernels import attention, blocks, matching, merging
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -103,7 +104,7 @@ def dtypes(kernel: object) -> tuple[str, ...]:
 @pytest.mark.parametrize("ones", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "known", "dtype"),
-    [(kernel, known, dtype) for kernel, known in BLOCKS for dtype in dtypes(kernel)],
+    few([(kernel, known, dtype) for kernel, known in BLOCKS for dtype in dtypes(kernel)], 16),
 )
 def test_kernels_compile(kernel: object, known: dict[str, object], dtype: str, ones: bool) -> None:
     for arch, number in ((80, "fp32"), (90, "fp64")):
