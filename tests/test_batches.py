@@ -193,6 +193,27 @@ def test_code_without_a_file_is_the_model_s_own() -> None:
         fast(x[:2], words[:3])
 
 
+@pytest.mark.parametrize(("texts", "count"), [(2, 2), (2, 3), (3, 2), (2, 1)])
+def test_texts_may_stand_before_images(texts: int, count: int) -> None:
+    """The first input need not be that of the images."""
+
+    class Asked(WithClass):
+        def __init__(self) -> None:
+            super().__init__(of_images)
+            self.words = nn.Embedding(9, 5)
+
+        def forward(self, ids: Tensor, image: Tensor) -> Tensor:
+            return super().forward(image) @ self.words(ids).mean(1).T
+
+    x, model = torch.randn(5, 3, 2 * GRID, 2 * GRID), Asked().eval()
+    ids = torch.randint(9, (4, 6))
+    fast = tome_fx.transform(model, 2, example_inputs=(ids[:texts], x[:count]))
+    assert set(fast.schedule) == {2}
+    fast.r = 0
+    for images in (x[:count], x):
+        assert torch.equal(fast(ids[:texts], images), model(ids[:texts], images))
+
+
 class OneApart(WithClass):
     """One image alone is treated in another way."""
 

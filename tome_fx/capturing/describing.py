@@ -62,8 +62,9 @@ def images_of(graph: Graph) -> Node | None:
     size = inputs[0].meta["val"].shape[0]
     for node in inputs:
         value = node.meta["val"]
-        alike = type(value.shape[0]) is type(size) and (type(size) is not int or value.shape[0] > 1)
-        if value.is_floating_point() and _rank(node) > _rank(inputs[0]) and alike:
+        rows = value.shape[0]
+        counted = not isinstance(rows, int) or (isinstance(size, int) and rows > 1)
+        if value.is_floating_point() and _rank(node) > _rank(inputs[0]) and counted:
             return node
     return inputs[0]
 

@@ -142,7 +142,7 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
     args, kwargs = pytree.tree_map_only(Tensor, _apart(), (args, kwargs))
-    batch = tensors[0].shape[0]
+    batch = _images_of(tensors).shape[0]
     if batch == 0:
         raise InputError(f"The example inputs hold no image: the batch is 0. {_ASK}")
     if batch > 1:
@@ -153,6 +153,18 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
 
     doubled = pytree.tree_map_only(Tensor, twice, (args, kwargs))
     return Example(doubled[0], doubled[1], 2, Example(args, kwargs, 1))
+
+
+def _images_of(tensors: list[Tensor]) -> Tensor:
+    """The first, or the first floating one with more axes where that holds ids of several texts.
+
+    Texts may stand before images, and be as many as they like; one row may be the grid of patches.
+    """
+    first = tensors[0]
+    if first.is_floating_point() or first.dim() < 2 or first.shape[0] < 2:
+        return first
+    others = (one for one in tensors if one.is_floating_point() and one.dim() > first.dim())
+    return next(others, first)
 
 
 def _apart() -> Callable[[Tensor], Tensor]:
