@@ -35,13 +35,16 @@ def is_called_alike(
         return False
     try:
         with torch.enable_grad(), called_so(model, way) as can:
-            other = locate_program(model, example, settings).program if can else None
+            return can and _is_program(
+                locate_program(model, example, settings).program, program, held
+            )
     except (Looked, CaptureError, NoAttentionFoundError):
         return False
-    if other is None or _serves(other) != _serves(program):
-        return False
+
+
+def _is_program(other: Program, program: Program, held: nn.Module) -> bool:
     constants = other.constants
-    return is_same(
+    return _serves(other) == _serves(program) and is_same(
         program.graph,
         other.graph,
         lambda name: held_at(held, name),

@@ -139,7 +139,7 @@ def refuse_change(module: nn.Module, name: str, value: Any) -> None:
         raise ConfigError(
             f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
             f"transformed module computes what the model did, with the weights that {name} holds. "
-            "Change the model, then transform that."
+            "Change the model, adapters too, then transform that."
         )
 
 
