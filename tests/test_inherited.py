@@ -189,7 +189,8 @@ def test_a_method_changes_nothing_without_a_word(fast: Any) -> None:
 
 def test_what_every_module_has_is_the_results(model: Tower) -> None:
     fast = tome_fx.transform(Tower().train(), 2, example_inputs=images())
-    fast.freeze()
+    with pytest.warns(tome_fx.ToMeWarning, match="freeze of the model's class has no result"):
+        fast.freeze()
     assert not fast.training
     assert not any(weight.requires_grad for weight in fast.parameters())
 
@@ -199,6 +200,28 @@ def test_copies_have_them_too(fast: Any) -> None:
         assert other.named() == "base images 10"
         assert torch.equal(other.filtered(images()), fast(images()))
     assert set(vars(fast)) == set(vars(copy.copy(fast)))
+
+
+def test_a_class_that_counts_what_is_derived_from_it() -> None:
+    derived: list[str] = []
+
+    class Counting(Tower):
+        def __init_subclass__(cls, *, key: str) -> None:
+            derived.append(key)
+
+    fast = tome_fx.transform(Counting().eval(), 0, example_inputs=images())
+    assert fast.named() == "base images 10"
+    assert torch.equal(fast.filtered(images()), fast(images()))
+    assert torch.equal(fast(images(), twice=False), fast(images()))
+    assert not derived
+
+
+def test_a_part_with_a_forward_of_its_own_is_not_called() -> None:
+    model = Tower().eval()
+    model.norm.forward = lambda x: 2 * x  # type: ignore[method-assign]
+    fast = tome_fx.transform(model, 0, example_inputs=images())
+    with pytest.raises(tome_fx.ConfigError, match="cannot be called"):
+        fast.norm(torch.randn(2, 10))
 
 
 def test_a_part_comes_before_a_name_of_the_class() -> None:
@@ -223,7 +246,8 @@ def test_a_whole_compiles_around_a_method(model: Tower, fast: Any) -> None:
             self.tower = tower
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.tower.norm(self.tower(x))  # type: ignore[no-any-return]
+            y = self.tower.norm(self.tower.doubled(x))
+            return y * self.tower.size  # type: ignore[no-any-return]
 
     x = images()
     compiled = torch.compile(Whole(fast), backend="eager", fullgraph=True)

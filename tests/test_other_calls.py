@@ -116,10 +116,13 @@ def test_a_number_that_is_looked_at_is_taken_for_itself() -> None:
     ways = fast.located.program.graph._codegen.ways
     for many in (2, 3, 2):
         assert torch.equal(fast(x, many=many), model(x, many=many))
-    assert [way["many"] for way, same in ways.known if same] == [("int", 2), ("int", 3)]
+    known = [(dict(way), same) for way, same in ways.known]
+    assert known == [
+        ({"many": "int"}, False), ({"many": ("int", 2)}, True), ({"many": ("int", 3)}, True)
+    ]  # fmt: skip
     for many in (2, 3):
         assert torch.equal(fast(x, unseen=many), model(x, unseen=many))
-    assert [way for way, _ in ways.known if "unseen" in way] == [{"unseen": "int"}]
+    assert ({"unseen": "int"}, True) in [(dict(way), same) for way, same in ways.known]
 
 
 def test_whoever_asks_finds_no_gathering(fast: Any) -> None:
@@ -128,6 +131,102 @@ def test_whoever_asks_finds_no_gathering(fast: Any) -> None:
     fast.r = 2
     assert list(inspect.signature(fast.forward).parameters) == ["x", "hidden", "mask"]
     fast.r = 0
+
+
+LOOKS = {
+    "range": lambda y, n: ([y := y + 1 for _ in range(n)] and y) or y,
+    "slice": lambda y, n: y + len("abcd"[n:]),
+    "index": lambda y, n: y + (0, 1, 2, 3)[n],
+    "format": lambda y, n: y + len(f"{n:b}"),
+    "roll": lambda y, n: torch.roll(y, n, 1),
+    "class": lambda y, n: y * 2 if type(n) is int else y,
+    "caught": lambda y, n: caught(y, n),
+}
+
+
+def caught(y: Tensor, n: int) -> Tensor:
+    try:
+        return y * 2 if n > 1 else y
+    except BaseException:
+        return y
+
+
+class Looking(Tower):
+    def __init__(self, look: Any) -> None:
+        super().__init__()
+        self.look = look
+
+    def forward(self, x: Tensor, **more: Any) -> Any:  # type: ignore[override]
+        y = super().forward(x)
+        return self.look(y, more["n"]) if "n" in more else y
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_whatever_reads_a_number_looks_at_it(name: str) -> None:
+    model, x = Looking(LOOKS[name]).eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    for n in (0, 2, 3):
+        try:
+            found = fast(x, n=n)
+        except tome_fx.ShapeError:
+            continue
+        assert torch.equal(found, model(x, n=n))
+
+
+def test_weights_that_are_equal_by_chance_are_not_the_same() -> None:
+    class Either(Tower):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(10)), nn.Parameter(torch.zeros(10))
+
+        def forward(self, x: Tensor, other: bool = False) -> Any:  # type: ignore[override]
+            return self.body(x) + (self.b if other else self.a)
+
+    fast = tome_fx.transform(Either().eval(), 0, example_inputs=images())
+    with pytest.raises(tome_fx.ShapeError, match="other is True"):
+        fast(images(), other=True)
+
+
+def test_what_is_around_a_call_is_no_answer() -> None:
+    """A first call under what watches says nothing of later ones; autocast is none of it."""
+    model, x = Tower().eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    state = {name: value.clone() for name, value in fast.named_parameters()}
+    with pytest.raises(tome_fx.ShapeError, match=r"outside of torch\.compile, torch\.func"):
+        torch.func.vmap(lambda one: fast(one[None], use_cache=False))(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast(x, use_cache=False)
+    assert torch.equal(fast(x, use_cache=False), model(x))
+    with pytest.raises(tome_fx.ShapeError, match=r"outside of torch\.compile, torch\.func"):
+        torch.func.functional_call(fast, state, (x,), {"use_cache": True})
+    assert torch.equal(fast(x, use_cache=True), model(x))
+    functional = torch.func.functional_call(fast, state, (x,), {"use_cache": True})
+    assert torch.equal(functional, model(x))
+
+
+def test_what_is_called_by_more_than_a_forward_is_not_asked() -> None:
+    class Called(Tower):
+        def __call__(self, x: Tensor, flag: bool | None = None, **more: Any) -> Any:
+            y = super().__call__(x, **more)
+            return -y if flag else y
+
+    fast = tome_fx.transform(Called().eval(), 0, example_inputs=images())
+    with pytest.raises(tome_fx.ShapeError, match="flag"):
+        fast(images(), flag=True)
+
+
+def test_names_that_generated_code_could_have() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = tiny()
+
+        def forward(self, x: Tensor, _more: int = 2, LeftOut: int = 3, **rest: Any) -> Tensor:
+            return self.body(x) * _more * LeftOut  # type: ignore[no-any-return]
+
+    model, x = Named().eval(), images()
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    assert torch.equal(fast(x, _more=2, rest=1), model(x))
 
 
 def test_each_mode_asks_for_itself() -> None:

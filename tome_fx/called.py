@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
 from tome_fx.capturing.calling import called_so
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.tensors import held_at
+from tome_fx.capturing.tensors import held_at, tensors_of
 from tome_fx.capturing.unread import Looked
-from tome_fx.capturing.ways import Way
 from tome_fx.errors import CaptureError, NoAttentionFoundError
-from tome_fx.graph.same import is_same
+from tome_fx.graph.same import is_equal, is_same
 from tome_fx.locating import locate_program
 from tome_fx.options import Settings
 from tome_fx.program import Program
@@ -21,35 +24,47 @@ def is_called_alike(
     model: nn.Module | torch.export.ExportedProgram,
     example: Example | None,
     settings: Settings,
-    way: Way,
+    values: Mapping[str, Any],
     program: Program,
     held: nn.Module,
 ) -> bool:
-    """Is ``model`` captured as ``program`` when it is called in another way?
+    """Is ``model`` captured as ``program`` when it is given other arguments?
 
     Args:
-        way: the arguments that are others than in the example, see :class:`Ways`.
+        values: by name, what is another than in the example.
         held: the module whose tensors ``program`` reads.
     """
     if not isinstance(model, nn.Module):
         return False
+    own = {path for path, _, _ in tensors_of(model)}
+    Looked.seen = False
     try:
-        with torch.enable_grad(), called_so(model, way) as can:
-            return can and _is_program(
-                locate_program(model, example, settings).program, program, held
+        with plainly():
+            calls = called_so(model, values)
+            if calls is None:
+                return False
+            other = locate_program(model, example, settings).program
+            same = _serves(other) == _serves(program) and is_same(
+                program.graph, other.graph, lambda a, b: _is_held(a, b, own, held, other)
             )
     except (Looked, CaptureError, NoAttentionFoundError):
         return False
+    # Only export calls ``forward`` as it is; symbolic tracing takes that of the class.
+    return same and bool(calls) and other.how == "export" and not Looked.seen
 
 
-def _is_program(other: Program, program: Program, held: nn.Module) -> bool:
-    constants = other.constants
-    return _serves(other) == _serves(program) and is_same(
-        program.graph,
-        other.graph,
-        lambda name: held_at(held, name),
-        lambda name: constants.get(name, held_at(held, name)),
-    )
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Within, no autocast: that of a call is none of the program's."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def _is_held(a: str, b: str, own: set[str], held: nn.Module, other: Program) -> bool:
+    """What the model holds may change later, so that equal numbers are no more than chance."""
+    if a in own or b in own:
+        return a == b or (a in own and b in own and held_at(held, a) is held_at(held, b))
+    return is_equal(held_at(held, a), other.constants.get(b))
 
 
 def _serves(program: Program) -> tuple[object, ...]:

@@ -19,7 +19,6 @@ from tome_fx.capturing.checkpoints import SWITCHES
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.sharing import unshared
 from tome_fx.capturing.source import Source
-from tome_fx.capturing.ways import Way
 from tome_fx.errors import ToMeWarning, warn
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
@@ -223,23 +222,26 @@ class ToMeModule(Switches, GraphModule):
     def _ask_of_ways(self, located: Located) -> None:
         """Let calls with other plain arguments ask whether they come to the same program."""
         ways, whose = ways_of(located.program.graph), weakref.ref(self)
+        graded = torch.is_grad_enabled()
 
-        def ask(way: Way) -> bool:
+        def ask(values: dict[str, Any]) -> bool | None:
             module = whose()
-            return module is not None and module._comes_to_same(way)
+            return None if module is None else module._comes_to_same(values, graded)
 
         if ways is not None and self._source.can_capture:
             ways.ask = ask
 
-    def _comes_to_same(self, way: Way) -> bool:
-        """Is the model, called in that way, the program of the current mode?"""
-        program = self._located().program
-        with LOCK, warnings.catch_warnings():
+    def _comes_to_same(self, values: dict[str, Any], graded: bool) -> bool | None:
+        """Is the model, given these arguments, the program of the current mode?"""
+        if self._source.is_borrowed(self):
+            return None
+        with LOCK, torch.set_grad_enabled(graded), warnings.catch_warnings():
             warnings.simplefilter("ignore", ToMeWarning)
             try:
                 model = self._source.to_trace(self)
                 example = self._source.example_like(self._example, self)
-                return is_called_alike(model, example, self._settings, way, program, self)
+                program = self._located().program
+                return is_called_alike(model, example, self._settings, values, program, self)
             finally:
                 self._source.release(self)
 

@@ -71,15 +71,22 @@ class Switches:
     def _follow_switch(self, name: str, value: Any) -> None:
         """Tell the parts of the model what was written to an attribute."""
         model = self._source.skeleton
-        if vars(self)[name] == value or not isinstance(model, nn.Module):
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        before = [(part, getattr(part, name)) for part in modules if hasattr(part, name)]
+        if all(was == value for _, was in before):
             return
-        for part in model.modules():
-            if hasattr(part, name):
-                if _FUNCTION in vars(self):
-                    setattr(part, _FUNCTION, vars(self)[_FUNCTION])
-                setattr(part, name, value)
+        for part, _ in before:
+            if _FUNCTION in vars(self):
+                setattr(part, _FUNCTION, vars(self)[_FUNCTION])
+            setattr(part, name, value)
+        try:
+            self._capture_again()
+        except Exception:
+            for part, was in before:
+                setattr(part, name, was)
+            self._programs.pop(True, None)
+            raise
         self._show_switches()
-        self._capture_again()
 
     def _capture_again(self) -> None:
         self._programs.pop(True, None)

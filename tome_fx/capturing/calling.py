@@ -9,8 +9,8 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType, MappingProxyType
-from typing import Any, cast
+from types import FunctionType, MappingProxyType, MethodType
+from typing import Any
 
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -19,10 +19,12 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.containers import PLAIN, check_container, containers_of
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.unread import ABSENT, LeftOut, stand_in
-from tome_fx.capturing.ways import Way, Ways, was_given
+from tome_fx.capturing.unread import LeftOut
+from tome_fx.capturing.ways import Ways, was_given
 
-MORE = "_more"  # what a call names and the model gathers
+# Names in generated code that no parameter has: what a call names and the model gathers, what
+# stands for an argument that it lacks, and who decides.
+MORE, LACKED, WAYS = "_tome_fx_more", "_tome_fx_lacked", "_tome_fx_ways"
 
 
 def _was_given(value: object, name: str) -> None:
@@ -75,7 +77,7 @@ class Calling(_PyTreeCodeGen):
         text: str = super().gen_fn_def(*args, **kwargs)
         for name in self.lacked:
             named = re.compile(rf"def forward\([^)]*?\b{re.escape(name)}(?=[,)])")
-            text = named.sub(lambda found: f"{found[0]}=LeftOut", text, count=1)
+            text = named.sub(lambda found: f"{found[0]}={LACKED}", text, count=1)
         found = re.search(r"def forward\(.*", text)  # to the end of its line
         end = len(text) if found is None else found.end()
         checks = [f"_was_given({name}, {name!r})" for name in self.needed]
@@ -84,15 +86,15 @@ class Calling(_PyTreeCodeGen):
         ]
         names = "".join(f"{name}, " for name in self.ways.captured)
         if names or self.gathers:
-            usual = f"_ways.usual(({names}), {MORE if self.gathers else '{}'})"
+            usual = f"{WAYS}.usual(({names}), {MORE if self.gathers else '{}'})"
             checks.append(f"{names}= {usual}" if names else usual)
         return "".join((text[:end], *(f"\n    {check}" for check in checks), text[end:]))
 
     def additional_globals(self) -> list[tuple[str, Any]]:
         """What the text refers to."""
-        functions = (_was_given, check_container, LeftOut)
-        named = [(one.__name__, one) for one in functions]
-        return [*super().additional_globals(), *named, ("_ways", self.ways)]
+        named: dict[str, Any] = {"_was_given": _was_given, "check_container": check_container}
+        named |= {LACKED: LeftOut, WAYS: self.ways}
+        return [*super().additional_globals(), *named.items()]
 
 
 @contextmanager
@@ -191,37 +193,42 @@ def hidden(forward: FunctionType) -> None:
     forward.__signature__ = signature.replace(parameters=told)  # type: ignore[attr-defined]
 
 
-@contextmanager
-def called_so(model: nn.Module, way: Way) -> Iterator[bool]:
-    """Within, ``model`` is called with stand-ins for what ``way`` names.
+def called_so(model: nn.Module, values: Mapping[str, Any]) -> list[None] | None:
+    """Let ``forward`` of a copy get ``values`` too, or in place of what it is given.
 
-    False where its ``forward`` is not that of its class, so that copies would not have it.
+    Returns:
+        What holds something for each call, once there are some; None where ``forward`` is not all
+        of the call, or not that of its class.
     """
-    if "forward" in vars(model) or isinstance(model, GraphModule):
-        yield False
-        return
-    cls = type(model)
-    lacked = {name for name, kind in way.items() if kind == ABSENT}
-    stand_ins = {name: stand_in(way[name]) for name in way.keys() - lacked}
-    signature = inspect.signature(cls.forward)
-    named = {n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+    hooked = model._forward_hooks or model._forward_pre_hooks
+    own = "forward" in vars(model) or type(model).__call__ is not nn.Module.__call__
+    if own or hooked or isinstance(model, GraphModule):
+        return None
+    calls: list[None] = []
+    forward = type(model).forward
+    signature = inspect.signature(forward)
+    kinds = signature.parameters.items()
+    named = {name for name, p in kinds if p.kind is not p.VAR_KEYWORD}
+    lacked = {name for name, value in values.items() if value is LeftOut}
+    others = {name: value for name, value in values.items() if name not in lacked}
 
-    @functools.wraps(cls.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(forward)
+    def called(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
         bound = signature.bind(self, *args, **kwargs)
-        bound.arguments.update({n: value for n, value in stand_ins.items() if n in named})
+        bound.arguments.update({n: value for n, value in others.items() if n in named})
         for name in lacked & named:
             bound.arguments.pop(name, None)
-        more = {name: value for name, value in stand_ins.items() if name not in named}
+        more = {name: value for name, value in others.items() if name not in named}
         kept = {n: value for n, value in {**bound.kwargs, **more}.items() if n not in lacked}
-        return cls.forward(*bound.args, **kept)
+        return forward(*bound.args, **kept)
 
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    model.__class__ = cast(Any, type(cls))(cls.__name__, (cls,), body)
     try:
-        yield True
-    finally:
-        model.__class__ = cls
+        # A copy of a method is one of the copy.
+        model.forward = MethodType(called, model)
+    except Exception:  # a property, say
+        return None
+    return calls
 
 
 def _call_of(graph: Graph) -> _PyTreeInfo | None:

@@ -139,6 +139,13 @@ class Source:
             else:
                 owner._buffers[leaf] = shape
 
+    def is_borrowed(self, target: nn.Module) -> bool:
+        """Do other tensors stand in the places of weights, for one call, say?"""
+        weights = [
+            p for p, weight, _ in tensors_of(self.skeleton) if isinstance(weight, nn.Parameter)
+        ]
+        return not all(isinstance(held_at(target, path), nn.Parameter) for path in weights)
+
     def synced(self, target: nn.Module) -> Source:
         """A source with a structure of its own, its tensors and mode those of ``target``."""
         self._check_whole(target)

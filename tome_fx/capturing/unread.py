@@ -1,7 +1,7 @@
 """Stand-ins for arguments that a model is given and may not look at.
 
 Whatever is done with one but to pass it on, to ask its class or whether it is None, ends the call:
-a model that runs to its end with it computes the same for any value of that class.
+a model that runs to its end with it, and with a value of that class, computes the same for all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 Kind = bool | str | tuple[str, int | float | str] | None
 ABSENT = "left out"
+_NUMBERS = {kind.__name__: kind for kind in (int, float, str)}
 
 
 class LeftOut:
@@ -20,10 +21,13 @@ class LeftOut:
 
 
 class Looked(BaseException):
-    """Something looked at an :class:`Unread`; no handler of the model's is meant to see it."""
+    """Something looked at a stand-in; no handler of the model's is meant to see it."""
+
+    seen = False  # some may all the same
 
 
 def _looked(*args: Any, **kwargs: Any) -> NoReturn:
+    Looked.seen = True
     raise Looked
 
 
@@ -33,15 +37,15 @@ class _UnreadTensor(Tensor):
         _looked()
 
 
-_KEPT = {"__new__", "__init__", "__init_subclass__", "__subclasshook__", "__class__", "__doc__"}
-
-
 def _class_of(base: type) -> type:
-    names = (name for name in dir(base) if callable(getattr(base, name)) and name not in _KEPT)
-    return type(base.__name__, (base,), dict.fromkeys(names, _looked))
+    """Objects that say they are of a class and are not: what reads the number in C asks them."""
+    kept = {"__new__", "__init__", "__init_subclass__", "__subclasshook__", "__class__", "__doc__"}
+    names = {*dir(base), "__index__", "__int__", "__float__", "__iter__", "__fspath__"} - kept
+    body: dict[str, Any] = dict.fromkeys(names, _looked)
+    return type(base.__name__, (), {**body, "__class__": property(lambda self: base)})
 
 
-_NUMBERS = {base.__name__: _class_of(base) for base in (int, float, str)}
+_UNREAD = {name: _class_of(kind) for name, kind in _NUMBERS.items()}
 
 
 def kind_of(value: Any) -> Kind | type:
@@ -53,9 +57,10 @@ def kind_of(value: Any) -> Kind | type:
         return value
     if value is LeftOut:
         return ABSENT
-    if isinstance(value, Tensor):
-        return "Tensor"
-    return type(value).__name__ if type(value) in (int, float, str) else type(value)
+    # Dynamo has no attributes of a tensor.
+    if type(value) is Tensor and (torch.compiler.is_compiling() or not vars(value)):
+        return f"{value.dtype} on {value.device.type}"
+    return type(value).__name__ if type(value) in _NUMBERS.values() else type(value)
 
 
 def exactly(value: Any) -> Kind | type:
@@ -64,12 +69,10 @@ def exactly(value: Any) -> Kind | type:
     return (kind, value) if isinstance(kind, str) and kind in _NUMBERS else kind
 
 
-def stand_in(kind: Kind) -> Any:
-    """A value of that kind, which must not be looked at unless the kind says which it is."""
-    if kind is None or isinstance(kind, bool):
-        return kind
-    if isinstance(kind, tuple):
-        return kind[1]
-    if kind == "Tensor":
-        return torch.empty(0).as_subclass(_UnreadTensor)
-    return _NUMBERS[kind]()
+def stand_in(kind: Kind, value: Any) -> Any:
+    """What stands for a value of that kind; itself where that says which it is."""
+    if not isinstance(kind, str) or kind == ABSENT:
+        return value
+    if kind in _UNREAD:
+        return _UNREAD[kind]()
+    return torch.empty(0, dtype=value.dtype, device=value.device).as_subclass(_UnreadTensor)

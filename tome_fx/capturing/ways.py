@@ -8,19 +8,19 @@ captured one is captured too, with stand-ins that nobody may look at, and taken 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from tome_fx import ops
-from tome_fx.capturing.unread import Kind, LeftOut, exactly, kind_of
+from tome_fx.capturing.unread import Kind, LeftOut, exactly, kind_of, stand_in
 from tome_fx.errors import ShapeError
 
-Way = dict[str, Kind]
 UNSEEN = (
-    " (Whether it computes the same is found out by a call like this outside of torch.compile, "
-    "before.)"
+    " (Whether it computes the same is found out by a plain call like this, before: outside of "
+    "torch.compile, torch.func and modes that watch.)"
 )
+MOST = 64  # ways that are looked at
 
 
 class Ways:
@@ -31,14 +31,15 @@ class Ways:
     Attributes:
         captured: what they were, by name, in the order that :meth:`usual` has them.
         defaults: what the model takes for those that a call lacks.
-        ask: whether another way comes to the same; None where it cannot be found out.
+        ask: whether other arguments come to the same, None if that cannot be told now; None where
+            it never can.
     """
 
     def __init__(self, captured: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.captured = dict(captured)
         self.defaults = dict(defaults)
-        self.known: list[tuple[Way, bool]] = []
-        self.ask: Callable[[Way], bool] | None = None
+        self.known: list[tuple[list[Any], bool]] = []
+        self.ask: Callable[[dict[str, Any]], bool | None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ways:
         return self
@@ -62,11 +63,7 @@ class Ways:
 
     def _take(self, other: dict[str, Any]) -> None:
         meant = {name: self._meant(name, value) for name, value in other.items()}
-        way = {name: kind_of(value) for name, value in meant.items()}
-        same = self._is_same(way)
-        if same is False:  # of a number that is looked at, this one may do no harm
-            exact = {name: exactly(value) for name, value in meant.items()}
-            same = exact != way and self._is_same(exact)
+        same = self._is_same(meant)
         if same:
             return
         for name, value in other.items():
@@ -79,18 +76,44 @@ class Ways:
             f"the model again with it in example_kwargs.{hint}"
         )
 
-    def _is_same(self, way: Mapping[str, Any]) -> bool | None:
-        """Does it come to the same program? None where that is not known yet."""
-        for known, same in self.known:
-            if known == way:
-                return same
-        if self.ask is None or any(isinstance(kind, type) for kind in way.values()):
+    def _is_same(self, values: dict[str, Any]) -> bool | None:
+        """Do they come to the same program? None where that is not known yet."""
+        kinds = [(name, kind_of(value)) for name, value in values.items()]
+        exact = [(name, exactly(value)) for name, value in values.items()]
+        if self._known(kinds) or self._known(exact):
+            return True
+        if self.ask is None or self._known(exact) is False or len(self.known) >= MOST:
             return False
-        if torch.compiler.is_compiling():
+        if any(isinstance(kind, type) for _, kind in kinds):
+            return False
+        tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+        if len({id(value) for value in tensors}) < len(tensors):
+            return False  # code may ask whether two are one
+        if torch.compiler.is_compiling() or _is_watched():
             return None
-        same = self.ask(dict(way))
-        self.known.append((dict(way), same))
+        same = self.ask(values)
+        if same is None:
+            return None
+        if same and self._known(kinds) is None:
+            stand_ins = {n: stand_in(cast(Kind, kind), values[n]) for n, kind in kinds}
+            any_value = (kinds == exact and not tensors) or bool(self.ask(stand_ins))
+            self.known.append((kinds, any_value))
+            same = bool(self._known(kinds)) or not tensors  # these decide by their values
+        self.known.append((exact, same and not tensors))
         return same
+
+    def _known(self, way: list[tuple[str, Any]]) -> bool | None:
+        return next((same for known, same in self.known if known == way), None)
+
+
+def _is_watched() -> bool:
+    """Would a capture be seen, or another one, by what is around the call?"""
+    return bool(
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    )
 
 
 def was_given(value: object, name: str, least: tuple[object, ...] = (LeftOut,)) -> None:
@@ -104,4 +127,5 @@ def was_given(value: object, name: str, least: tuple[object, ...] = (LeftOut,)) 
 
 
 def _is(value: Any, captured: Any) -> bool:
-    return type(value) is type(captured) and bool(value == captured)
+    """Also -0.0 is not 0.0."""
+    return type(value) is type(captured) and value == captured and repr(value) == repr(captured)

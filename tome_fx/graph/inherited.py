@@ -13,10 +13,11 @@ import inspect
 import types
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from tome_fx.errors import ConfigError
+from tome_fx.errors import ConfigError, warn
 
 
 def inherit(target: GraphModule, model: nn.Module) -> None:
@@ -43,17 +44,52 @@ class _Inherited:
 
     def __init__(self, name: str, cls: type) -> None:
         self.name, self.cls = name, cls
+        self.static: Any = inspect.getattr_static(cls, name)
+        coded = hasattr(type(self.static), "__get__")
+        self.coded = coded and not isinstance(self.static, (staticmethod, classmethod))
 
     def __get__(self, target: Any, owner: type | None = None) -> Any:
-        static = inspect.getattr_static(self.cls, self.name)
-        coded = hasattr(type(static), "__get__")
-        if target is None or not coded or isinstance(static, (staticmethod, classmethod)):
+        if target is None or not self.coded:
             return getattr(self.cls, self.name)
-        return getattr(_view(target, self.cls), self.name)
+        if torch.compiler.is_compiling():  # it refuses to be changed there itself
+            return self.static.__get__(target, type(target))
+        view = _view(target, self.cls)
+        if view is None:
+            return self.static.__get__(target, type(target))
+        found = getattr(view, self.name)
+        return _told_of(found) if inspect.ismethod(found) else found
 
 
-class _View:
+def _told_of(method: Any) -> Any:
+    """A method that says where it may have changed nothing: what has no result has an effect."""
+
+    @functools.wraps(method)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        if result is None:
+            warn(
+                f"{method.__name__} of the model's class has no result. Weights that it changed "
+                "and files that it wrote are there; what else it set, in a config say, a "
+                "transformed module does not look at. Change the model, then transform that."
+            )
+        return result
+
+    return told
+
+
+class Unlisted:
+    """A first base of classes that are derived for a moment, of which no list needs to know."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        pass
+
+
+class _View(Unlisted):
     """A result as its model's own methods see it."""
+
+    __slots__ = ()
 
     def __init__(self) -> None:
         raise NotImplementedError
@@ -84,8 +120,11 @@ _OF_MODULES = {n for n in (*dir(nn.Module), *dir(nn.Module())) if not n.startswi
 
 
 def _view(target: nn.Module, cls: type) -> Any:
-    """The same attributes, parts and tensors, under the model's class."""
-    view: Any = object.__new__(_view_class(cls))
+    """The same attributes, parts and tensors, under the model's class; None if it allows none."""
+    try:
+        view: Any = object.__new__(_view_class(cls))
+    except Exception:
+        return None
     object.__setattr__(view, "__dict__", vars(target))
     object.__setattr__(view, "__tome_fx_result__", target)
     return view

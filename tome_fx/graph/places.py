@@ -25,10 +25,7 @@ _KINDS = (
 )  # fmt: skip
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NUMBERS = (bool, int, float, str, tuple, type(None))
-_CODED = (
-    "{} cannot replace a weight of a transformed module. "
-    "Quantise the model first, by torchao, then transform it."
-)
+_CODED = "{} cannot replace a weight here. Quantise the model by torchao, then transform it."
 
 
 class Held(nn.Module):
@@ -37,7 +34,7 @@ class Held(nn.Module):
     What has an effect on a module that is called, and none here, is refused or warned of.
     """
 
-    _tome_fx_base: type[nn.Module] = nn.Module  # names that no model has
+    _tome_fx_base: type[nn.Module] = nn.Module
     _tome_fx_told: Mapping[str, Any] = {}
     _tome_fx_is_torchs: bool = False
 
@@ -86,9 +83,8 @@ class Held(nn.Module):
         if self._tome_fx_is_torchs:
             return self._tome_fx_base.forward(self, *args, **kwargs)
         raise ConfigError(
-            f"This part ({type(self).__name__}) of a transformed module cannot be called. Call the "
-            "whole; for parts of it, or another method of the model than forward, transform a "
-            "module whose forward calls these."
+            f"This part ({type(self).__name__}) of a transformed module cannot be called. For it, "
+            "or a method of the model, transform a module whose forward calls these."
         )
 
     def train(self, mode: bool = True) -> Held:
@@ -172,9 +168,8 @@ def _unheeded(handle: Any) -> Any:
 
 def _is_coded(value: Any) -> bool:
     """Is it a tensor made of other tensors, and not one that is spread over processes?"""
-    return isinstance(value, Tensor) and (
-        hasattr(value, "__tensor_flatten__") and not hasattr(value, "full_tensor")
-    )
+    coded = hasattr(value, "__tensor_flatten__") and not hasattr(value, "full_tensor")
+    return coded and isinstance(value, Tensor)
 
 
 class _Linear:
@@ -244,15 +239,20 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
     if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
         return  # it would count them otherwise
     new, told = _blank(base), _plain(like)
-    plain = getattr(like, "padding_mode", "zeros") == "zeros"  # others need more than numbers
-    torchs = type(like) is base and issubclass(base, _KINDS) and plain
-    own = {"_tome_fx_told": told, "_tome_fx_is_torchs": torchs}
-    vars(new).update({**told, **vars(old), **own})
+    vars(new).update({**told, **vars(old), "_tome_fx_told": told})
+    vars(new)["_tome_fx_is_torchs"] = issubclass(base, _KINDS) and _is_as_torch_has_it(like, base)
     for table in ("_parameters", "_buffers"):
         for name, tensor in getattr(like, table).items():
             if tensor is None and not hasattr(new, name):
                 getattr(new, table)[name] = None  # as a linear without a bias has it
     root._modules[leaf] = new
+
+
+def _is_as_torch_has_it(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Does it compute what its class does, with nothing but tensors and numbers?"""
+    padded = getattr(module, "padding_mode", "zeros") != "zeros"
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is base and not padded and not hooked
 
 
 def _base_of(module: nn.Module) -> type[nn.Module] | None:

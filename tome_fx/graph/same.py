@@ -12,14 +12,12 @@ from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import writes
 
-Held = Callable[[str], Any]
 
-
-def is_same(one: Graph, other: Graph, held: Held, held_by_other: Held) -> bool:
+def is_same(one: Graph, other: Graph, is_held: Callable[[str, str], bool]) -> bool:
     """Do both do the same ops in the same order, on the same inputs and constants?
 
-    What leads to no result counts for nothing. ``held`` and ``held_by_other`` give what a name
-    stands for in each; constants are the same if they are one object, or equal tensors.
+    What leads to no result counts for nothing. ``is_held``: do two names, one of each, stand for
+    the same?
     """
     ours, theirs = _live(one), _live(other)
     if len(ours) != len(theirs):
@@ -30,7 +28,7 @@ def is_same(one: Graph, other: Graph, held: Held, held_by_other: Held) -> bool:
         if a.op != b.op:
             return False
         if a.op == "get_attr":
-            if not _is_same_value(held(str(a.target)), held_by_other(str(b.target))):
+            if not is_held(str(a.target), str(b.target)):
                 return False
         elif a.target != b.target or not _is_same_call(a, b, names):
             return False
@@ -65,9 +63,8 @@ def _told(value: Any) -> Any:
     return type(value), value
 
 
-def _is_same_value(a: Any, b: Any) -> bool:
-    if a is b:
-        return a is not None
+def is_equal(a: Any, b: Any) -> bool:
+    """Are both tensors of the same numbers, as they stand in a program?"""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return False
     if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device) or a.is_meta:
