@@ -49,7 +49,7 @@ def is_called_alike(
             )
     except (Looked, CaptureError, NoAttentionFoundError):
         return False
-    # Only export calls ``forward`` as it is; symbolic tracing takes that of the class.
+    # Only export calls the ``forward`` of the module; symbolic tracing takes that of its class.
     return same and bool(calls) and other.how == "export" and not Looked.seen
 
 

@@ -51,7 +51,7 @@ class _Inherited:
     def __get__(self, target: Any, owner: type | None = None) -> Any:
         if target is None or not self.coded:
             return getattr(self.cls, self.name)
-        if torch.compiler.is_compiling():  # it refuses to be changed there itself
+        if torch.compiler.is_compiling():  # Dynamo makes no view
             return self.static.__get__(target, type(target))
         view = _view(target, self.cls)
         if view is None:
