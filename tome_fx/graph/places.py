@@ -25,7 +25,7 @@ _KINDS = (
 )  # fmt: skip
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NUMBERS = (bool, int, float, str, tuple, type(None))
-_CODED = "{} cannot replace a weight here. Quantise the model by torchao, then transform it."
+_CODED = "{} cannot be a weight here. Quantise the model first, by torchao, then transform it."
 
 
 class Held(nn.Module):
@@ -135,7 +135,7 @@ def refuse_change(module: nn.Module, name: str, value: Any) -> None:
         raise ConfigError(
             f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
             f"transformed module computes what the model did, with the weights that {name} holds. "
-            "Change the model, adapters too, then transform that."
+            "Change the model, then transform that."
         )
 
 
