@@ -135,6 +135,15 @@ def test_other_parts_are_not(fast: Any) -> None:
             call(images())
 
 
+class Beside(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.body, self.part = tiny(), part
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)  # type: ignore[no-any-return]
+
+
 class Scaled(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -152,15 +161,7 @@ class Scaled(nn.LayerNorm):
     ],
 )
 def test_kinds_of_parts(part: nn.Module, x: Tensor) -> None:
-    class Beside(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.part = tiny(), part
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.body(images)  # type: ignore[no-any-return]
-
-    fast = tome_fx.transform(Beside().eval(), 2, example_inputs=images())
+    fast = tome_fx.transform(Beside(part).eval(), 2, example_inputs=images())
     assert torch.equal(fast.part(x), part(x))
 
 
@@ -168,15 +169,7 @@ def test_kinds_of_parts(part: nn.Module, x: Tensor) -> None:
     "part", [Scaled(10), nn.Conv1d(10, 4, 3, padding=1, padding_mode="circular")]
 )
 def test_what_more_than_numbers_make_is_not_called(part: nn.Module) -> None:
-    class Beside(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.part = tiny(), part
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.body(images)  # type: ignore[no-any-return]
-
-    fast = tome_fx.transform(Beside().eval(), 2, example_inputs=images())
+    fast = tome_fx.transform(Beside(part).eval(), 2, example_inputs=images())
     with pytest.raises(tome_fx.ConfigError, match=r"cannot be called"):
         fast.part(torch.randn(2, 10))
 

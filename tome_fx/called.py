@@ -39,7 +39,7 @@ def is_called_alike(
     own = {path for path, _, _ in tensors_of(model)}
     Looked.seen = False
     try:
-        with plainly():
+        with _plainly():
             calls = called_so(model, values)
             if calls is None:
                 return False
@@ -54,7 +54,7 @@ def is_called_alike(
 
 
 @contextlib.contextmanager
-def plainly() -> Iterator[None]:
+def _plainly() -> Iterator[None]:
     """Within, no autocast: that of a call is none of the program's."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield

@@ -17,6 +17,7 @@ from tome_fx.capturing.known import WRITE_IN
 from tome_fx.errors import CaptureError
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_only_checked
+from tome_fx.graph.cones import live_nodes
 from tome_fx.graph.extents import Extents, same_size, settled
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.program import Program
@@ -113,7 +114,7 @@ def _refuse_traced(graph: Graph, constants: dict[str, Any]) -> None:
     weights = [value for value in constants.values() if isinstance(value, nn.Parameter)]
     if any(isinstance(weight, FakeTensor) for weight in weights):
         return  # the whole model is one of shapes
-    live = _live(graph)
+    live = live_nodes(graph)
     lost: set[Node] = set()
     for node in graph.find_nodes(op="get_attr"):
         if not isinstance(constants.get(str(node.target)), FakeTensor):
@@ -130,15 +131,6 @@ def _refuse_traced(graph: Graph, constants: dict[str, Any]) -> None:
         if node in lost:
             graph.erase_node(node)
             constants.pop(str(node.target), None)
-
-
-def _live(graph: Graph) -> set[Node]:
-    """The nodes that have a part in what a program returns or writes; a log has none."""
-    live: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if node in live or node.op == "output" or writes(node):
-            live.update((node, *node.all_input_nodes))
-    return live
 
 
 def read_by(module: GraphModule) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Ways:
             stand_ins = {n: stand_in(cast(Kind, kind), values[n]) for n, kind in kinds}
             any_value = (kinds == exact and not tensors) or bool(self.ask(stand_ins))
             self.known.append((kinds, any_value))
-            same = bool(self._known(kinds)) or not tensors  # these decide by their values
+            same = any_value or not tensors  # tensors decide by their values
         self.known.append((exact, same and not tensors))
         return same
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Graph, Node
 
-from tome_fx.graph.calls import calls
+from tome_fx.graph.calls import calls, writes
 
 _LAYOUT = ("aten.slice", "aten.select", "aten.reshape", "aten.permute", "aten.transpose",
            "aten.unsqueeze", "aten.squeeze", "aten.expand", "aten.contiguous")  # fmt: skip
@@ -41,6 +41,15 @@ def cones_of(graph: Graph, cut: Set[Node] = frozenset()) -> Cones:
             mask |= before[source] | 1 << order[source]
         before[node] = mask
     return Cones(order, before)
+
+
+def live_nodes(graph: Graph) -> set[Node]:
+    """The nodes that have a part in what a program returns or writes; a log has none."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or writes(node):
+            live.update((node, *node.all_input_nodes))
+    return live
 
 
 def made_of_inputs(graph: Graph) -> set[Node]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from tome_fx.graph.calls import writes
+from tome_fx.graph.cones import live_nodes
 
 
 def is_same(one: Graph, other: Graph, is_held: Callable[[str, str], bool]) -> bool:
@@ -19,7 +19,7 @@ def is_same(one: Graph, other: Graph, is_held: Callable[[str, str], bool]) -> bo
     What leads to no result counts for nothing. ``is_held``: do two names, one of each, stand for
     the same?
     """
-    ours, theirs = _live(one), _live(other)
+    ours, theirs = _ops(one), _ops(other)
     if len(ours) != len(theirs):
         return False
     names: dict[Node, Node] = {}
@@ -35,11 +35,8 @@ def is_same(one: Graph, other: Graph, is_held: Callable[[str, str], bool]) -> bo
     return bool(_result_of(one) == _result_of(other))
 
 
-def _live(graph: Graph) -> list[Node]:
-    live: set[Node] = set()
-    for node in reversed(graph.nodes):
-        if node in live or node.op == "output" or writes(node):
-            live.update((node, *node.all_input_nodes))
+def _ops(graph: Graph) -> list[Node]:
+    live = live_nodes(graph)
     return [node for node in graph.nodes if node in live]
 
 
