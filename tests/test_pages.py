@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 import tome_fx
 from tests.rules.common import TINY
+from tests.test_wholes import llava, prompts
 from tests.tiny import images, tiny
 from tests.towers import TOWERS
 
@@ -85,7 +86,11 @@ def test_supported(names: dict[str, Any]) -> None:
     model, tower = names["model"], TOWERS[0]
     patches, grid = tower.given(((1, 4, 4),))
     model.model = SimpleNamespace(visual=tower.build())
-    found = ran("docs/supported.md", names | {"patches": patches, "grid": grid["grid_thw"]})
+    whole, inputs = llava(), prompts(2)
+    given = {"patches": patches, "grid": grid["grid_thw"], "whole": whole, "inputs": inputs}
+    found = ran("docs/supported.md", names | given)
+    assert any(whole.model.vision_tower.schedule)
+    assert whole(**inputs).logits.isfinite().all()
     assert any(model.model.visual.schedule)
     fast, x = found["features"], images()
     assert any(fast.schedule)

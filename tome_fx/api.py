@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from tome_fx.capturing.examples import (
     none_accepted,
     rejection,
 )
+from tome_fx.capturing.first_call import first_call
 from tome_fx.capturing.source import Source, source_of
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import (
@@ -42,6 +43,7 @@ def transform(
     *,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    example_call: Callable[[], object] | None = None,
     prop_attn: bool = True,
     capture: str = "auto",
     check: bool = True,
@@ -75,6 +77,9 @@ def transform(
         example_inputs: a tensor, or a tuple of positional inputs with the batch on axis 0, any
             batch size. Inferred where the model says its image size.
         example_kwargs: keyword inputs.
+        example_call: in place of both, for a part of a larger model, a function without arguments
+            that calls the whole (``lambda: whole(**inputs)``): it runs once, and the inputs are
+            those of its first call of ``model``.
         prop_attn: add ``log size`` to attention (equation 1); False for models trained without.
         capture: ``export``, ``symbolic_trace`` or ``auto`` (export, then symbolic tracing).
         check: run the model and what was captured of it once, on two of the example images. Where
@@ -156,13 +161,18 @@ def transform(
     source = source_of(model)
     if isinstance(source.skeleton, nn.Module):
         _warn_about_hooks(model)
+        if example_call is not None:
+            _refuse_both(example_inputs, example_kwargs, example_call)
+            example_inputs, example_kwargs = first_call(model, example_call)
         given = given_example(example_inputs, example_kwargs)
         result = _captured(source, source.skeleton, settings, given)
     else:
-        if example_inputs is not None or example_kwargs or capture != "auto":
+        told = (example_inputs, example_kwargs or None, example_call)
+        if any(one is not None for one in told) or capture != "auto":
             raise ConfigError(
                 "An ExportedProgram is captured already, for the inputs that it was exported with: "
-                "leave out example_inputs, example_kwargs and capture, or transform the model."
+                "leave out example_inputs, example_kwargs, example_call and capture, or transform "
+                "the model."
             )
         result = ToMeModule(source, settings, None)
     if result.report.skipped:
@@ -205,6 +215,18 @@ def _captured(
                 ) from None
             tried.append(f"{tuple(example.args[0].shape)}: {problem}")
     raise none_accepted(tried)
+
+
+def _refuse_both(inputs: Any, kwargs: Any, call: Any) -> None:
+    if inputs is not None or kwargs:
+        raise ConfigError(
+            "example_call says what the inputs are: leave out example_inputs and example_kwargs."
+        )
+    if not callable(call):
+        raise ConfigError(
+            f"example_call={call!r} is no function. Give one that calls what the model is a part "
+            "of, for instance example_call=lambda: whole(**inputs)."
+        )
 
 
 def _inside(model: Any) -> Any:

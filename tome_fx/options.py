@@ -56,7 +56,8 @@ class Settings:
 
 
 _OWN = tuple(option.name for option in fields(Settings))
-OPTIONS = (*_OWN, "example_inputs", "example_kwargs")
+EXAMPLES = ("example_inputs", "example_kwargs", "example_call")
+OPTIONS = (*_OWN, *EXAMPLES)
 # A compiler captures by itself.
 COMPILED = tuple(name for name in _OWN if name not in ("capture", "check"))
 BACKEND_OPTIONS = (*COMPILED, "inner_backend", "mode", "inner_options")

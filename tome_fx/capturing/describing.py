@@ -15,13 +15,15 @@ from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.errors import CaptureError
-from tome_fx.graph.calls import writes
+from tome_fx.graph.calls import calls, writes
 from tome_fx.graph.checks import is_only_checked
 from tome_fx.graph.cones import live_nodes
 from tome_fx.graph.extents import Extents, same_size, settled
-from tome_fx.graph.provenance import module_path, source_line
+from tome_fx.graph.provenance import holding, module_path, source_line
+from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.program import Program
 
+_ATTENDING = ("aten.scaled_dot_product_attention", *SOFTMAXES)
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 LOST = "Tracing took a value of its own for a constant"
@@ -86,7 +88,7 @@ def _refuse_read_values(graph: Graph) -> None:
                 f"{module_path(node) or 'forward'} reads a number out of a tensor "
                 f"({source_line(node)}), so shapes depend on the values of an input.",
                 module_path(node),
-                WRITE_IN,
+                WRITE_IN + _elsewhere(graph, node),
                 reads_values=True,
             )
 
@@ -101,9 +103,22 @@ def _refuse_open_shapes(graph: Graph) -> None:
                 f"{module_path(node) or 'forward'} makes a shape that follows from values "
                 f"({source_line(node)}).",
                 module_path(node),
-                "Use torch.where(condition, a, b) or masked_fill in place of an index of places.",
+                "Use torch.where(condition, a, b) or masked_fill in place of an index of places."
+                + _elsewhere(graph, node),
                 reads_values=True,
             )
+
+
+def _elsewhere(graph: Graph, node: Node) -> str:
+    """What else to do where ``node`` is in front of, or behind, the part with all attention."""
+    attending = [one for one in graph.nodes if calls(one, _ATTENDING)]
+    part = holding(attending, but=node) if attending else ""
+    if not part:
+        return ""
+    return (
+        f" All attention is in {part}: transform that by itself, with example_call=lambda: "
+        "model(...), and put the result in its place."
+    )
 
 
 def _refuse_traced(graph: Graph, constants: dict[str, Any]) -> None:

@@ -87,7 +87,10 @@ def inferred_examples(model: nn.Module) -> Iterator[Example]:
 def none_accepted(tried: list[str]) -> InputError:
     """The error for a model whose inputs cannot be inferred; ``tried`` says what was."""
     found = f" Tried {'; '.join(tried)}." if tried else ""
-    return InputError(f"No example inputs were given and none can be inferred.{found} {_ASK}")
+    return InputError(
+        f"No example inputs were given and none can be inferred.{found} {_ASK} For a part of a "
+        "larger model, example_call=lambda: whole(**inputs) takes what that gives it."
+    )
 
 
 def rejection(model: nn.Module, example: Example) -> str | None:

@@ -53,6 +53,13 @@ def common_path(nodes: Sequence[Node]) -> str:
     return ".".join(shared)
 
 
+def holding(nodes: Sequence[Node], but: Node) -> str:
+    """The outermost module whose call holds all nodes and not that one; an empty text if none."""
+    around = [module_paths(node) for node in nodes]
+    shared = (path for path in around[0] if all(path in paths for paths in around))
+    return next((path for path in shared if path and path not in module_paths(but)), "")
+
+
 def with_paths(graph: Graph) -> Graph:
     """A copy in which nodes tell their modules, also where whoever made the graph lost that.
 

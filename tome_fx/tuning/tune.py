@@ -15,7 +15,7 @@ from tome_fx.capturing.examples import Example
 from tome_fx.errors import ConfigError
 from tome_fx.files import file_path
 from tome_fx.module import ToMeModule
-from tome_fx.options import OPTIONS, reject_unknown
+from tome_fx.options import EXAMPLES, OPTIONS, reject_unknown
 from tome_fx.tuning import progress as shown
 from tome_fx.tuning.asking import check, facts
 from tome_fx.tuning.batches import batches_of
@@ -147,7 +147,7 @@ def _known() -> tuple[str, ...]:
 
 def _transformed(model: Any, batch: Example, options: dict[str, Any]) -> ToMeModule:
     """What is measured is not left out for saving little."""
-    given = "example_inputs" in options or "example_kwargs" in options
+    given = not options.keys().isdisjoint(EXAMPLES)
     if not given and not isinstance(model, torch.export.ExportedProgram):
         options = {
             **options,
