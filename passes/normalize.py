@@ -18,11 +18,14 @@
     y = vstack([x, z])         -> y = cat([x, z]): what has no rule, by its parts, which may have
     y = repeat(x, [w, 1, 1])   -> y = expand(x[:1], ..), where all images have the same
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
+    y = attention(.., ones)    -> y = attention(..): a mask that hides nothing is none
+    y = attention(.., bias + 1) -> y = attention(.., bias): shares stay what they are
     y = attention(...), unread -> (gone)
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
-after; shapes and bits of the result stay as they are. Dropout in training, casts, copies and
-everything with a random number stay too.
+after; shapes of the result stay as they are, and so do its bits, as far as attention with a mask of
+ones has those of attention without. Dropout in training, casts, copies and everything with a random
+number stay too.
 """
 
 from __future__ import annotations
@@ -33,7 +36,6 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
@@ -46,6 +48,7 @@ from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.graph.idle import is_idle
+from tome_fx.graph.literals import Literals
 from tome_fx.graph.softmaxes import leads_to_softmax
 from tome_fx.graph.values import needed_for
 from tome_fx.rules.base import Rule
@@ -55,12 +58,6 @@ aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 _AS = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
-_MAKERS = (aten.arange.default, aten.arange.start, aten.arange.start_step, aten.zeros.default,
-           aten.ones.default, aten.full.default)  # fmt: skip
-_MOVES = (aten.unsqueeze.default, aten.squeeze.dim, aten.view.default, aten.reshape.default,
-          aten.expand.default, aten.transpose.int, aten.permute.default)  # fmt: skip
-# Larger tables than this are no masks of ones.
-_FEW = 1 << 22
 
 
 def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) -> Graph:
@@ -70,7 +67,7 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
         rules: rules of the user's own, by op; their ops stay whole.
     """
     images = made_of_inputs(graph)
-    known: dict[Node, torch.Tensor] = {}
+    literals = Literals()
     moved: dict[Any, Node] = {}
     write_out(graph, lambda call: rule_for(call, rules) is not None)
     for node in list(graph.nodes):
@@ -85,38 +82,58 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
             else:
-                _compute(node, known)
+                literals.read(node)
+        elif node.target is aten.scaled_dot_product_attention.default:
+            _attend(node, literals)
         elif node.target in _REWRITES:
             _REWRITES[node.target](node)
         elif node.target in (aten.sub.Tensor, aten.add.Tensor):
             _add_mask(node, images)
-            _compute(node, known)
+            literals.read(node)
         else:
-            _compute(node, known)
+            literals.read(node)
     graph.eliminate_dead_code(_has_effects)
     return graph
 
 
-def _compute(node: Node, known: dict[Node, torch.Tensor]) -> None:
-    """Follow values that only literals make; one that is the same everywhere is written so."""
-    value = node.meta.get("val")
-    if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(value, torch.Tensor):
+def _attend(node: Node, literals: Literals) -> None:
+    """A mask that hides nothing is none, and what is added to all logits of a query is nothing.
+
+    transformers makes a mask of ones where it is exported, and adds it to a bias as a number.
+    """
+    mask = bind(node)["attn_mask"]
+    if not isinstance(mask, Node):
         return
-    inputs = node.all_input_nodes
-    fixed = all(isinstance(size, int) for size in value.shape) and value.device.type == "cpu"
-    if not fixed or not all(n in known for n in inputs) or value.numel() > _FEW:
-        return
-    made = not inputs and node.target in _MAKERS
-    if not made and (not inputs or (torch.Tag.pointwise not in node.target.tags
-                     and node.target not in _MOVES)):  # fmt: skip
-        return
-    args, kwargs = map_arg((node.args, node.kwargs), lambda n: known[n])
-    result = node.target(*args, **kwargs)
-    known[node] = result
-    if inputs and result.numel() > 1 and bool((result == result.flatten()[0]).all()):
-        node.target = aten.full.default
-        node.args = (list(result.shape), result.flatten()[0].item())
-        node.kwargs = {"dtype": result.dtype, "device": result.device}
+    shown = _is_nothing_to_a_softmax(mask, literals)
+    bias = None if shown else _bias_beside(mask, literals)
+    if shown or bias is not None:
+        if len(node.args) > 3:
+            node.update_arg(3, bias)
+        else:
+            node.update_kwarg("attn_mask", bias)
+
+
+def _bias_beside(mask: Node, literals: Literals) -> Node | None:
+    """What is added to one number for all logits."""
+    if mask.target is not aten.add.Tensor or bind(mask)["alpha"] != 1:
+        return None
+    pair = mask.args
+    for bias, same in (pair, pair[::-1]):
+        if not isinstance(bias, Node) or bias.meta["val"].dtype != mask.meta["val"].dtype:
+            continue
+        if isinstance(same, Node) and _is_small(literals.of_all(same)):
+            return bias
+    return None
+
+
+def _is_nothing_to_a_softmax(mask: Node, literals: Literals) -> bool:
+    same = literals.of_all(mask)
+    return same is True if mask.meta["val"].dtype is torch.bool else _is_small(same)
+
+
+def _is_small(same: float | None) -> bool:
+    """A lowest number, added to all logits, would leave no digits of them."""
+    return same is not None and abs(same) <= 1
 
 
 def _read_copy(node: Node) -> None:
