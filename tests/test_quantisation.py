@@ -68,6 +68,28 @@ def test_a_quantised_model_is_transformed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_its_products_are_of_each_token_and_are_counted(name: str) -> None:
+    """Rows of activations have scales of their own, so that equal tokens stay equal."""
+    model, plain = quantised(tiny(img_size=64), name), tome_fx.explain(tiny(img_size=64), 4)
+    fast = tome_fx.transform(model, 4)
+    report = fast.report
+    assert (report.macs_before, report.macs_after) == (plain.macs_before, plain.macs_after)
+    assert not report.unmerges
+    if name == "activations":
+        assert [block.mlp for block in report.blocks] == [block.mlp for block in plain.blocks]
+    patch = torch.randn(1, 3, 1, 16, 1, 16)
+    equal = patch.expand(2, -1, 4, -1, 4, -1).reshape(2, 3, 64, 64)
+    embedding = model.pos_embed
+    embedding[:, 1:] = embedding[:, 1:2]  # type: ignore[index]
+    # The last bit of an activation decides between two steps of 8 bits.
+    step = 1e-5 if name == "weights" else 1e-2
+    torch.testing.assert_close(fast(equal), model(equal), rtol=0, atol=step)
+    x = images(size=64)
+    assert float((fast(x) - model(x)).abs().max()) > 5e-2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_result_is_not_quantised(name: str) -> None:
     """It says so, and stays what it was; without a word it would have stayed so too."""
     model, x = tiny(), images()

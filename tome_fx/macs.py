@@ -16,6 +16,7 @@ from tome_fx import ops
 from tome_fx.graph.calls import Call, bind, tensor_operands
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.leaves import Leaf
+from tome_fx.graph.packed import PACKED
 from tome_fx.own_matching import OwnMatching
 
 _Count = Callable[[Call, Extents], int]
@@ -94,6 +95,10 @@ def _einsum(call: Call, extents: Extents) -> int:
     return wide * math.prod(sizes.values())
 
 
+def _packed(call: Call, extents: Extents) -> int:
+    return math.prod(_shape(call.node, extents)) * _shape(call["self"], extents)[-1]
+
+
 def _attention(call: Call, extents: Extents) -> int:
     query, value = _shape(call["query"], extents), _shape(call["value"], extents)
     return math.prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
@@ -110,6 +115,7 @@ _COUNTERS: Mapping[str, _Count] = MappingProxyType(
         "aten.scaled_dot_product_attention": _attention,
         "aten.einsum": _einsum,
         **{f"aten.{n}": _product for n in ("matmul", "bmm", "mm", "mv", "baddbmm", "addmm")},
+        **dict.fromkeys(PACKED, _packed),
         **{f"aten.{n}": _convolution for n in ("conv1d", "conv2d", "conv3d", "convolution")},
     }
 )

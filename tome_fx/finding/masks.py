@@ -23,6 +23,7 @@ from tome_fx.graph.cones import read_values
 from tome_fx.graph.convolutions import CONVOLUTIONS
 from tome_fx.graph.extents import is_truth, tensor_value
 from tome_fx.graph.frames import per_of, row_of
+from tome_fx.graph.packed import PACKED
 from tome_fx.graph.softmaxes import SOFTMAXES
 from tome_fx.graph.values import needed_for
 from tome_fx.program import Core, Findings, Program
@@ -33,7 +34,7 @@ _STEPS = ("aten.mul", "aten.div", "aten._to_copy", "aten.to", "aten.reshape", "a
           "aten.square", "aten.pow", "aten.log_softmax")  # fmt: skip
 # What comes out of these was made, not given; images come in by one of them.
 _PRODUCTS = ("aten.linear", "aten.matmul", "aten.mm", "aten.bmm", "aten.einsum", "aten.addmm",
-             "aten.baddbmm", *CONVOLUTIONS)  # fmt: skip
+             "aten.baddbmm", *PACKED, *CONVOLUTIONS)  # fmt: skip
 # What says the same of each place.
 _KEEPS = ("aten._to_copy", "aten.to", "aten.unsqueeze", "aten.squeeze", "aten.expand",
           "aten.reshape", "aten.view", "aten.contiguous", "aten.clone")  # fmt: skip

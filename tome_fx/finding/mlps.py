@@ -11,6 +11,7 @@ from torch.fx import Node
 from tome_fx.finding.joins import Joins
 from tome_fx.graph.calls import bind
 from tome_fx.graph.convolutions import CONVOLUTIONS, sees_one_place
+from tome_fx.graph.packed import PACKED
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Mlp
 
@@ -83,4 +84,4 @@ def _is_linear(node: Node) -> bool:
     call = bind(node)
     if call.name in CONVOLUTIONS:
         return call["groups"] == 1 and sees_one_place(call)
-    return call.name == "aten.linear"
+    return call.name in ("aten.linear", *PACKED)

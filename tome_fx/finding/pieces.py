@@ -13,13 +13,14 @@ from tome_fx.finding.joins import Types, holds
 from tome_fx.graph.calls import calls
 from tome_fx.graph.cones import Cones
 from tome_fx.graph.convolutions import CONVOLUTIONS
+from tome_fx.graph.packed import PACKED
 from tome_fx.program import Core
 
 # What leaves less than all of a value: some of its channels, one frame, a sum of frames.
 _TAKING = ("slice", "narrow", "select", "index_select", "index", "gather", "sum", "mean", "amax",
            "amin")  # fmt: skip
 _PIECES = (*(f"aten.{name}" for name in _TAKING), *PRODUCTS)
-_PROJECTIONS = ("aten.linear", *PRODUCTS, *CONVOLUTIONS)
+_PROJECTIONS = ("aten.linear", *PACKED, *PRODUCTS, *CONVOLUTIONS)
 
 
 @dataclass(frozen=True)

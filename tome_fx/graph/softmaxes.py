@@ -6,6 +6,7 @@ import torch
 from torch.fx import Node
 
 from tome_fx.graph.calls import bind, calls
+from tome_fx.graph.packed import PACKED
 
 SOFTMAXES = ("aten.softmax", "aten._softmax", "aten._safe_softmax")
 _CASTS = ("aten.to", "aten._to_copy", "aten.contiguous", "aten.clone")
@@ -15,7 +16,15 @@ _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.einsum", "aten.baddbmm"
 # What is homogeneous in positive numbers: of a mean, what the mean of equal members is.
 SCALES = ("aten.mul", "aten.div", "aten.neg", "aten.relu", "aten.dropout", *_CASTS)
 # Where a walk for masks ends: behind it are tokens.
-_TOKENS = (*_PRODUCTS, "aten.linear", "aten.addmm", "aten.conv1d", "aten.conv2d", "aten.conv3d")
+_TOKENS = (
+    *_PRODUCTS,
+    *PACKED,
+    "aten.linear",
+    "aten.addmm",
+    "aten.conv1d",
+    "aten.conv2d",
+    "aten.conv3d",
+)
 
 
 def into_softmax(node: Node) -> bool:

@@ -143,6 +143,20 @@ def linear(context: Context) -> Lifted | Refusal:
     return one(result, operands={"input": kind})
 
 
+def packed_linear(context: Context) -> Lifted | Refusal:
+    """``_int_mm`` and others: rows ``[M, K]``, or their scales ``[M, 1]``, and a packed weight."""
+    rows = context.types["self"]
+    operands = {}
+    for path, type_ in context.types.items():
+        if not any(has_stream(axis) or has_batch(axis) for axis in type_.axes):
+            continue
+        if type_.axes[0] != rows.axes[0] or any(map(has_stream, type_.axes[1:])):
+            return Refusal("it mixes tokens by a weight for each position")
+        operands[path] = as_intensive(type_)
+    kind = as_intensive(rows)
+    return one(TensorType((*kind.axes[:-1], _born(context, context.shape[-1]))), operands=operands)
+
+
 def _born(context: Context, size: int) -> Axis:
     return (Atom(size, Origin("channel", context.call.node.name)),)
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 
 from tome_fx.graph.calls import UNTAGGED, Call
+from tome_fx.graph.packed import PACKED
 from tome_fx.rules import (
     along,
     attention,
@@ -58,6 +59,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         **_family(local.cast, "to type_as _to_copy"),
         **_family(local.cosine, "cosine_similarity"),
         **_family(local.linear, "linear"),
+        **dict.fromkeys(PACKED, local.packed_linear),
         **_family(local.embedding, "embedding"),
         **_family(local.trailing_norm, "layer_norm rms_norm"),
         **_family(
