@@ -111,6 +111,13 @@ def test_weights_that_no_graph_can_read_are_refused() -> None:
         tome_fx.transform(packed, 2)
 
 
+def test_weights_that_are_read_by_their_parts_are_refused() -> None:
+    packed = tiny()
+    quantization.quantize_(packed, quantization.Float8WeightOnlyConfig())
+    with pytest.raises(tome_fx.CaptureError, match=r"qkv.weight is a tensor that is made of other"):
+        tome_fx.transform(packed, 2)
+
+
 @pytest.mark.compiler
 def test_it_compiles() -> None:
     fast, x = tome_fx.transform(quantised(tiny(), "weights"), 2), images(4)

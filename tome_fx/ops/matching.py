@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tome_fx.ops.placing import permuted
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import product, wide
+from tome_fx.ops.rows import product, scalar, wide
 
 # Up to this many pairs each is compared with each, in one kernel where a compiler fuses it.
 _FEW = 1024
@@ -59,7 +59,7 @@ def of_unit_length(metric: Tensor) -> Tensor:
 def _scores(rows: Tensor, others: Tensor) -> Tensor:
     scores = product(rows, others.transpose(1, 2))
     # Only a NaN is unequal to itself. A compiler for CPUs has `isnan` one by one, this in vectors.
-    return torch.where(torch.eq(scores, scores), scores, -2.0)
+    return torch.where(torch.eq(scores, scores), scores, scalar(-2.0, scores))
 
 
 def match(scores: Tensor, r: int, parity: int = 0, onehot: bool = False) -> MergePlan:
@@ -118,7 +118,8 @@ def plan_of(
     batch, a = best.shape
     index = torch.arange(a, device=best.device)
     merged = _best_pairs(best, index, r)
-    before = merged.long().cumsum(-1) - merged.long()
+    count = merged.long()
+    before = count.cumsum(-1) - count
     # A permutation of A: survivors in their order, then the merged ones in theirs.
     place = torch.where(merged, a - r + before, index - before)
     order = permuted(place, index.expand(batch, a), onehot)
@@ -133,17 +134,18 @@ def _best_pairs(best: Tensor, index: Tensor, r: int) -> Tensor:
     if best.shape[1] <= _FEW or r == 0:
         # The rank of each pair without a sort: how many are better, or as good and earlier.
         ahead = best[:, None, :] > best[:, :, None]
-        tied = (best[:, None, :] == best[:, :, None]) & (index[None, :] < index[:, None])
-        return (ahead | tied).sum(-1) < r
+        level = best[:, None, :] == best[:, :, None]
+        tied = torch.logical_and(level, index[None, :] < index[:, None])
+        return torch.logical_or(ahead, tied).sum(-1) < r
     # The r-th best value alone: which of several equal ones topk takes is not promised.
     least = best.topk(r).values[:, -1:]
     above, level = best > least, best == least
     room = r - above.sum(-1, keepdim=True)
-    return above | (level & (level.long().cumsum(-1) <= room))
+    return torch.logical_or(above, torch.logical_and(level, level.long().cumsum(-1) <= room))
 
 
 def _first_at(scores: Tensor, best: Tensor) -> Tensor:
     """The first position of the maximum; ``argmax`` alone does not promise the first."""
     b = scores.shape[-1]
     index = torch.arange(b, device=scores.device)
-    return torch.where(scores == best[..., None], index, b).amin(-1)
+    return torch.where(scores == best[..., None], index, scalar(b, index)).amin(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tome_fx import kernels
 from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import rows_of, tail, whole, wide
+from tome_fx.ops.rows import cast, moved, rows_of, tail, whole, wide
 
 
 def merge(
@@ -71,19 +71,27 @@ def _combine(
     back: int,
     onehot: bool,
 ) -> Tensor:
-    tokens = x.movedim(dim, 1)
+    tokens = moved(x, dim, 1)
     slots = whole(plan.keep, front, back, tokens.shape[1])
     base = rows_of(tokens, slots)
-    rows = rows_of(tokens, plan.src + front)
+    rows = rows_of(tokens, plan.src + front if front else plan.src)
     dtype = wide(x.dtype)
-    base, rows = base.to(dtype), rows.to(dtype)
+    base, rows = cast(base, dtype), cast(rows, dtype)
     if weights is not None:
         kept, joined = weights
-        ends = kept.new_ones(kept.shape[0], 1)
-        weight = torch.cat([ends.expand(-1, front), kept, ends.expand(-1, back)], dim=1)
-        base = base * tail(weight, base)
+        base = base * tail(_with_ones(kept, front, back), base)
         rows = rows * tail(joined, rows)
-    return added(base, plan.dst + front, rows, onehot).to(x.dtype).movedim(1, dim)
+    places = plan.dst + front if front else plan.dst
+    return moved(cast(added(base, places, rows, onehot), x.dtype), 1, dim)
+
+
+def _with_ones(weights: Tensor, front: int, back: int) -> Tensor:
+    """``[B, front + n + back]``: 1 for each protected token."""
+    ends = [torch.ones(weights.shape[0], count, dtype=weights.dtype, device=weights.device)
+            for count in (front, back) if count]  # fmt: skip
+    if not ends:
+        return weights
+    return torch.cat([ends[0], weights, *ends[1:]] if front else [weights, *ends], dim=1)
 
 
 def unmerge(x: Tensor, assignment: Tensor, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:
@@ -109,8 +117,8 @@ def take(x: Tensor, index: Tensor, dim: int = 1, front: int = 0, back: int = 0) 
     Returns:
         ``[B, ..., front + m + back, ...]``.
     """
-    tokens = x.movedim(dim, 1)
-    return rows_of(tokens, whole(index, front, back, tokens.shape[1])).movedim(1, dim)
+    tokens = moved(x, dim, 1)
+    return moved(rows_of(tokens, whole(index, front, back, tokens.shape[1])), 1, dim)
 
 
 def total(
@@ -133,11 +141,11 @@ def total(
     """
     kind = x.dtype if x.is_floating_point() or x.is_complex() else torch.int64
     sums = wide(kind) if x.is_floating_point() else kind
-    rows = x.movedim(dim, 1).to(sums)
+    rows = cast(moved(x, dim, 1), sums)
     left = front + count + back
     base = rows.new_zeros(rows.shape[0], left, *rows.shape[2:])
     places = whole(slots, front, back, left)
-    return added(base, places, rows, onehot).to(kind).movedim(1, dim)
+    return moved(cast(added(base, places, rows, onehot), kind), 1, dim)
 
 
 def for_images(x: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from tome_fx.ops.rows import product, tail
+from tome_fx.ops.rows import product, scalar, tail
 
 _NARROW = 32
 
@@ -38,7 +38,7 @@ def added(base: Tensor, place: Tensor, rows: Tensor, onehot: bool = False) -> Te
     hits, flat = _hits(place, base.shape[1]), rows.reshape(*rows.shape[:2], width)
     if width <= _NARROW:
         # A mask holds infinities, which a product with 0 would make NaN everywhere.
-        sums = torch.where(hits[..., None] > 0, flat[:, None], 0.0).sum(2)
+        sums = torch.where(hits[..., None] > 0, flat[:, None], scalar(0.0, flat)).sum(2)
     else:
         sums = product(hits.to(rows.dtype), flat)
     return base + sums.reshape(base.shape)

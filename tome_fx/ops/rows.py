@@ -5,20 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Looked up: an export would hold each question to torch.
+_WIDE = {
+    torch.float64: torch.float64,
+    torch.complex32: torch.complex64,
+    torch.complex64: torch.complex64,
+    torch.complex128: torch.complex128,
+}
+
 
 def whole(index: Tensor, front: int, back: int, total: int) -> Tensor:
     """Positions of a stream as positions of the whole axis, the protected ones included."""
     if front == 0 and back == 0:
         return index
-    batch = index.shape[0]
-    first = torch.arange(front, device=index.device).expand(batch, front)
-    last = torch.arange(total - back, total, device=index.device).expand(batch, back)
-    return torch.cat([first, index + front, last], dim=1)
+    ends = [torch.arange(start, stop, device=index.device).expand(index.shape[0], stop - start)
+            for start, stop in ((0, front), (total - back, total)) if stop > start]  # fmt: skip
+    moved = index + front if front else index
+    return torch.cat([ends[0], moved, *ends[1:]] if front else [moved, *ends], dim=1)
 
 
 def rows_of(tokens: Tensor, index: Tensor) -> Tensor:
     """``tokens[b, index[b]]`` for ``[B, N, ...]`` and ``[B, m]``."""
     return tokens.gather(1, tail(index, tokens).expand(*index.shape, *tokens.shape[2:]))
+
+
+def moved(x: Tensor, start: int, end: int) -> Tensor:
+    """``movedim``, and nothing where an axis is in its place."""
+    return x if start == end else x.movedim(start, end)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a dtype, and itself where it has that."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def scalar(value: float, like: Tensor) -> Tensor:
+    """A number as a tensor without axes: not all runtimes choose between a tensor and a number."""
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def tail(index: Tensor, x: Tensor) -> Tensor:
@@ -28,7 +51,7 @@ def tail(index: Tensor, x: Tensor) -> Tensor:
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to accumulate in: float32, or ``dtype`` where that is wider."""
-    return torch.promote_types(dtype, torch.float32)
+    return _WIDE.get(dtype, torch.float32)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import wide
+from tome_fx.ops.rows import cast, wide
 
 
 def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool = False) -> Tensor:
@@ -17,7 +17,7 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool
     numbers in bfloat16.
     """
     if size is None:
-        ones = like.new_ones(1, dtype=wide(like.dtype))
+        ones = torch.ones(1, dtype=wide(like.dtype), device=like.device)
         kept, joined = ones.expand(plan.keep.shape), ones.expand(plan.src.shape)
     else:
         kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
@@ -35,8 +35,13 @@ def along(
         dim: axis of the tokens.
     """
     like = next(part for part in parts if isinstance(part, Tensor))
-    ones = like.new_ones(like.shape[0], 1)
-    row = torch.cat([p if isinstance(p, Tensor) else ones.expand(-1, p) for p in parts], dim=1)
+    pieces = [
+        part
+        if isinstance(part, Tensor)
+        else torch.ones(like.shape[0], part, dtype=like.dtype, device=like.device)
+        for part in parts
+    ]
+    row = torch.cat(pieces, dim=1)
     if outer * inner > 1:
         row = row[None, :, None].expand(outer, -1, inner, -1).reshape(-1, row.shape[1])
     if batch > dim:
@@ -49,12 +54,12 @@ def along(
 
 def add_log_size(logits: Tensor, size: Tensor) -> Tensor:
     """``logits + log size``, proportional attention (equation 1), in the dtype of ``logits``."""
-    return logits + size.log().to(logits.dtype)
+    return logits + cast(size.log(), logits.dtype)
 
 
 def key_bias(query: Tensor, size: Tensor, mask: Tensor | None = None) -> Tensor:
     """An additive attention mask in the dtype of ``query``: ``log size``, and the given mask."""
-    bias = size.log().to(query.dtype)
+    bias = cast(size.log(), query.dtype)
     if mask is None:
         return bias
     if mask.dtype == torch.bool:
@@ -100,12 +105,12 @@ def seen_bias(query: Tensor, seen: Tensor, weighted: bool = True) -> Tensor:
 
 def scale_by_size(x: Tensor, size: Tensor) -> Tensor:
     """Member values to group totals."""
-    return (x * size).to(x.dtype)
+    return cast(x * size, x.dtype)
 
 
 def divide_by_size(x: Tensor, size: Tensor) -> Tensor:
     """Group totals to member values."""
-    return (x / size).to(x.dtype)
+    return cast(x / size, x.dtype)
 
 
 def weighted_sum(
@@ -123,8 +128,8 @@ def weighted_sum(
     whole = torch.int64 if not x.dtype.is_floating_point and not x.is_complex() else x.dtype
     result = whole if dtype is None else dtype
     accumulate = wide(torch.promote_types(x.dtype, result))
-    weight = 1.0 / divisor if size is None else (size / divisor).to(accumulate)
-    return _to((x.to(accumulate) * weight).sum(dims, keepdim=keepdim), result)
+    weight = 1.0 / divisor if size is None else cast(size / divisor, accumulate)
+    return _to((cast(x, accumulate) * weight).sum(dims, keepdim=keepdim), result)
 
 
 def weighted_variance(
@@ -151,4 +156,4 @@ def weighted_variance(
 
 
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if dtype.is_floating_point or dtype.is_complex else x.round().to(dtype)
+    return cast(x, dtype) if dtype.is_floating_point or dtype.is_complex else x.round().to(dtype)
