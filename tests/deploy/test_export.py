@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import Tensor
 
 import tome_fx
 from tests.architectures import randomise
 from tests.rules.common import TINY
-from tests.tiny import images
+from tests.tiny import images, tiny
 from tome_fx.cli import formats
 
 pytestmark = TINY
@@ -93,3 +94,22 @@ def test_onnx(name: str, scatter: bool, tmp_path: Path) -> None:
 
     kinds = {node.op_type for node in onnx.load(str(path)).graph.node}
     assert any("Scatter" in kind for kind in kinds) == scatter
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_trace_by_torchscript_says_that_it_is_of_one_batch() -> None:
+    fast = tome_fx.transform(tiny(), 2)
+    with pytest.warns(tome_fx.ToMeWarning, match=r"number of images down.*torch\.export\.export"):
+        torch.jit.trace(fast, images(2), check_trace=False)
+
+
+def test_an_exported_program_asks_nothing_and_has_no_empty_pieces() -> None:
+    """Importers that know a list of ops trip over each one more, and some over empty tensors."""
+    fast = tome_fx.transform(tiny(), 2)
+    program = torch.export.export(fast, (images(2),))
+    named = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    fewer = {"promote_types.default", "movedim.int", "where.ScalarOther", "new_ones.default"}
+    assert not named & {f"aten.{name}" for name in fewer}
+    values = [n.meta["val"] for n in program.graph.nodes if isinstance(n.meta.get("val"), Tensor)]
+    assert all(value.numel() for value in values)

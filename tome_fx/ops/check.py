@@ -10,8 +10,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import has_side_effect
 
-from tome_fx.errors import ConfigError, ShapeError
+from tome_fx.errors import ConfigError, ShapeError, warn
 
+_TRACED = (
+    "torch.jit.trace writes the number of images down: what it makes of this result answers for as "
+    "many, however many it is given. For any number pass on torch.export.export(result, images, "
+    "dynamic_shapes=...), which OpenVINO takes too."
+)
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
@@ -31,6 +36,8 @@ def check_input(
     ``batch`` is the only one that the program serves, ``least`` the smallest, ``most`` the largest;
     it serves multiples of ``times``.
     """
+    if torch.jit.is_tracing():
+        warn(_TRACED)
     if not isinstance(x, Tensor):
         raise ShapeError(
             f"{name} is {_told(x)}, but the model was captured with a tensor of shape "
