@@ -36,7 +36,7 @@ def check_input(
     ``batch`` is the only one that the program serves, ``least`` the smallest, ``most`` the largest;
     it serves multiples of ``times``.
     """
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         warn(_TRACED)
     if not isinstance(x, Tensor):
         raise ShapeError(
