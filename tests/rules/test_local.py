@@ -15,6 +15,33 @@ TABLE, ROWS = random(5, C), tied(torch.arange(N) % 5, (0,))
 WEIGHT, BIAS, KERNEL = random(C, C) / 3, random(C), random(C, C // 2, 1) / 2
 SLOPES, PLACES, MIXER = random(C).abs(), random(N), random(5, N)
 
+BYTES = (40 * random(C, C)).to(torch.int8)
+
+
+def steps(x: Tensor, least: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Rows ``[M, C]`` in whole steps, and the step of each."""
+    rows = x.flatten(0, -2)
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min(least) / 127
+    return (rows / scale).round(), scale
+
+
+def of_bytes(x: Tensor) -> Tensor:
+    rows, scale = steps(x)
+    return (torch._int_mm(rows.to(torch.int8), BYTES) * scale).unflatten(0, (-1, x.shape[-2]))
+
+
+def over_tokens(x: Tensor) -> Tensor:
+    return torch._int_mm(steps(x.mT)[0].to(torch.int8), (40 * MIXER).to(torch.int8).t())
+
+
+def of_floats(x: Tensor) -> Tensor:
+    """Eight bits of a float, with a scale for each row that the product itself takes."""
+    rows, scale = (part.float() for part in steps(x))
+    eight, weight = rows.to(torch.float8_e4m3fn), BYTES.float().to(torch.float8_e4m3fn).t()
+    found = torch._scaled_mm(eight, weight, scale, torch.ones(1, C), out_dtype=torch.float32)
+    return found.unflatten(0, (-1, x.shape[-2])).double()
+
+
 ELEMENTWISE = {
     "activations": lambda x: F.gelu(x) + F.silu(x) * F.relu6(x) - F.leaky_relu(x) + F.mish(x),
     "hardswish": lambda x: F.hardswish(x) + F.hardtanh(x) + F.logsigmoid(x) + F.celu(x),
@@ -43,6 +70,8 @@ ELEMENTWISE = {
 CHANNELS = {
     "linear": lambda x: F.linear(x, WEIGHT, BIAS) + F.linear(x, WEIGHT),
     "linear of folded tokens": lambda x: F.linear(x.flatten(0, 1), WEIGHT).unflatten(0, (-1, N)),
+    "products of bytes": of_bytes,
+    "products of eight bits": of_floats,
     "layer norm": lambda x: F.layer_norm(x, (C,), SLOPES, BIAS),
     "rms norm": lambda x: F.rms_norm(x, (C,), SLOPES),
     "norm of heads": lambda x: joined(F.layer_norm(heads(x), (C // H,))),
@@ -110,8 +139,9 @@ def test_statistics_over_tokens_need_all_of_them() -> None:
         "layer norm": lambda x: F.layer_norm(x, (N, C)),
         "batch norm of tokens": lambda x: F.batch_norm(x, PLACES, PLACES.abs()),
         "linear over tokens": lambda x: F.linear(x.transpose(1, 2), MIXER),
+        "bytes over tokens": lambda x: over_tokens(x),
     }
-    expected = {"group_norm", "instance_norm", "layer_norm", "batch_norm", "linear"}
+    expected = {"group_norm", "instance_norm", "layer_norm", "batch_norm", "linear", "_int_mm"}
     assert unmerged(group, how="aside") == expected
 
 
