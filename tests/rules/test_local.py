@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.rules.common import TINY, C, H, N, Projected, heads, joined, random, tied, unmerged
+from tests.versions import lacks
 
 pytestmark = TINY
 TOKEN_MASK = tied(torch.arange(N)[:, None] % 3 == 0, (0,))
@@ -71,7 +72,6 @@ CHANNELS = {
     "linear": lambda x: F.linear(x, WEIGHT, BIAS) + F.linear(x, WEIGHT),
     "linear of folded tokens": lambda x: F.linear(x.flatten(0, 1), WEIGHT).unflatten(0, (-1, N)),
     "products of bytes": of_bytes,
-    "products of eight bits": of_floats,
     "layer norm": lambda x: F.layer_norm(x, (C,), SLOPES, BIAS),
     "rms norm": lambda x: F.rms_norm(x, (C,), SLOPES),
     "norm of heads": lambda x: joined(F.layer_norm(heads(x), (C // H,))),
@@ -108,6 +108,11 @@ LOOKUPS = {
 @pytest.mark.parametrize("group", [ELEMENTWISE, CHANNELS, LOOKUPS], ids=["each", "channel", "row"])
 def test_stays_merged(group: dict[str, object]) -> None:
     assert unmerged(group, how="beside") == set()
+
+
+@lacks("has one scale for all rows on a CPU")
+def test_a_product_that_takes_the_scales_of_its_rows_stays_merged() -> None:
+    assert unmerged({"products of eight bits": of_floats}, how="beside") == set()
 
 
 class Tables(nn.Module):
