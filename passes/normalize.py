@@ -19,13 +19,13 @@
     y = repeat(x, [w, 1, 1])   -> y = expand(x[:1], ..), where all images have the same
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(.., ones)    -> y = attention(..): a mask that hides nothing is none
-    y = attention(.., bias + 1) -> y = attention(.., bias): shares stay what they are
+    y = attention(.., bias + ones) -> y = attention(.., bias), where they are truths
     y = attention(...), unread -> (gone)
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
-after; shapes of the result stay as they are, and so do its bits, as far as attention with a mask of
-ones has those of attention without. Dropout in training, casts, copies and everything with a random
-number stay too.
+after; shapes of the result stay as they are, and so do its bits, but for attention without its mask
+of ones, which rounds as the model does where it makes none. Dropout in training, casts, copies and
+everything with a random number stay too.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
 
 
 def _attend(node: Node, literals: Literals) -> None:
-    """A mask that hides nothing is none, and what is added to all logits of a query is nothing.
+    """A mask that hides nothing is none, and neither is a truth that is added to a bias.
 
-    transformers makes a mask of ones where it is exported, and adds it to a bias as a number.
+    transformers makes a mask of ones where it is exported, and nowhere else, and BEiT adds it to
+    its bias. To a softmax a number for all of its logits is nothing, but for their rounding.
     """
     mask = bind(node)["attn_mask"]
     if not isinstance(mask, Node):
@@ -119,21 +120,23 @@ def _bias_beside(mask: Node, literals: Literals) -> Node | None:
         return None
     pair = mask.args
     for bias, same in (pair, pair[::-1]):
-        if not isinstance(bias, Node) or bias.meta["val"].dtype != mask.meta["val"].dtype:
+        if not isinstance(bias, Node) or not isinstance(same, Node):
             continue
-        if isinstance(same, Node) and _is_small(literals.of_all(same)):
-            return bias
+        if literals.of_all(same) in (True, 0) and _is_like(bias.meta["val"], mask.meta["val"]):
+            truth = same.meta["val"].dtype is torch.bool
+            return bias if truth or not literals.of_all(same) else None
     return None
+
+
+def _is_like(bias: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Does attention take it in place of the mask, for all queries and keys of an image?"""
+    whole = bias.dim() == mask.dim() > 1 and bias.shape[-2:] == mask.shape[-2:]
+    return whole and bias.dtype == mask.dtype
 
 
 def _is_nothing_to_a_softmax(mask: Node, literals: Literals) -> bool:
     same = literals.of_all(mask)
-    return same is True if mask.meta["val"].dtype is torch.bool else _is_small(same)
-
-
-def _is_small(same: float | None) -> bool:
-    """A lowest number, added to all logits, would leave no digits of them."""
-    return same is not None and abs(same) <= 1
+    return same is True if mask.meta["val"].dtype is torch.bool else same == 0
 
 
 def _read_copy(node: Node) -> None:

@@ -13,6 +13,7 @@ import tome_fx
 from tests.laws.common import TINY
 from tests.test_wholes import llava, prompts
 from tests.tiny import images, tiny
+from tome_fx.capturing.first_call import first_call
 
 pytestmark = TINY
 
@@ -47,6 +48,51 @@ def test_the_inputs_are_those_of_the_first_call(whole: Whole) -> None:
     whole.tower = fast
     assert whole(images(4)).shape == (4, 3)
     assert torch.equal(torch.get_rng_state(), rows)
+
+
+def test_only_the_first_call_is_looked_at_and_copied(whole: Whole) -> None:
+    x, seen = images(3), []
+
+    def call() -> None:
+        seen.append(torch.is_grad_enabled())
+        given = x.clone().requires_grad_()
+        whole.tower(given)
+        given.detach().zero_()
+        whole.tower(x=-x)
+
+    handle = whole.tower.register_forward_pre_hook(lambda _, given: tuple(one * 2 for one in given))
+    args, kwargs = first_call(whole.tower, call)
+    handle.remove()
+    assert torch.equal(args[0], x), "in front of the hook, before it was written to"
+    assert not args[0].requires_grad
+    assert kwargs == {}
+    assert seen == [False]
+
+
+def test_what_no_other_call_can_repeat(whole: Whole) -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.tower = nn.Conv2d(3, 3, 1), tiny()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tower(self.stem(x))  # type: ignore[no-any-return]
+
+    def half(model: nn.Module) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(images())  # type: ignore[no-any-return]
+
+    stem = Stem().eval()
+    with pytest.raises(tome_fx.InputError, match=r"within autocast.* torch.bfloat16; its weights"):
+        tome_fx.transform(stem.tower, 2, example_call=lambda: half(stem))
+    fast = tome_fx.transform(whole.tower, 2, example_call=lambda: half(whole))
+    assert fast(x=images()).dtype == torch.float32
+
+    def mapped() -> Tensor:
+        return torch.vmap(whole.tower)(images()[:, None])  # type: ignore[no-any-return]
+
+    with pytest.raises(tome_fx.InputError, match=r"under a transform of torch\.func"):
+        tome_fx.transform(whole.tower, 2, example_call=mapped)
 
 
 def test_the_model_is_as_it_was(whole: Whole) -> None:
@@ -152,7 +198,8 @@ class Stripped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.reads:
-            return self.tower(x * x.argmax().item())  # type: ignore[no-any-return]
+            found = self.tower(x * x.argmax().item())
+            return found.softmax(-1)  # type: ignore[no-any-return]
         found = self.tower(x)
         return found[found > 0]  # type: ignore[no-any-return]
 
@@ -165,3 +212,17 @@ def test_a_whole_that_cannot_merge_names_the_part_that_could(reads: bool) -> Non
         tome_fx.transform(whole, 2, example_inputs=images())
     fast = tome_fx.transform(whole.tower, 2, example_call=lambda: whole(images()))
     assert fast.schedule == (2, 2)
+
+
+def test_a_softmax_that_is_no_attention_is_no_part_to_transform() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Softmax(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gate(x * x.max().item())  # type: ignore[no-any-return]
+
+    with pytest.raises(tome_fx.CaptureError, match="reads a number out of a tensor") as caught:
+        tome_fx.transform(Gate().eval(), 2, example_inputs=images())
+    assert "All attention" not in str(caught.value)

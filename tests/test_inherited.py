@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY
 from tests.tiny import images, tiny
+from tests.versions import lacks
 
 pytestmark = TINY
 
@@ -232,6 +233,7 @@ def test_a_part_comes_before_a_name_of_the_class() -> None:
 
 
 @pytest.mark.compiler
+@lacks("does not trace a function's __get__")
 def test_a_whole_compiles_around_a_method(model: Tower, fast: Any) -> None:
     class Whole(nn.Module):
         def __init__(self, tower: Any) -> None:

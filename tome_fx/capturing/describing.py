@@ -20,10 +20,10 @@ from tome_fx.graph.checks import is_only_checked
 from tome_fx.graph.cones import live_nodes
 from tome_fx.graph.extents import Extents, same_size, settled
 from tome_fx.graph.provenance import holding, module_path, source_line
-from tome_fx.graph.softmaxes import SOFTMAXES
+from tome_fx.graph.softmaxes import SOFTMAXES, into_product
 from tome_fx.program import Program
 
-_ATTENDING = ("aten.scaled_dot_product_attention", *SOFTMAXES)
+_ATTENDING = ("aten.scaled_dot_product_attention",)
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 LOST = "Tracing took a value of its own for a constant"
@@ -89,7 +89,7 @@ def _refuse_inner_tensors(graph: Graph) -> None:
             held, inner = node.args
             raise CaptureError(
                 f"{getattr(held, 'target', held)} is a tensor that is made of others, of which the "
-                f"program reads {inner!r} ({source_line(node)}). That is known of no result.",
+                f"program reads {inner!r} ({source_line(node)}), and no result can hold it so.",
                 module_path(node),
                 "Quantise by torchao's Int8WeightOnlyConfig or "
                 "Int8DynamicActivationInt8WeightConfig, whose weights can be read.",
@@ -127,6 +127,7 @@ def _refuse_open_shapes(graph: Graph) -> None:
 def _elsewhere(graph: Graph, node: Node) -> str:
     """What else to do where ``node`` is in front of, or behind, the part with all attention."""
     attending = [one for one in graph.nodes if calls(one, _ATTENDING)]
+    attending += [one for one in graph.nodes if calls(one, SOFTMAXES) and into_product(one)]
     part = holding(attending, but=node) if attending else ""
     if not part:
         return ""

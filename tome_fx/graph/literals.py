@@ -52,7 +52,7 @@ class Literals:
             return
         self._values[node] = found
         first = found.flatten()[:1]
-        if found.numel() and bool((found == first).all()):
+        if found.numel() and _is_one(found, first):
             self._same[node] = first
             if node.all_input_nodes and found.numel() > 1:
                 node.target = torch.ops.aten.full.default
@@ -78,8 +78,7 @@ class Literals:
         """What each place of a value has."""
         if calls(node, (*_ONES, *_ZEROS, *_FULL)):
             number = bind(node)["fill_value"] if calls(node, _FULL) else calls(node, _ONES)
-            known = isinstance(number, (bool, int, float))
-            return torch.tensor([number]).to(value.dtype) if known else None
+            return _filled(number, value.dtype)
         inputs = node.all_input_nodes
         if calls(node, _MOVES):
             return self._same.get(inputs[0])  # the others are sizes
@@ -87,7 +86,8 @@ class Literals:
             return None
         # A tensor without axes promotes others less.
         ones = {one: self._same[one].reshape([1] * one.meta["val"].dim()) for one in inputs}
-        return _run(node, ones).flatten()
+        result = _run(node, ones)
+        return None if result is None else result.flatten()
 
 
 def _is_followed(node: Node) -> bool:
@@ -98,8 +98,28 @@ def _is_followed(node: Node) -> bool:
     return torch.Tag.pointwise in tags or calls(node, (*_MOVES, *_COPIES, *_TRUTHS))
 
 
-def _run(node: Node, values: dict[Node, Tensor]) -> Tensor:
+def _is_one(values: Tensor, first: Tensor) -> bool:
+    """Are all values ``first``? A zero below zero is another one than that above."""
+    signs = values.is_floating_point() and not bool((values.signbit() == first.signbit()).all())
+    return bool((values == first).all()) and not signs
+
+
+def _filled(number: object, dtype: torch.dtype) -> Tensor | None:
+    """``[1]``; None of what is no number, or none of this dtype."""
+    if not isinstance(number, (bool, int, float)):
+        return None
+    try:
+        return torch.full([1], number, dtype=dtype, device="cpu")
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _run(node: Node, values: dict[Node, Tensor]) -> Tensor | None:
+    """What the op makes of ``values``; None where the CPU does not have it."""
     given: Any = map_arg((node.args, node.kwargs), lambda one: values[one])
     args, kwargs = pytree.tree_map_only(torch.device, lambda _: torch.device("cpu"), given)
     kwargs = {name: value for name, value in dict(kwargs).items() if name != "pin_memory"}
-    return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator,no-any-return]
+    except (RuntimeError, TypeError, ValueError):
+        return None
