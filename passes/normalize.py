@@ -115,16 +115,16 @@ def _attend(node: Node, literals: Literals) -> None:
 
 
 def _bias_beside(mask: Node, literals: Literals) -> Node | None:
-    """What is added to one number for all logits."""
+    """What a truth, or nothing, is added to for all logits."""
     if mask.target is not aten.add.Tensor or bind(mask)["alpha"] != 1:
         return None
     pair = mask.args
     for bias, same in (pair, pair[::-1]):
         if not isinstance(bias, Node) or not isinstance(same, Node):
             continue
-        if literals.of_all(same) in (True, 0) and _is_like(bias.meta["val"], mask.meta["val"]):
-            truth = same.meta["val"].dtype is torch.bool
-            return bias if truth or not literals.of_all(same) else None
+        number = literals.of_all(same)
+        if (number is True or number == 0) and _is_like(bias.meta["val"], mask.meta["val"]):
+            return bias
     return None
 
 
