@@ -162,7 +162,7 @@ def transform(
     if isinstance(source.skeleton, nn.Module):
         _warn_about_hooks(model)
         if example_call is not None:
-            _refuse_both(example_inputs, example_kwargs, example_call)
+            _check_call(example_inputs, example_kwargs, example_call)
             example_inputs, example_kwargs = first_call(model, example_call)
         given = given_example(example_inputs, example_kwargs)
         result = _captured(source, source.skeleton, settings, given)
@@ -217,7 +217,7 @@ def _captured(
     raise none_accepted(tried)
 
 
-def _refuse_both(inputs: Any, kwargs: Any, call: Any) -> None:
+def _check_call(inputs: Any, kwargs: Any, call: Any) -> None:
     if inputs is not None or kwargs:
         raise ConfigError(
             "example_call says what the inputs are: leave out example_inputs and example_kwargs."

@@ -39,6 +39,15 @@ def exported(function: Callable[[Tensor], Any], device: str = "cpu") -> torch.fx
     return program.module()  # type: ignore[return-value]
 
 
+def result_of(module: torch.fx.GraphModule) -> object:
+    """What is known of all places of the result."""
+    literals = Literals()
+    for node in list(module.graph.nodes):
+        literals.read(node)
+    (result,) = module.graph.output_node().all_input_nodes
+    return literals.of_all(result)
+
+
 def shown(x: Tensor, dtype: torch.dtype = torch.bool) -> Tensor:
     """All keys of all images: a mask as transformers exports it."""
     places = torch.arange(N, device=x.device)
@@ -78,11 +87,7 @@ SAME: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
 def test_what_all_places_have(name: str, device: str) -> None:
     make, same = SAME[name]
     module = exported(make, device)
-    literals = Literals()
-    for node in list(module.graph.nodes):
-        literals.read(node)
-    (result,) = module.graph.output_node().all_input_nodes
-    found = literals.of_all(result)
+    found = result_of(module)
     assert found == same
     assert type(found) is type(same)
     if device == "cpu" and same is not None:
@@ -92,12 +97,7 @@ def test_what_all_places_have(name: str, device: str) -> None:
 
 
 def test_other_devices_may_round_otherwise() -> None:
-    module = exported(SAME["computed"][0], "meta")
-    literals = Literals()
-    for node in list(module.graph.nodes):
-        literals.read(node)
-    (result,) = module.graph.output_node().all_input_nodes
-    assert literals.of_all(result) is None
+    assert result_of(exported(SAME["computed"][0], "meta")) is None
 
 
 def attending(mask: Callable[[Tensor], Any]) -> tuple[torch.fx.GraphModule, Any]:

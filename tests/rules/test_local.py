@@ -19,10 +19,10 @@ SLOPES, PLACES, MIXER = random(C).abs(), random(N), random(5, N)
 BYTES = (40 * random(C, C)).to(torch.int8)
 
 
-def steps(x: Tensor, least: float = 1e-5) -> tuple[Tensor, Tensor]:
+def steps(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows ``[M, C]`` in whole steps, and the step of each."""
     rows = x.flatten(0, -2)
-    scale = rows.abs().amax(-1, keepdim=True).clamp_min(least) / 127
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-5) / 127
     return (rows / scale).round(), scale
 
 
@@ -144,7 +144,7 @@ def test_statistics_over_tokens_need_all_of_them() -> None:
         "layer norm": lambda x: F.layer_norm(x, (N, C)),
         "batch norm of tokens": lambda x: F.batch_norm(x, PLACES, PLACES.abs()),
         "linear over tokens": lambda x: F.linear(x.transpose(1, 2), MIXER),
-        "bytes over tokens": lambda x: over_tokens(x),
+        "bytes over tokens": over_tokens,
     }
     expected = {"group_norm", "instance_norm", "layer_norm", "batch_norm", "linear", "_int_mm"}
     assert unmerged(group, how="aside") == expected

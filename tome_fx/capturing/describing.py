@@ -23,7 +23,6 @@ from tome_fx.graph.provenance import holding, module_path, source_line
 from tome_fx.graph.softmaxes import SOFTMAXES, into_product
 from tome_fx.program import Program
 
-_ATTENDING = ("aten.scaled_dot_product_attention",)
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 LOST = "Tracing took a value of its own for a constant"
@@ -85,7 +84,7 @@ def _same(node: Node, size: Any) -> bool:
 def _refuse_inner_tensors(graph: Graph) -> None:
     """A result has the weights of its model under their names, not the tensors inside of one."""
     for node in graph.nodes:
-        if "access_subclass_inner_tensor" in str(node.target):
+        if calls(node, ("export.access_subclass_inner_tensor",)):
             held, inner = node.args
             raise CaptureError(
                 f"{getattr(held, 'target', held)} is a tensor that is made of others, of which the "
@@ -126,8 +125,7 @@ def _refuse_open_shapes(graph: Graph) -> None:
 
 def _elsewhere(graph: Graph, node: Node) -> str:
     """What else to do where ``node`` is in front of, or behind, the part with all attention."""
-    attending = [one for one in graph.nodes if calls(one, _ATTENDING)]
-    attending += [one for one in graph.nodes if calls(one, SOFTMAXES) and into_product(one)]
+    attending = [one for one in graph.nodes if _attends(one)]
     part = holding(attending, but=node) if attending else ""
     if not part:
         return ""
@@ -135,6 +133,12 @@ def _elsewhere(graph: Graph, node: Node) -> str:
         f" All attention is in {part}: transform that by itself, with example_call=lambda: "
         "model(...), and put the result in its place."
     )
+
+
+def _attends(node: Node) -> bool:
+    if calls(node, ("aten.scaled_dot_product_attention",)):
+        return True
+    return calls(node, SOFTMAXES) and into_product(node)
 
 
 def _refuse_traced(graph: Graph, constants: dict[str, Any]) -> None:

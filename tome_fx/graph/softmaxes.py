@@ -16,15 +16,8 @@ _PRODUCTS = ("aten.matmul", "aten.bmm", "aten.mm", "aten.einsum", "aten.baddbmm"
 # What is homogeneous in positive numbers: of a mean, what the mean of equal members is.
 SCALES = ("aten.mul", "aten.div", "aten.neg", "aten.relu", "aten.dropout", *_CASTS)
 # Where a walk for masks ends: behind it are tokens.
-_TOKENS = (
-    *_PRODUCTS,
-    *PACKED,
-    "aten.linear",
-    "aten.addmm",
-    "aten.conv1d",
-    "aten.conv2d",
-    "aten.conv3d",
-)
+_TOKENS = (*_PRODUCTS, *PACKED, "aten.linear", "aten.addmm",
+           "aten.conv1d", "aten.conv2d", "aten.conv3d")  # fmt: skip
 
 
 def into_softmax(node: Node) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tome_fx import kernels
 from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import cast, moved, rows_of, tail, whole, wide
+from tome_fx.ops.rows import between, cast, moved, ones, rows_of, shifted, tail, whole, wide
 
 
 def merge(
@@ -74,24 +74,21 @@ def _combine(
     tokens = moved(x, dim, 1)
     slots = whole(plan.keep, front, back, tokens.shape[1])
     base = rows_of(tokens, slots)
-    rows = rows_of(tokens, plan.src + front if front else plan.src)
+    rows = rows_of(tokens, shifted(plan.src, front))
     dtype = wide(x.dtype)
     base, rows = cast(base, dtype), cast(rows, dtype)
     if weights is not None:
         kept, joined = weights
         base = base * tail(_with_ones(kept, front, back), base)
         rows = rows * tail(joined, rows)
-    places = plan.dst + front if front else plan.dst
-    return moved(cast(added(base, places, rows, onehot), x.dtype), 1, dim)
+    found = added(base, shifted(plan.dst, front), rows, onehot)
+    return moved(cast(found, x.dtype), 1, dim)
 
 
 def _with_ones(weights: Tensor, front: int, back: int) -> Tensor:
     """``[B, front + n + back]``: 1 for each protected token."""
-    ends = [torch.ones(weights.shape[0], count, dtype=weights.dtype, device=weights.device)
-            for count in (front, back) if count]  # fmt: skip
-    if not ends:
-        return weights
-    return torch.cat([ends[0], weights, *ends[1:]] if front else [weights, *ends], dim=1)
+    first = ones(weights, front) if front else None
+    return between(first, weights, ones(weights, back) if back else None)
 
 
 def unmerge(x: Tensor, assignment: Tensor, dim: int = 1, front: int = 0, back: int = 0) -> Tensor:

@@ -18,10 +18,25 @@ def whole(index: Tensor, front: int, back: int, total: int) -> Tensor:
     """Positions of a stream as positions of the whole axis, the protected ones included."""
     if front == 0 and back == 0:
         return index
-    ends = [torch.arange(start, stop, device=index.device).expand(index.shape[0], stop - start)
-            for start, stop in ((0, front), (total - back, total)) if stop > start]  # fmt: skip
-    moved = index + front if front else index
-    return torch.cat([ends[0], moved, *ends[1:]] if front else [moved, *ends], dim=1)
+
+    def range_of(start: int, stop: int) -> Tensor:
+        places = torch.arange(start, stop, device=index.device)
+        return places.expand(index.shape[0], stop - start)
+
+    first = range_of(0, front) if front else None
+    last = range_of(total - back, total) if back else None
+    return between(first, shifted(index, front), last)
+
+
+def between(first: Tensor | None, rows: Tensor, last: Tensor | None) -> Tensor:
+    """``[B, front + n + back]``. Some runtimes know no piece of no size, so none is joined."""
+    pieces = [piece for piece in (first, rows, last) if piece is not None]
+    return torch.cat(pieces, dim=1) if len(pieces) > 1 else rows
+
+
+def shifted(index: Tensor, front: int) -> Tensor:
+    """Positions behind ``front`` others."""
+    return index + front if front else index
 
 
 def rows_of(tokens: Tensor, index: Tensor) -> Tensor:
@@ -37,6 +52,11 @@ def moved(x: Tensor, start: int, end: int) -> Tensor:
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a dtype, and itself where it has that."""
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def ones(like: Tensor, count: int) -> Tensor:
+    """``[B, count]`` for ``like`` of ``[B, ...]``."""
+    return torch.ones(like.shape[0], count, dtype=like.dtype, device=like.device)
 
 
 def scalar(value: float, like: Tensor) -> Tensor:

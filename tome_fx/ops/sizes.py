@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tome_fx.ops.placing import added
 from tome_fx.ops.plan import MergePlan
-from tome_fx.ops.rows import cast, wide
+from tome_fx.ops.rows import cast, ones, wide
 
 
 def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool = False) -> Tensor:
@@ -17,8 +17,8 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool
     numbers in bfloat16.
     """
     if size is None:
-        ones = torch.ones(1, dtype=wide(like.dtype), device=like.device)
-        kept, joined = ones.expand(plan.keep.shape), ones.expand(plan.src.shape)
+        one = torch.ones(1, dtype=wide(like.dtype), device=like.device)
+        kept, joined = one.expand(plan.keep.shape), one.expand(plan.src.shape)
     else:
         kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
     return added(kept, plan.dst, joined, onehot)
@@ -35,13 +35,7 @@ def along(
         dim: axis of the tokens.
     """
     like = next(part for part in parts if isinstance(part, Tensor))
-    pieces = [
-        part
-        if isinstance(part, Tensor)
-        else torch.ones(like.shape[0], part, dtype=like.dtype, device=like.device)
-        for part in parts
-    ]
-    row = torch.cat(pieces, dim=1)
+    row = torch.cat([p if isinstance(p, Tensor) else ones(like, p) for p in parts], dim=1)
     if outer * inner > 1:
         row = row[None, :, None].expand(outer, -1, inner, -1).reshape(-1, row.shape[1])
     if batch > dim:
