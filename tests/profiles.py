@@ -5,14 +5,17 @@ A test says what it needs by default, `@examples(200)`, and a heavier profile mu
     pytest                                    the default: the same examples on every run
     pytest --hypothesis-profile=thorough      50 times as many, at random
 
-Of long lists of cases, `few(CASES, 8)`, it takes some by default, and all of them in the other.
+Of long lists of cases, `few(CASES, 8)`, the default takes some, and of tests with several lists of
+cases every other one (`uncrossed`); the other profile takes all.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, register_random, settings
 
@@ -76,6 +79,44 @@ def few(cases: Collection[T], count: int) -> list[T]:
     if _scale() > 1 or len(every) <= count:
         return every
     return [every[k * len(every) // count] for k in range(count)]
+
+
+def uncrossed(items: Collection[pytest.Item]) -> list[pytest.Item]:
+    """What the default profile leaves out of tests with several lists of cases; else nothing.
+
+    It is every other one, as the black squares of a board: of two lists each case is there, with
+    half of those of the other; of three each pair is.
+    """
+    if _scale() > 1:
+        return []
+    lists: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
+    squares = [(item, _cases(item)) for item in items]
+    for item, cases in squares:
+        for names, case in cases.items():
+            if case not in lists[_test(item), names]:
+                lists[_test(item), names].append(case)
+
+    def place(item: pytest.Item, cases: dict[str, tuple[int, ...]]) -> int:
+        along = [(lists[_test(item), names], case) for names, case in cases.items()]
+        along = [(every, case) for every, case in along if len(every) > 1]
+        return sum(every.index(case) for every, case in along) if len(along) > 1 else 0
+
+    return [item for item, cases in squares if place(item, cases) % 2]
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _cases(item: pytest.Item) -> dict[str, tuple[int, ...]]:
+    """By the names in each of its lists what it has of it, as what is the same object."""
+    cases = {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if mark.args else mark.kwargs["argnames"]
+        each = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        params = item.callspec.params  # type: ignore[attr-defined]
+        cases[",".join(each)] = tuple(id(params[name]) for name in each)
+    return cases
 
 
 def _scale() -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
+from tests.profiles import few
 from tests.tiny import SIZE, Around, images, parametrized, same, tiny
 
 pytestmark = TINY
@@ -59,7 +60,7 @@ TRACEABLE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRACEABLE)
+@pytest.mark.parametrize("name", few(TRACEABLE, 6))
 def test_both_ways_give_the_same(name: str) -> None:
     model, x = TRACEABLE[name]().eval(), images(3)
     options = {"example_inputs": images()} if name == "plain tensors" else {}

@@ -32,7 +32,7 @@ def transformed(model: nn.Module, given: Any, r: int = 4, **options: Any) -> tom
     return tome_fx.transform(model, r, example_inputs=given, min_ratio=0, **options)
 
 
-@pytest.mark.parametrize("name", few(ASKED, 6))
+@pytest.mark.parametrize("name", few(ASKED, 4))
 def test_it_merges_as_attention_that_is_spelled_out(name: str) -> None:
     asked, given = ASKED[name], inputs()
     model, plain = made(asked), made(asked, flexible=False)

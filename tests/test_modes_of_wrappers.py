@@ -12,6 +12,7 @@ from torch import nn
 
 import tome_fx
 from tests.laws.common import TINY
+from tests.profiles import few
 from tests.tiny import images, tiny
 
 pytestmark = TINY
@@ -32,7 +33,7 @@ def drops(model: nn.Module) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("kind", "first"), [*((kind, True) for kind in WRAPPERS), ("compiled", False)]
+    ("kind", "first"), few([*((kind, True) for kind in WRAPPERS), ("compiled", False)], 3)
 )
 def test_a_result_follows_what_holds_it(kind: str, first: bool) -> None:
     torch._dynamo.reset()

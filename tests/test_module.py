@@ -13,6 +13,7 @@ from torch import nn
 
 import tome_fx
 from tests.laws.common import TINY
+from tests.profiles import few
 from tests.tiny import Stateful, images, parametrized, tiny
 
 pytestmark = TINY
@@ -34,7 +35,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, 3))
 def test_state(name: str) -> None:
     model = MODELS[name]().eval()
     fast = tome_fx.transform(model, 2, example_inputs=images())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
+from tests.profiles import few
 from tests.zoo.entry import randomise
 
 pytestmark = TINY
@@ -178,7 +179,7 @@ CAUSAL = (gpt, chosen, added, subtracted, in_turn, without_itself, afterwards, f
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("mix", CAUSAL)
+@pytest.mark.parametrize("mix", few(CAUSAL, 10))
 def test_a_causal_mask_is_refused_however_it_is_made(mix: Mix) -> None:
     with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
         tome_fx.transform(model_of(mix, mix), 3, example_inputs=X)

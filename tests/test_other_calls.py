@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
+from tests.profiles import few
 from tests.tiny import images, tiny
 
 pytestmark = TINY
@@ -161,7 +162,7 @@ class Looking(Tower):
         return self.look(y, more["n"]) if "n" in more else y
 
 
-@pytest.mark.parametrize("name", LOOKS)
+@pytest.mark.parametrize("name", few(LOOKS, 5))
 def test_whatever_reads_a_number_looks_at_it(name: str) -> None:
     model, x = Looking(LOOKS[name]).eval(), images()
     fast = tome_fx.transform(model, 0, example_inputs=x)

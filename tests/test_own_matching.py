@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tome_fx
 from tests.laws.common import distance
+from tests.profiles import few
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 from tome_fx import ops
@@ -209,7 +210,7 @@ def test_it_may_write_to_what_it_is_given() -> None:
     assert torch.equal(compiled(x), calm(x))
 
 
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("inner", few(["aot_eager", "inductor"], 1))
 @torch.no_grad()
 def test_tensors_that_it_holds_are_constants_of_the_backend(inner: str) -> None:
     weight = torch.randn(16, 4)

@@ -45,7 +45,7 @@ def of_frames(like: Made, fused: bool) -> tuple[nn.Module, Tensor, Tensor, Tenso
 # In attention of three products too, where they say more than the call does.
 @pytest.mark.parametrize(
     ("name", "fused"),
-    few([*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)], 7),
+    few([*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)], 5),
 )
 def test_windows_merge_as_frames_do(name: str, fused: bool) -> None:
     how, like, images_of = WINDOWED[name]

@@ -112,11 +112,6 @@ def test_import_passes_fails_clearly() -> None:
     assert "ImportError: import tome_fx.passes, not passes" in done.stderr
 
 
-def test_import_tome_fx_passes_works() -> None:
-    done = run_python("import tome_fx.passes as p; print(p.__name__)")
-    assert (done.returncode, done.stdout.strip()) == (0, "tome_fx.passes"), done.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance
+from tests.profiles import few
 from tests.test_joint import C, Mixed
 from tests.zoo.entry import randomise
 
@@ -106,7 +107,9 @@ def given(count: int = 10) -> Tensor:
     return torch.stack([torch.randperm(N)[:count] for _ in range(3)])
 
 
-@pytest.mark.parametrize(("name", "before"), [(name, i % 2) for i, name in enumerate(PICKS)])
+@pytest.mark.parametrize(
+    ("name", "before"), few([(name, i % 2) for i, name in enumerate(PICKS)], 8)
+)
 def test_tokens_that_are_kept_by_number_merge(name: str, before: int) -> None:
     fast = checked(Model(PICKS[name], before), given())
     assert fast.schedule == (2,) * (before + 2)

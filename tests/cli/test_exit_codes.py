@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer import Abort
 
+from tests.profiles import few
 from tome_fx.cli import app, main
 from tome_fx.errors import ConfigError
 
@@ -179,7 +180,7 @@ def process(*args: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("module", ["typer", "timm"])
+@pytest.mark.parametrize("module", few(["typer", "timm"], 1))
 def test_without_the_extra_one_line_says_what_to_install(module: str) -> None:
     done = process("explain", TINY, blocked=(module,))
     assert done.returncode == 2
@@ -205,8 +206,9 @@ def test_a_real_process_prints_only_json() -> None:
     assert done.stderr == ""
 
 
-def test_a_real_process_speaks_of_flags() -> None:
-    done = process("explain", TINY, *SHORT, "--r", "4")
-    assert done.returncode == 0, done.stderr
-    assert "is not applied" in done.stdout
-    assert "min_ratio=" not in done.stdout
+@pytest.mark.cost
+def test_a_person_is_told_of_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.run(["explain", TINY, *SHORT, "--r", "4"]) == 0
+    out, _ = capsys.readouterr()
+    assert "is not applied" in out
+    assert "min_ratio=" not in out

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tome_fx
 from tests.architectures import randomise
+from tests.profiles import few
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 from tome_fx.cli import formats
@@ -39,7 +40,7 @@ def made(name: str, **options: Any) -> tuple[Any, int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, 3))
 def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
     fast, size = made(name)
     static: list[tuple[Any, Any]] = [((3,), None)] if name == MODELS[0] else []
@@ -53,7 +54,7 @@ def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", UNLIKE)
+@pytest.mark.parametrize("name", few(UNLIKE, 2))
 def test_without_scatter_the_same(name: str) -> None:
     (usual, size), (fast, _) = made(name), made(name, scatter=False)
     x = images(3, size).double()

@@ -46,13 +46,13 @@ def check(config: Subject, layout: duplicates.Layout, dtype: torch.dtype = torch
     assert_differs(fast, model, config.images(dtype), config)
 
 
-@examples(16)
+@examples(12)
 @given(architectures(attention=("attn", "attn", "attn", "diff")), st.data())
 def test_duplicates_merge_without_a_trace(config: Architecture, data: st.DataObject) -> None:
     check(config, data.draw(duplicates.cases(config)))
 
 
-@examples(16)
+@examples(12)
 @given(plain_models(), st.data())
 def test_duplicates_merge_in_hand_written_models(config: Subject, data: st.DataObject) -> None:
     check(config, data.draw(duplicates.cases(config)))

@@ -37,7 +37,7 @@ def check(config: Architecture, schedule: list[int], **options: object) -> None:
         assert distance(oracle.reference(model, x, schedule, sizes=False), actual) > 1e-6
 
 
-@examples(16)
+@examples(12)
 @given(architectures(max_depth=4), st.data())
 def test_timm_models_follow_the_paper(config: Architecture, data: st.DataObject) -> None:
     check(config, data.draw(schedules(config.depth, config.stream)))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.profiles import few
 from tests.rules.common import TINY, Eager, N, Projected, check, heads, unmerged
 
 pytestmark = TINY
@@ -151,7 +152,7 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize("name", few(IN_PLACE, 3))
 def test_logits_that_meet_what_became_of_their_places_come_back_as_a_whole(name: str) -> None:
     """Averaged along the keys, other keys would stand at a place."""
     check(Eager(IN_PLACE[name]), sites=3)
