@@ -51,6 +51,10 @@ EXTREMES = {
     "any": lambda x: (x > 1).any(1),
     "all": lambda x: (x > -3).all(1, keepdim=True),
     "largest weight": lambda x: scores(x).amax(-1),
+    "scale of a tensor": lambda x: x / x.abs().amax(),
+    "largest of all": lambda x: x - x.max(),
+    "largest weight of all": lambda x: scores(x) / scores(x).amax((0, 1, 2, 3), keepdim=True),
+    "of all tokens of all images": lambda x: x - x.flatten(0, 1).amin(0),
 }
 NORMS = {
     "norm": lambda x: x.norm(dim=1),
@@ -168,10 +172,11 @@ def test_rows_of_logits_come_back_along_the_axis_that_is_ordered_alone(name: str
     assert [(u.kind, u.op.split(".")[1]) for u in found] == [("unmerge", name)]
 
 
-def test_a_mean_over_images_is_exact() -> None:
+def test_what_mixes_images_is_exact() -> None:
     """No model does this; a rewrite must not fail all the same."""
-    batch_mean = {"mean": lambda x: x.mean(0), "all": lambda x: x.mean(), "one": lambda x: x[0]}
-    assert unmerged(batch_mean, how="aside") == {"mean", "select"}
+    mixed = {"mean": lambda x: x.mean(0), "all": lambda x: x.mean(), "one": lambda x: x[0],
+             "largest at each place": lambda x: x.amax((0, 2))}  # fmt: skip
+    assert unmerged(mixed, how="aside") == {"mean", "select", "amax"}
 
 
 def test_a_softmax_that_is_no_attention_is_no_site() -> None:

@@ -34,7 +34,6 @@ KEPT = (
 
 def describe(graph: Graph, constants: dict[str, Any], how: str) -> Program:
     """Read the batch axis off the inputs of a captured graph."""
-    _refuse_inner_tensors(graph)
     _refuse_read_values(graph)
     _refuse_open_shapes(graph)
     if how != "dynamo":  # the backend's weights are traced themselves
@@ -79,20 +78,6 @@ def _rank(node: Node) -> int:
 
 def _same(node: Node, size: Any) -> bool:
     return same_size(node.meta["val"].shape[0], size)
-
-
-def _refuse_inner_tensors(graph: Graph) -> None:
-    """A result has the weights of its model under their names, not the tensors inside of one."""
-    for node in graph.nodes:
-        if calls(node, ("export.access_subclass_inner_tensor",)):
-            held, inner = node.args
-            raise CaptureError(
-                f"{getattr(held, 'target', held)} is a tensor that is made of others, of which the "
-                f"program reads {inner!r} ({source_line(node)}), and no result can hold it so.",
-                module_path(node),
-                "Quantise by torchao's Int8WeightOnlyConfig or "
-                "Int8DynamicActivationInt8WeightConfig, whose weights can be read.",
-            )
 
 
 def _refuse_read_values(graph: Graph) -> None:

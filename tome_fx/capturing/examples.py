@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tome_fx.capturing.undone import WritesUndone
 from tome_fx.errors import InputError
@@ -144,6 +145,12 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     ]
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
+    for made in filter(is_traceable_wrapper_subclass, tensors):
+        raise InputError(
+            f"An example input is a {type(made).__name__}, a tensor that is made of others, and no "
+            "program takes such. Pass images of several sizes padded, with a mask, or in one row "
+            f"with their lengths. {_ASK}"
+        )
     args, kwargs = pytree.tree_map_only(Tensor, _apart(), (args, kwargs))
     batch = _images_of(tensors).shape[0]
     if batch == 0:

@@ -32,6 +32,7 @@ from tome_fx.capturing.describing import (
     read_by,
 )
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.insides import read_insides, reads_insides
 from tome_fx.capturing.known import WRITE_IN, compute, constants_known, count_again
 from tome_fx.capturing.nesting import levels_closed
 from tome_fx.errors import CaptureError
@@ -212,8 +213,9 @@ def from_exported_program(exported: torch.export.ExportedProgram) -> Program:
 
 
 def _is_open(graph: Graph) -> bool:
-    """Does a graph hold what no pass reads: regions, writes, parts under ``vmap``?"""
-    return has_regions(graph) or mutates(graph) or is_mapped(graph)
+    """Does a graph hold what no pass reads: regions, parts under ``vmap``, writes, insides?"""
+    mapped = has_regions(graph) or is_mapped(graph)
+    return mapped or mutates(graph) or reads_insides(graph)
 
 
 def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
@@ -227,6 +229,7 @@ def _without_writes(exported: torch.export.ExportedProgram) -> GraphModule:
         except RuntimeError:  # torch 2.11 cannot trace again what some checks count
             module = _decomposed(_edited(kept, _uncheck))
         assert isinstance(module, GraphModule)
+        read_insides(module, exported)
         return module
     except Exception as error:
         text = "torch.export captured it, and cannot write its program without writes in place"

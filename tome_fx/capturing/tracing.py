@@ -26,6 +26,7 @@ from tome_fx.capturing.calling import accept_defaults
 from tome_fx.capturing.describing import describe, mutates, no_fast_path, read_by
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.held import HoldingTracer
+from tome_fx.capturing.insides import put_together, taken_apart
 from tome_fx.capturing.known import constants_known
 from tome_fx.capturing.nesting import levels_closed
 from tome_fx.capturing.results import refuse_unknown
@@ -103,6 +104,8 @@ def aten_module(
         CaptureError: it cannot be traced; the text quotes the line that stops it.
     """
 
+    plain, parts = taken_apart(function, inputs)
+
     def trace(function: Callable[..., Any]) -> GraphModule:
         meta = torch.fx.traceback.preserve_node_meta()
         with (
@@ -110,16 +113,17 @@ def aten_module(
         ):  # fmt: skip
             return make_fx(
                 function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
-            )(*inputs)
+            )(*parts)
 
     try:
-        traced = trace(function)
+        traced = trace(plain)
         make_plain(traced.graph)
         write_flex(traced)
         if mutates(traced.graph, besides="placeholder"):
             # What follows may drop or move a node by its result alone.
-            traced = trace(_functional(function))
+            traced = trace(_functional(plain))
             write_flex(traced)
+        put_together(traced.graph, inputs)
     except CaptureError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,10 +11,14 @@ from torch.fx import Node
 
 from tome_fx.finding.joins import Joins
 from tome_fx.graph.calls import bind
+from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.convolutions import CONVOLUTIONS, sees_one_place
 from tome_fx.graph.packed import PACKED
 from tome_fx.graph.provenance import common_path
 from tome_fx.program import Core, Mlp
+
+# With a weight they are linears that are written out, as by code that unpacks a quantised weight.
+_PRODUCTS = ("aten.mm", "aten.matmul", "aten.addmm")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,9 @@ class Mlps:
     @cached_property
     def linears(self) -> tuple[Node, ...]:
         """All linears, in order."""
-        return tuple(node for node in self.joins.graph.nodes if _is_linear(node))
+        graph = self.joins.graph
+        made = made_of_inputs(graph)
+        return tuple(node for node in graph.nodes if _is_linear(node, made))
 
     def of(
         self, site: Node, residual: Node, cores: list[Core], following: Node | None
@@ -77,11 +84,13 @@ class Mlps:
         return Mlp(tuple(found), site, common_path(found)) if len(found) >= 2 else None
 
 
-def _is_linear(node: Node) -> bool:
-    """A linear, or a convolution of single places."""
+def _is_linear(node: Node, made: Set[Node]) -> bool:
+    """A linear, a convolution of single places, or a product with what no input has a part in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     call = bind(node)
     if call.name in CONVOLUTIONS:
         return call["groups"] == 1 and sees_one_place(call)
+    if call.name in _PRODUCTS:
+        return len(made & set(node.all_input_nodes)) == 1
     return call.name in ("aten.linear", *PACKED)

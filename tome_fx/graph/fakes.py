@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Interpreter, Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tome_fx.graph.extents import Extents
@@ -40,8 +41,8 @@ class FakeRun(Interpreter):
         return value
 
     def _fake(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+        if not isinstance(value, Tensor) or is_traceable_wrapper_subclass(value):
+            return value  # of the second only what is inside is read
         place = self._place(value)
         return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=place)
 
@@ -52,10 +53,11 @@ class FakeRun(Interpreter):
         return value.device
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A leaf has no more than shapes to tell."""
+        """A leaf has no more than shapes to tell, and what is inside of a weight is one too."""
         if isinstance(target, Leaf):
             return target.like(*args)
-        return super().call_function(target, args, kwargs)
+        made = super().call_function(target, args, kwargs)
+        return self._fake(made) if target is getattr else made
 
     def run_node(self, n: Node) -> Any:
         """Run one node; a parameter is fake where its value is known."""
@@ -81,7 +83,12 @@ class MetaRun(FakeRun):
     def told(self, value: Any) -> Any:
         """What a node made, as :class:`FakeRun` has it: fake tensors on the device."""
         wrap = self.mode.fake_tensor_converter.from_meta_and_device
-        return tree_map_only(Tensor, lambda made: wrap(self.mode, made, self.device), value)
+
+        def told(made: Tensor) -> Tensor:
+            whole = is_traceable_wrapper_subclass(made)
+            return made if whole else wrap(self.mode, made, self.device)
+
+        return tree_map_only(Tensor, told, value)
 
     def _mode(self) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -76,13 +76,10 @@ def reduction(context: Context) -> Lifted | Refusal:
     if "other" in context.call.arguments:
         return pointwise(context)
     type_ = context.types["self"]
-    dims = _dims(context, type_.rank)
-    if any(has_batch(type_.axes[d]) for d in dims):
+    name, dims = context.call.name, _dims(context, type_.rank)
+    if any(has_batch(type_.axes[d]) for d in dims) and not _of_all(name, type_, dims):
         return Refusal("it reduces over images")
-    name, over = (
-        context.call.name,
-        [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])],
-    )
+    over = [d for d in dims if has_stream(type_.axes[d]) and leads(type_.axes[d])]
     if name in _SPREAD and merged_along(type_, tuple(over)):
         return _spread(context, as_intensive(type_), dims, over)
     if name in _SCALED and merged_along(type_, tuple(over)):
@@ -97,6 +94,15 @@ def reduction(context: Context) -> Lifted | Refusal:
         return weighted(kind, dims, over, keepdim, name == "aten.mean")
     result = TensorType(reduced(kind.axes, dims, keepdim))
     return Lifted(tuple(result for _ in context.shapes), operands={"self": kind})
+
+
+def _of_all(name: str, type_: TensorType, dims: list[int]) -> bool:
+    """Is it the largest or the smallest of all images and all tokens, as a scale of a tensor is?
+
+    Which of them is at which place, and how many there are of each, is nothing to that.
+    """
+    left = [axis for d, axis in enumerate(type_.axes) if d not in dims]
+    return name in _EXTREMES and not any(has_batch(a) or has_stream(a) for a in left)
 
 
 def _scaled(
