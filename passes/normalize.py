@@ -17,6 +17,8 @@
     y = add(x, m, alpha=a)     -> y = add(x, mul(m, a)), where m is a truth as a number
     y = vstack([x, z])         -> y = cat([x, z]): what has no rule, by its parts, which may have
     y = repeat(x, [w, 1, 1])   -> y = expand(x[:1], ..), where all images have the same
+    n = sym_size(x, 0)         -> n = mul(sym_size(images, 0), 9), where it is so many of them
+    y = out_dtype(mm, int32, x, z) -> y = _int_mm(x, z), where they are int8
     y = ge(arange(n), 0)       -> y = full([n], True): what is the same everywhere says so
     y = attention(.., ones)    -> y = attention(..): a mask that hides nothing is none
     y = attention(.., bias + ones) -> y = attention(.., bias), where they are truths
@@ -30,6 +32,7 @@ everything with a random number stay too.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Set
 from types import MappingProxyType
 from typing import Any
@@ -51,6 +54,7 @@ from tome_fx.graph.idle import is_idle
 from tome_fx.graph.literals import Literals
 from tome_fx.graph.softmaxes import leads_to_softmax
 from tome_fx.graph.values import needed_for
+from tome_fx.graph.widened import WIDENED, write_widened
 from tome_fx.rules.base import Rule
 from tome_fx.rules.table import rule_for
 
@@ -192,6 +196,19 @@ def _by_sizes(node: Node) -> None:
         node.args, node.kwargs = (node.args[0], sizes), {}
 
 
+def _size_of_input(node: Node) -> None:
+    """A size that is a number of images is none of the value that it was read of, merged or not."""
+    size = node.meta.get("val")
+    if not isinstance(size, torch.SymInt) or node.args[0].op == "placeholder":  # type: ignore[union-attr]
+        return
+    times = int(size.node.expr.as_coeff_Mul()[0])
+    images = size_before(size // times, node)
+    if isinstance(images, Node) and times == 1:
+        node.replace_all_uses_with(images)
+    elif isinstance(images, Node):
+        node.target, node.args = operator.mul, (images, times)
+
+
 def _keep_statistics(node: Node) -> None:
     """Backward reads the running statistics of a batch norm, which the program writes to before."""
     for place in (3, 4):
@@ -213,6 +230,8 @@ _REWRITES: Mapping[Any, Callable[[Node], None]] = {
     aten.copy.default: _read_copy,
     aten.einsum.default: read_einsum,
     aten.repeat.default: repeat_alike,
+    aten.sym_size.int: _size_of_input,
+    WIDENED: write_widened,
     aten._native_batch_norm_legit_functional.default: _keep_statistics,
 }
 

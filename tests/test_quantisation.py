@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import tome_fx
@@ -158,6 +158,33 @@ def test_its_products_are_of_each_token_and_are_counted(name: str) -> None:
     torch.testing.assert_close(fast(equal), model(equal), rtol=0, atol=step)
     x = images(size=64)
     assert float((fast(x) - model(x)).abs().max()) > 5e-2
+
+
+@pytest.mark.parametrize("capture", ["export", "symbolic_trace"])
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.filterwarnings("ignore:At pre-dispatch tracing:UserWarning")  # torch's own
+@torch.no_grad()
+def test_products_as_on_a_gpu(capture: str, cast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There torchao asks for a product of int8 in int32, and reads off how many rows it has."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        wide = torch.ops.higher_order.out_dtype
+        pair = (a.float(), b.float()) if cast else (a, b)
+        return wide(torch.ops.aten.mm.default, torch.int32, *pair)
+
+    monkeypatch.setattr("torchao.kernel.intmm._is_device", lambda *args: False)
+    monkeypatch.setattr("torchao.kernel.intmm.safe_int_mm", product)
+    model, plain = quantised(tiny(), "activations"), tome_fx.explain(tiny(), 2)
+    fast = tome_fx.transform(model, 2, capture=capture)
+    kinds = {str(node.target) for node in fast.graph.nodes}
+    assert ("aten.mm.default" if cast else "aten._int_mm.default") in kinds
+    assert "out_dtype" not in kinds
+    assert not fast.report.unmerges
+    assert fast.report.macs_after == plain.macs_after
+    fast.r = 0
+    for batch in (2, 5):
+        x = images(batch)
+        assert torch.equal(fast(x), model(x))
 
 
 @pytest.mark.parametrize("name", few(OTHERS, 2))
