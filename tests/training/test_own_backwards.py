@@ -90,6 +90,12 @@ def rounded(x: Tensor) -> Tensor:
     return Round.apply(x, 8.0)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def rounded_within_an_op_first(x: Tensor) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        rounded(x)
+    return rounded(x)
+
+
 def reversed_(x: Tensor) -> Tensor:
     return Reverse.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -118,7 +124,13 @@ def watched(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("function", "place"), [(rounded, "the tokens"), (reversed_, "the head"), (rounded, "an MLP")]
+    ("function", "place"),
+    [
+        (rounded, "the tokens"),
+        (reversed_, "the head"),
+        (rounded, "an MLP"),
+        (rounded_within_an_op_first, "an MLP"),
+    ],
 )
 def test_training_keeps_its_gradients(function: Callable[[Tensor], Tensor], place: str) -> None:
     model, x = with_calls(function, place).train(), images()

@@ -91,9 +91,10 @@ class Backwards:
     def _see(self, cls: type[Function], call: Callable[..., Any], path: str, args: Any) -> None:
         if path in self.functions or (path, cls) in self._alike:
             return
-        if _has_other_gradient(cls, call, args):
+        other = _has_other_gradient(cls, call, args)
+        if other:
             self.functions[path] = cls.__qualname__
-        else:
+        elif other is not None:
             self._alike.add((path, cls))
 
 
@@ -111,11 +112,12 @@ def _caller(frame: FrameType | None, paths: dict[int, str]) -> str:
     return ""
 
 
-def _has_other_gradient(cls: type[Function], call: Callable[..., Any], args: Any) -> bool:
+def _has_other_gradient(cls: type[Function], call: Callable[..., Any], args: Any) -> bool | None:
     """Does the gradient of a call differ from that of what its forward computes?
 
     Both are asked at these arguments, for one cotangent. A forward that has none of its own (it
-    runs a kernel, writes in place) differs from any.
+    runs a kernel, writes in place) differs from any. Where neither has one (inside of an op, where
+    autograd is off) that says nothing of another call: None.
     """
     try:
         own = _gradients(call, args)
@@ -125,7 +127,8 @@ def _has_other_gradient(cls: type[Function], call: Callable[..., Any], args: Any
         plain = _gradients(functools.partial(_forward, cls), args)
     except Exception:
         return any(gradient is not None for gradient in own)
-    return any(map(_differ, own, plain))
+    seen = any(gradient is not None for gradient in (*own, *plain))
+    return any(map(_differ, own, plain)) if seen else None
 
 
 def _differ(one: Tensor | None, other: Tensor | None) -> bool:
