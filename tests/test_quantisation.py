@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import tome_fx
 from tests.laws.common import TINY
 from tests.profiles import few
+from tests.quantised import BY_ROWS, NARROW, OTHERS, by_config, float8, packed, quantised
 from tests.threads import one_thread as one_thread
 from tests.tiny import images, tiny
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torchao looks for kernels that are not needed here
-    quantization = pytest.importorskip("torchao.quantization")
 
 pytestmark = [TINY, pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao")]
 
 
-def float8(by: Any) -> Any:
-    """Activations too, with a scale for each row or one for the tensor."""
-    return quantization.Float8DynamicActivationFloat8WeightConfig(granularity=by)
-
-
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "weights": lambda: quantization.Int8WeightOnlyConfig(),
-    "activations": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
-    "int4": lambda: quantization.IntxWeightOnlyConfig(torch.int4),
-    "float8": lambda: quantization.Float8WeightOnlyConfig(),
-    "float8 activations": lambda: float8(quantization.PerRow()),
-}
-NARROW = "float8 activations"  # by rows torch multiplies float8 to bfloat16 alone
-OTHERS = [name for name in CONFIGS if name != NARROW]
-
-
-@pytest.fixture(autouse=True)
-def _any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchao asks for a GPU before float8 activations; torch multiplies them on a CPU as well."""
-    api = "torchao.quantization.quant_api._check_hardware_support"
-    monkeypatch.setattr(api, lambda *args, **kwargs: None, raising=False)
-
-
-def quantised(module: nn.Module, name: str) -> nn.Module:
-    module = module.bfloat16() if name == NARROW else module
-    quantization.quantize_(module, CONFIGS[name]())
-    return module
-
-
-def packed(module: nn.Module) -> list[str]:
-    """The weights that are made of other tensors."""
-    return [n for n, p in module.named_parameters() if is_traceable_wrapper_subclass(p)]
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*OTHERS, BY_ROWS])
 def test_a_quantised_model_is_transformed(name: str) -> None:
     model = quantised(tiny(), name)
     x = images(4).to(model.cls_token.dtype)
@@ -81,8 +38,7 @@ def test_a_quantised_model_is_transformed(name: str) -> None:
 
 def test_a_scale_of_a_whole_tensor_is_made_of_merged_tokens() -> None:
     """The default of torchao. Where oneDNN keeps to AVX-512 no CPU runs it: see ``conftest``."""
-    model = tiny().bfloat16()
-    quantization.quantize_(model, float8(None))
+    model = by_config(tiny().bfloat16(), float8(None))
     fast = tome_fx.transform(model, 2, check=False)
     kinds = [str(node.target) for node in fast.graph.nodes]
     assert "aten.amax.default" in kinds
@@ -91,40 +47,7 @@ def test_a_scale_of_a_whole_tensor_is_made_of_merged_tokens() -> None:
     assert not fast.report.unmerges
 
 
-@torch.no_grad()
-def test_its_weights_are_held_once_and_come_along() -> None:
-    x, model = images(4), quantised(tiny(), "weights")
-    fast = tome_fx.transform(model, 2)
-    merged = fast(x)
-    assert not [name for name, _ in fast.named_buffers()]
-    for other in (copy.copy(fast), copy.deepcopy(fast)):
-        assert packed(other) == packed(fast)
-        torch.testing.assert_close(other(x), merged, rtol=1e-4, atol=1e-5)
-    fast.train()
-    torch.testing.assert_close(fast.eval()(x), merged, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["weights", "float8"])
-@pytest.mark.parametrize("assign", [False, True])
-@torch.no_grad()
-def test_weights_that_are_loaded_are_read(name: str, assign: bool) -> None:
-    """By assignment they bring their tensors, and those of before are no longer anybody's."""
-    fast, other = tome_fx.transform(quantised(tiny(), name), 2), tiny()
-    for weight in other.parameters():
-        weight.mul_(1.5)
-    other, x = quantised(other, name), images()
-    expected = tome_fx.transform(other, 2)(x)
-    assert not torch.allclose(fast(x), expected, rtol=0.1)
-    fast.load_state_dict(other.state_dict(), assign=assign)
-    assert torch.equal(fast(x), expected)
-    if assign:
-        return
-    for module in (fast, other):
-        module.blocks[0].attn.qkv.weight = module.blocks[1].attn.qkv.weight
-    assert torch.equal(fast(x), tome_fx.transform(other, 2)(x))
-
-
-@pytest.mark.parametrize("name", ["weights", "int4", NARROW])
+@pytest.mark.parametrize("name", ["weights", "int4", BY_ROWS])
 @pytest.mark.parametrize("capture", ["symbolic_trace", "backend"])
 @torch.no_grad()
 def test_every_door(name: str, capture: str) -> None:
@@ -211,7 +134,7 @@ def test_weights_that_no_graph_can_read_are_refused() -> None:
 
 def test_inputs_that_are_made_of_others_are_refused() -> None:
     rows = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=torch.jagged)
-    with pytest.raises(tome_fx.InputError, match=r"is a NestedTensor, .* padded, with a mask"):
+    with pytest.raises(tome_fx.InputError, match=r"is of NestedTensor, .* padded, with a mask"):
         tome_fx.transform(tiny(), 2, example_inputs=(rows,))
 
 

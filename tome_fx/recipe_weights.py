@@ -11,6 +11,7 @@ from torch import nn
 
 from tome_fx.errors import ConfigError, InputError
 from tome_fx.files import replacing
+from tome_fx.graph.insides import is_made_of_others
 from tome_fx.module import ToMeModule
 
 
@@ -27,6 +28,13 @@ def check_values(module: nn.Module | torch.export.ExportedProgram, what: str, st
 def save_weights(module: ToMeModule, weights: Path) -> None:
     """Write all parameters and buffers to a file, as safetensors."""
     package = _safetensors()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_made_of_others(tensor):
+            raise ConfigError(
+                f"{name} is of {type(tensor).__name__}, which holds other tensors, and safetensors "
+                "keeps none. Save the recipe without weights and keep fast.state_dict() by "
+                "torch.save, or apply the recipe to the model that is quantised again."
+            )
     with replacing(weights) as file:
         try:
             package.torch.save_model(module, str(file))

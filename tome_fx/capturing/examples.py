@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tome_fx.capturing.undone import WritesUndone
 from tome_fx.errors import InputError
+from tome_fx.graph.insides import is_made_of_others
 
 # Images that are run: a batch of one may be a special case.
 FEW = 2
@@ -22,6 +22,8 @@ _ASK = (
     "Pass one example, for instance "
     "tome_fx.transform(model, example_inputs=(torch.randn(2, 3, 224, 224),))."
 )
+# For nested ones.
+_SEVERAL = "Images of several sizes are padded, with a mask, or in one row with their lengths. "
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,11 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     ]
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
-    for made in filter(is_traceable_wrapper_subclass, tensors):
+    for made in filter(is_made_of_others, tensors):
         raise InputError(
-            f"An example input is a {type(made).__name__}, a tensor that is made of others, and no "
-            "program takes such. Pass images of several sizes padded, with a mask, or in one row "
-            f"with their lengths. {_ASK}"
+            f"An example input is of {type(made).__name__}, whose values are in other tensors, so "
+            f"that no axis of it is one of images. Pass a plain tensor. {_SEVERAL * made.is_nested}"
+            f"{_ASK}"
         )
     args, kwargs = pytree.tree_map_only(Tensor, _apart(), (args, kwargs))
     batch = _images_of(tensors).shape[0]

@@ -1,4 +1,4 @@
-"""Weights that are made of other tensors, as those of torchao are: what they hold is read there.
+"""Weights that are made of other tensors: what they hold is read there.
 
 torch takes such a weight apart before it traces, and so does this; then a program has
 ``getattr(weight, "qdata")`` where a tensor of it is read. A weight that is loaded, moved or
@@ -7,18 +7,15 @@ assigned later has other tensors, and those are the ones that a result has to re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tome_fx.graph.calls import calls
-
-Way = tuple[str, ...]
+from tome_fx.graph.insides import Way, at, built, is_made_of_others, ways
 
 
 def reads_insides(graph: Graph) -> bool:
@@ -33,8 +30,8 @@ def read_insides(module: GraphModule, exported: torch.export.ExportedProgram) ->
     parts: dict[str, tuple[str, Any, Way]] = {}
     for name, path in (signature.inputs_to_parameters | signature.inputs_to_buffers).items():
         owner, dot, leaf = path.rpartition(".")
-        if is_traceable_wrapper_subclass(values[name]):
-            for k, way in enumerate(_ways(values[name])):
+        if is_made_of_others(values[name]):
+            for k, way in enumerate(ways(values[name])):
                 part = f"{owner}{dot}parametrizations.{leaf}.original{k}"
                 parts[part] = path, values[name], way
     graph = module.graph
@@ -54,58 +51,34 @@ def taken_apart(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """``function`` of the plain tensors in ``inputs``, and those; all as it is where all are."""
     leaves, spec = pytree.tree_flatten(inputs)
-    if not any(map(is_traceable_wrapper_subclass, leaves)):
+    if not any(map(is_made_of_others, leaves)):
         return function, inputs
 
     def of_parts(*parts: Any) -> Any:
-        left = iter(parts)
-        return function(*pytree.tree_unflatten([_built(leaf, left) for leaf in leaves], spec))
+        left, seen = iter(parts), dict[int, Any]()
+        # What has two names stays one object.
+        whole = [seen.setdefault(id(leaf), built(leaf, left)) for leaf in leaves]
+        return function(*pytree.tree_unflatten(whole, spec))
 
-    return of_parts, tuple(_at(leaf, way) for leaf in leaves for way in _ways(leaf))
+    return of_parts, tuple(at(leaf, way) for leaf in leaves for way in ways(leaf))
 
 
 def put_together(graph: Graph, inputs: tuple[Any, ...]) -> None:
     """Give a graph of what was taken apart the tensors in ``inputs`` for its placeholders."""
     leaves = pytree.tree_leaves(inputs)
-    if not any(map(is_traceable_wrapper_subclass, leaves)):
+    if not any(map(is_made_of_others, leaves)):
         return
     placeholders = graph.find_nodes(op="placeholder")
     behind, left = placeholders[-1].next, iter(placeholders)
     for leaf in leaves:
-        ways = list(_ways(leaf))
-        nodes = [next(left) for _ in ways]
-        if ways == [()]:
+        nodes = [(next(left), way) for way in ways(leaf)]
+        if not is_made_of_others(leaf):
             continue
-        with graph.inserting_before(nodes[0]):
-            whole = graph.placeholder(nodes[0].name)
-        for node, way in zip(nodes, ways, strict=True):
+        with graph.inserting_before(nodes[0][0]):
+            whole = graph.placeholder(nodes[0][0].name)
+        for node, way in nodes:
             with graph.inserting_before(behind):
                 _read(node, whole, leaf, way)
-
-
-def _ways(value: Any) -> Iterator[Way]:
-    """The attributes that lead to each plain tensor, in the order in which torch counts them."""
-    if not is_traceable_wrapper_subclass(value):
-        yield ()
-        return
-    for name in value.__tensor_flatten__()[0]:
-        for rest in _ways(getattr(value, name)):
-            yield (name, *rest)
-
-
-def _at(value: Any, way: Way) -> Any:
-    for name in way:
-        value = getattr(value, name)
-    return value
-
-
-def _built(like: Any, parts: Iterator[Any]) -> Any:
-    """A tensor as ``like``, of other parts."""
-    if not is_traceable_wrapper_subclass(like):
-        return next(parts)
-    names, context = like.__tensor_flatten__()
-    inside: dict[str, Tensor] = {name: _built(getattr(like, name), parts) for name in names}
-    return type(like).__tensor_unflatten__(inside, context, like.size(), like.stride())
 
 
 def _read(node: Node, whole: Node, value: Any, way: Way) -> None:

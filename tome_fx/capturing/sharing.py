@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
+
+from tome_fx.graph.insides import kind_of, parts
 
 
 @contextmanager
@@ -41,5 +43,10 @@ def _same(left: nn.Parameter, right: nn.Parameter) -> bool:
         left.dtype == right.dtype
         and left.device == right.device
         and left.shape == right.shape
-        and (left.is_meta or left.data_ptr() == right.data_ptr())
+        and kind_of(left) == kind_of(right)
+        and all(map(_in_one_place, parts(left), parts(right)))
     )
+
+
+def _in_one_place(left: Tensor, right: Tensor) -> bool:
+    return left.is_meta or left.data_ptr() == right.data_ptr()

@@ -39,6 +39,12 @@ def program_of(module: GraphModule, inputs: Given) -> Program:
         )
     _check_backwards(module, inputs)
     check_masks(module, inputs)
+    for place in inputs.data:
+        if inputs.values[place].is_nested:
+            raise CaptureError(
+                f"{inputs.nodes[place].name} is a nested tensor, which has images of several sizes "
+                "in it. Padded, with a mask, or in one row with their lengths they merge."
+            )
     mode = _mode()
     places = [*sorted(inputs.weights), *inputs.data]
     fakes = [_fake(mode, place, inputs) for place in places]

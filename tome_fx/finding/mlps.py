@@ -85,12 +85,13 @@ class Mlps:
 
 
 def _is_linear(node: Node, made: Set[Node]) -> bool:
-    """A linear, a convolution of single places, or a product with what no input has a part in."""
+    """A linear, a convolution of single places, or a product by what no input has a part in."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     call = bind(node)
     if call.name in CONVOLUTIONS:
         return call["groups"] == 1 and sees_one_place(call)
     if call.name in _PRODUCTS:
-        return len(made & set(node.all_input_nodes)) == 1
+        rows, weight = list(node.args)[-2:]
+        return rows in made and weight not in made
     return call.name in ("aten.linear", *PACKED)

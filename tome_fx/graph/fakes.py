@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Interpreter, Node
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tome_fx.graph.extents import Extents
+from tome_fx.graph.insides import is_made_of_others
 from tome_fx.graph.leaves import Leaf
 
 
@@ -41,7 +41,7 @@ class FakeRun(Interpreter):
         return value
 
     def _fake(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or is_traceable_wrapper_subclass(value):
+        if not isinstance(value, Tensor) or is_made_of_others(value):
             return value  # of the second only what is inside is read
         place = self._place(value)
         return torch.empty(self.sizes.shape(value), dtype=value.dtype, device=place)
@@ -85,7 +85,7 @@ class MetaRun(FakeRun):
         wrap = self.mode.fake_tensor_converter.from_meta_and_device
 
         def told(made: Tensor) -> Tensor:
-            whole = is_traceable_wrapper_subclass(made)
+            whole = is_made_of_others(made)
             return made if whole else wrap(self.mode, made, self.device)
 
         return tree_map_only(Tensor, told, value)

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from tome_fx.errors import ConfigError, warn
+from tome_fx.graph.insides import QUANTISE, refuse_other_kind
 
 # What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
 _KINDS = (
@@ -25,7 +26,6 @@ _KINDS = (
 )  # fmt: skip
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _NUMBERS = (bool, int, float, str, tuple, type(None))
-_CODED = "{} cannot be a weight here. Quantise the model first, by torchao, then transform it."
 
 
 class Held(nn.Module):
@@ -52,7 +52,7 @@ class Held(nn.Module):
         """Refuse what the program would not look at: it has modules and numbers of its own."""
         refuse_change(self, name, value)
         if name == "qconfig":
-            raise ConfigError(_CODED.format("torch.ao.quantization"))
+            raise ConfigError(QUANTISE.format("torch.ao.quantization"))
         told = self._tome_fx_told.get(name, value)
         if told is not value and not (isinstance(value, _NUMBERS) and value == told):
             raise ConfigError(
@@ -131,6 +131,8 @@ def refuse_change(module: nn.Module, name: str, value: Any) -> None:
             f"{name} cannot be None: a transformed module computes what the model did, which needs "
             "it. Change the model, then transform that."
         )
+    if isinstance(value, Tensor) and isinstance(tensors, Tensor):
+        refuse_other_kind(name, tensors, value)
     if isinstance(value, nn.Module) and isinstance(held, Held) and value is not held:
         raise ConfigError(
             f"{type(value).__name__} cannot take the place of {name}: it would not be called. A "
@@ -164,23 +166,6 @@ def _unheeded(handle: Any) -> Any:
         "called. Put it on the whole, or look at the model.",
     )
     return handle
-
-
-def _is_coded(value: Any) -> bool:
-    """Is it a tensor made of other tensors, and not one that is spread over processes?"""
-    coded = hasattr(value, "__tensor_flatten__") and not hasattr(value, "full_tensor")
-    return coded and isinstance(value, Tensor)
-
-
-class _Linear:
-    """What is more to a linear: tools of quantisation put other tensors in its weight's place."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse what only ``nn.Linear`` would multiply by: the program has its own products."""
-        old = self.__dict__.get("_parameters", {}).get(name)
-        if old is not None and _is_coded(value) and type(value) is not type(old):
-            raise ConfigError(_CODED.format(type(value).__name__))
-        super().__setattr__(name, value)
 
 
 class _Container:
@@ -274,8 +259,7 @@ def _base_of(module: nn.Module) -> type[nn.Module] | None:
 
 def _class_of(base: type[nn.Module]) -> type[Held]:
     if base not in _CLASSES:
-        kinds = ((_Linear, nn.Linear), (_Container, _CONTAINERS))
-        more = [own for own, kind in kinds if issubclass(base, kind)]
+        more = [_Container] if issubclass(base, _CONTAINERS) else []
         body = {"__doc__": f"The place of the weights of a {base.__name__}.", "_tome_fx_base": base}
         _CLASSES[base] = type(f"Held{base.__name__}", (*more, Held, base), body)
     return _CLASSES[base]

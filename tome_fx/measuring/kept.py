@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tome_fx.files import replacing
+from tome_fx.graph.insides import parts
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,7 +48,8 @@ def hash_of(named: Iterable[tuple[str, Tensor]]) -> str:
     """Return a short hash of tensors, by name, shape, dtype and value."""
     found = hashlib.sha256()
     for name, value in named:
-        data = value.detach().cpu().contiguous().reshape(-1)
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(ctypes.string_at(data.data_ptr(), data.nbytes))  # numpy may not be there
+        for part in parts(value.detach()):
+            data = part.cpu().contiguous().reshape(-1)
+            found.update(ctypes.string_at(data.data_ptr(), data.nbytes))  # numpy may not be there
     return found.hexdigest()[:16]

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from tome_fx.graph.insides import parts
+
 
 def moved(given: Any, result: Any) -> int:
     """Bytes of the tensors in ``given`` and ``result``; 0 where ``result`` is a view of them.
@@ -17,10 +19,14 @@ def moved(given: Any, result: Any) -> int:
     """
     operands = {id(value): value for value in tensors(given)}.values()
     results = tensors(result)
-    held = {value.untyped_storage().data_ptr() for value in operands}
-    if all(value.untyped_storage().data_ptr() in held for value in results):
+    held = {_place(part) for value in operands for part in parts(value)}
+    if all(_place(part) in held for value in results for part in parts(value)):
         return 0
     return sum(map(size_of, operands)) + sum(map(size_of, results))
+
+
+def _place(value: Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def tensors(value: Any) -> list[Tensor]:
