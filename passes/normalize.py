@@ -202,7 +202,7 @@ def _size_of_input(node: Node) -> None:
     if not isinstance(size, torch.SymInt) or node.args[0].op == "placeholder":  # type: ignore[union-attr]
         return
     times = int(size.node.expr.as_coeff_Mul()[0])
-    images = size_before(size // times, node)
+    images = size_before(size // times, node) if times > 0 else None
     if isinstance(images, Node) and times == 1:
         node.replace_all_uses_with(images)
     elif isinstance(images, Node):

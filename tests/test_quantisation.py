@@ -132,9 +132,11 @@ def test_weights_that_no_graph_can_read_are_refused() -> None:
         tome_fx.transform(packed, 2)
 
 
-def test_inputs_that_are_made_of_others_are_refused() -> None:
-    rows = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=torch.jagged)
-    with pytest.raises(tome_fx.InputError, match=r"is of NestedTensor, .* padded, with a mask"):
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_inputs_are_refused(layout: torch.layout) -> None:
+    rows = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=layout)
+    with pytest.raises(tome_fx.InputError, match=r"is a nested tensor, .* padded, with a mask"):
         tome_fx.transform(tiny(), 2, example_inputs=(rows,))
 
 

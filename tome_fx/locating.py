@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_hooks
+from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_lost
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
@@ -72,7 +72,7 @@ def locate_program(
     if original is not None:
         calls = {leaf.path for leaf in leaves_of(program.graph)}
         lost = original.backwards.lost(calls)
-        warn_of_hooks(lost)
+        warn_of_lost(lost)
         program = replace(program, backwards=lost.functions)
         if original.backwards.functions.keys() & calls:
             return _checked(program, found, OWN_GRADIENT)

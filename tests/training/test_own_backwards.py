@@ -62,6 +62,34 @@ class Noise(Function):
         return grads[0] * ctx.saved_tensors[0]
 
 
+class Saturated(Function):
+    """Where nothing is cut off its gradient is the plain one; its steps may be given by name."""
+
+    @staticmethod
+    def forward(x: Tensor, steps: float = 1.0) -> Tensor:
+        return (x * steps).clamp(-1, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.steps = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.steps, None
+
+
+class Outer(Function):
+    """A function that calls another in its forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return rounded(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
 class Swish(Function):
     """Written to save memory: its gradient is that of what it computes."""
 
@@ -94,6 +122,19 @@ def rounded_within_an_op_first(x: Tensor) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         rounded(x)
     return rounded(x)
+
+
+def saturated_later(x: Tensor) -> Tensor:
+    small = Saturated.apply(x.tanh() * 0.5)  # type: ignore[no-untyped-call]
+    return small + Saturated.apply(3 * x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def saturated_by_name(x: Tensor) -> Tensor:
+    return Saturated.apply(x, steps=8.0)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def nested(x: Tensor) -> Tensor:
+    return Outer.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def reversed_(x: Tensor) -> Tensor:
@@ -130,6 +171,9 @@ def watched(x: Tensor) -> Tensor:
         (reversed_, "the head"),
         (rounded, "an MLP"),
         (rounded_within_an_op_first, "an MLP"),
+        (saturated_later, "an MLP"),
+        (saturated_by_name, "the head"),
+        (nested, "an MLP"),
     ],
 )
 def test_training_keeps_its_gradients(function: Callable[[Tensor], Tensor], place: str) -> None:
@@ -191,6 +235,16 @@ def test_a_module_around_all_attention_names_the_way_out() -> None:
 
     model, x = nn.Sequential(Around(blocks)).train(), images()
     with pytest.raises(tome_fx.CaptureError, match=r"No attention is found around it.*detach\(\)"):
+        tome_fx.transform(model, 2, example_inputs=x)
+
+
+ALIAS = Round.apply
+
+
+def test_a_name_that_was_kept_of_it_is_warned_of() -> None:
+    """Nothing sees such a call; the gradients that it leaves behind tell of it."""
+    model, x = with_calls(lambda x: ALIAS(x, 8.0), "an MLP").train(), images()  # type: ignore[no-untyped-call, no-any-return]
+    with pytest.warns(tome_fx.ToMeWarning, match=r"gradient of Round is not .* Round\.apply\(x\)"):
         tome_fx.transform(model, 2, example_inputs=x)
 
 

@@ -11,16 +11,17 @@ import contextlib
 import functools
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.utils import _pytree as pytree
 
 from tome_fx.capturing.blame import TORCH
@@ -33,6 +34,11 @@ OWN_GRADIENT = (
     "forward computes."
 )
 
+# Positional arguments, and those by name.
+Given: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+# Calls of one function in one module that are asked: what the first passes on, others may cut off.
+MOST = 8
+
 
 @dataclass
 class Backwards:
@@ -42,11 +48,13 @@ class Backwards:
         functions: by the path of the module that calls it, an autograd function whose gradient is
             not that of what it computes.
         hooks: paths of the modules that put hooks on values.
+        unseen: functions that were called by another name than their ``apply``.
     """
 
     functions: dict[str, str] = field(default_factory=dict)
     hooks: set[str] = field(default_factory=set)
-    _alike: set[tuple[str, type]] = field(default_factory=set)
+    unseen: set[str] = field(default_factory=set)
+    _asked: Counter[tuple[str, type]] = field(default_factory=Counter)
 
     @contextlib.contextmanager
     def noted(self, model: nn.Module) -> Iterator[None]:
@@ -59,7 +67,7 @@ class Backwards:
         def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
             call = apply.__get__(None, cls)
             if threading.get_ident() == thread and not cls.__module__.startswith("torch."):
-                self._see(cls, call, _caller(sys._getframe(1), paths), args)
+                self._see(cls, call, _caller(sys._getframe(1), paths), (args, kwargs))
             return call(*args, **kwargs)
 
         def hooked(value: Tensor, function: Callable[..., Any]) -> Any:
@@ -86,16 +94,39 @@ class Backwards:
     def lost(self, kept: Collection[str]) -> Backwards:
         """What a program does not have in which the modules at the paths of ``kept`` are calls."""
         functions = {p: name for p, name in self.functions.items() if not _under(p, kept)}
-        return Backwards(functions, {path for path in self.hooks if not _under(path, kept)})
+        hooks = {path for path in self.hooks if not _under(path, kept)}
+        return Backwards(functions, hooks, self.unseen)
 
-    def _see(self, cls: type[Function], call: Callable[..., Any], path: str, args: Any) -> None:
-        if path in self.functions or (path, cls) in self._alike:
+    def look_through(self, result: Any) -> None:
+        """Find functions that no call was seen of in the gradients of what a model returned.
+
+        ``round = Round.apply``, say at the head of a file, is C++'s own from then on.
+        """
+        seen = {cls for _, cls in self._asked}
+        for cls in _functions_behind(result):
+            if cls not in seen and not cls.__module__.startswith("torch."):
+                self.unseen.add(cls.__qualname__)
+
+    def _see(self, cls: type[Function], call: Callable[..., Any], path: str, given: Given) -> None:
+        if path in self.functions or self._asked[path, cls] >= MOST:
             return
-        other = _has_other_gradient(cls, call, args)
-        if other:
+        self._asked[path, cls] += 1
+        if _has_other_gradient(cls, call, given):
             self.functions[path] = cls.__qualname__
-        elif other is not None:
-            self._alike.add((path, cls))
+
+
+def _functions_behind(result: Any) -> set[type[Function]]:
+    """The autograd functions in the gradients of tensors."""
+    values = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor)]
+    left: list[Any] = [value.grad_fn for value in values if value.grad_fn is not None]
+    done: set[Any] = set(left)
+    while left:
+        for node, _ in left.pop().next_functions:
+            if node is not None and node not in done:
+                done.add(node)
+                left.append(node)
+    made: list[Any] = [type(node) for node in done if isinstance(node, BackwardCFunction)]
+    return {cls._forward_cls for cls in made}
 
 
 def _under(path: str, others: Collection[str]) -> bool:
@@ -112,23 +143,22 @@ def _caller(frame: FrameType | None, paths: dict[int, str]) -> str:
     return ""
 
 
-def _has_other_gradient(cls: type[Function], call: Callable[..., Any], args: Any) -> bool | None:
+def _has_other_gradient(cls: type[Function], call: Callable[..., Any], given: Given) -> bool:
     """Does the gradient of a call differ from that of what its forward computes?
 
     Both are asked at these arguments, for one cotangent. A forward that has none of its own (it
     runs a kernel, writes in place) differs from any. Where neither has one (inside of an op, where
-    autograd is off) that says nothing of another call: None.
+    autograd is off) nothing is known.
     """
     try:
-        own = _gradients(call, args)
+        own = _gradients(call, given)
     except Exception:  # it has no backward to carry over
         return False
     try:
-        plain = _gradients(functools.partial(_forward, cls), args)
+        plain = _gradients(functools.partial(_forward, cls), given)
     except Exception:
         return any(gradient is not None for gradient in own)
-    seen = any(gradient is not None for gradient in (*own, *plain))
-    return any(map(_differ, own, plain)) if seen else None
+    return any(map(_differ, own, plain))
 
 
 def _differ(one: Tensor | None, other: Tensor | None) -> bool:
@@ -138,9 +168,9 @@ def _differ(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape != other.shape or excess(one, other, torch.finfo(one.dtype).eps) > 1.0
 
 
-def _gradients(function: Callable[..., Any], args: Any) -> list[Tensor | None]:
-    """Gradients of what ``function`` makes of copies of ``args``, which draw the same numbers."""
-    leaves, spec = pytree.tree_flatten(args)
+def _gradients(function: Callable[..., Any], given: Given) -> list[Tensor | None]:
+    """Gradients of what ``function`` makes of copies of ``given``, which draw the same numbers."""
+    leaves, spec = pytree.tree_flatten(given)
     copies = [
         value.detach().clone().requires_grad_(is_inexact(value))
         if isinstance(value, Tensor)
@@ -149,10 +179,11 @@ def _gradients(function: Callable[..., Any], args: Any) -> list[Tensor | None]:
     ]
     asked = [value for value in copies if isinstance(value, Tensor) and value.requires_grad]
     # Copies of copies: a function may write to what it gets.
-    given = [value.clone() if isinstance(value, Tensor) else value for value in copies]
+    copied = [value.clone() if isinstance(value, Tensor) else value for value in copies]
+    args, kwargs = pytree.tree_unflatten(copied, spec)
     devices = {value.device for value in asked if value.device.type == "cuda"}
     with torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
-        made = function(*pytree.tree_unflatten(given, spec))
+        made = function(*args, **kwargs)
     made = [v for v in pytree.tree_leaves(made) if isinstance(v, Tensor) and v.requires_grad]
     if not made or not asked:
         return [None] * len(asked)
@@ -165,18 +196,24 @@ def _cotangent(value: Tensor) -> Tensor:
     return places.sin().reshape(value.shape).to(value.dtype)
 
 
-def _forward(cls: type[Function], *args: Any) -> Any:
+def _forward(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     """What the forward of an autograd function computes, as autograd sees it by itself."""
     if cls.setup_context is not Function.setup_context:
-        return cls.forward(*args)
+        return cls.forward(*args, **kwargs)
     context = FunctionCtx()
     needs = (isinstance(value, Tensor) and value.requires_grad for value in args)
     context.needs_input_grad = tuple(needs)  # type: ignore[attr-defined]
-    return cls.forward(context, *args)
+    return cls.forward(context, *args, **kwargs)
 
 
-def warn_of_hooks(lost: Backwards) -> None:
-    """Name the modules whose hooks on values are in no program."""
+def warn_of_lost(lost: Backwards) -> None:
+    """Name modules whose hooks on values, and functions whose gradients, are in no program."""
+    if lost.unseen:
+        names = ", ".join(sorted(lost.unseen)[:5])
+        warn(
+            f"The gradient of {names} is not carried over, since a name was kept of its apply "
+            "(round = Round.apply), which nothing can see. Call Round.apply(x) where it is used.",
+        )
     if lost.hooks:
         names = ", ".join(sorted(path or "the model itself" for path in lost.hooks)[:5])
         warn(

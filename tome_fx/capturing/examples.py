@@ -147,9 +147,12 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
     ]
     if not tensors:
         raise InputError(f"The example inputs hold no tensor with a batch axis. {_ASK}")
-    for made in filter(is_made_of_others, tensors):
+    for made in tensors:
+        if not (made.is_nested or is_made_of_others(made)):
+            continue
+        what = "a nested tensor" if made.is_nested else f"of {type(made).__name__}"
         raise InputError(
-            f"An example input is of {type(made).__name__}, whose values are in other tensors, so "
+            f"An example input is {what}, whose values are in other tensors, so "
             f"that no axis of it is one of images. Pass a plain tensor. {_SEVERAL * made.is_nested}"
             f"{_ASK}"
         )

@@ -43,6 +43,8 @@ class Original:
         if self._last is None or self._last[0] is not example:
             with self.backwards.noted(self.module), flex_allowed():
                 result = run_model(self.module, example)
+            if self.module.training:
+                self.backwards.look_through(result)
             # Without what its gradients would need, which is more than all else.
             self._last = example, pytree.tree_map_only(Tensor, Tensor.detach, result)
         return self._last[1]

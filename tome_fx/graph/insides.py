@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from tome_fx.errors import ConfigError
 
 Way = tuple[str, ...]
 
+# Of what a class keeps, what its tensors tell anew wherever they are.
+_PLACE = re.compile(r"device=device\([^)]*\)|requires_grad=\w+|storage_offset=\d+| at 0x[0-9a-f]+")
 QUANTISE = "{} cannot be a weight here. Quantise the model first, by torchao, then transform it."
 
 
@@ -54,18 +57,18 @@ def built(like: Any, left: Iterator[Any]) -> Any:
     return type(like).__tensor_unflatten__(inside, context, like.size(), like.stride())
 
 
-def kind_of(value: Tensor) -> Any:
-    """What decides how a tensor is computed with; None for a plain one.
+def kind_of(value: Tensor) -> str:
+    """What decides how a tensor is computed with, in words; none for a plain one.
 
-    Its class, what that keeps beside the tensors, and their shapes, which are those of the scales.
+    Its class, what that keeps beside the tensors, and the shapes of these, which tell what a scale
+    is for; not where it is, and whether it asks for gradients.
     """
     if not is_made_of_others(value):
-        return None
-    names, context = value.__tensor_flatten__()  # type: ignore[attr-defined]
-    inside = [getattr(value, name) for name in names]
-    shapes = [(tuple(one.shape), one.dtype, kind_of(one)) for one in inside]
-    # Of what a class keeps not all compares by value, and all of it has a text that says it.
-    return type(value), tuple(names), repr(context), shapes
+        return ""
+    names, kept = value.__tensor_flatten__()  # type: ignore[attr-defined]
+    inside = [(name, getattr(value, name)) for name in names]
+    shapes = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}{kind_of(v)}" for n, v in inside)
+    return f" {type(value).__name__} of {_PLACE.sub('', repr(kept))} with {shapes}"
 
 
 def refuse_other_kind(name: str, old: Tensor, new: Tensor) -> None:
@@ -79,12 +82,6 @@ def refuse_other_kind(name: str, old: Tensor, new: Tensor) -> None:
     if not is_made_of_others(old):
         raise ConfigError(QUANTISE.format(type(new).__name__))
     raise ConfigError(
-        f"{name} was captured as {_told(old)}. A model computes with {_told(new)} in another way. "
-        "Quantise the model so, then transform it."
+        f"{name} was captured as{kind_of(old)}. A model computes in another way with"
+        f"{kind_of(new) or ' a plain tensor'}. Quantise the model so, then transform it."
     )
-
-
-def _told(value: Tensor) -> str:
-    if not is_made_of_others(value):
-        return "a plain tensor"
-    return f"{type(value).__name__} of {value.__tensor_flatten__()[1]}"  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tome_fx.files import replacing
-from tome_fx.graph.insides import parts
+from tome_fx.graph.insides import kind_of, parts
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,7 +48,7 @@ def hash_of(named: Iterable[tuple[str, Tensor]]) -> str:
     """Return a short hash of tensors, by name, shape, dtype and value."""
     found = hashlib.sha256()
     for name, value in named:
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}{kind_of(value)}".encode())
         for part in parts(value.detach()):
             data = part.cpu().contiguous().reshape(-1)
             found.update(ctypes.string_at(data.data_ptr(), data.nbytes))  # numpy may not be there
