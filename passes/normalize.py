@@ -198,8 +198,9 @@ def _by_sizes(node: Node) -> None:
 
 def _size_of_input(node: Node) -> None:
     """A size that is a number of images is none of the value that it was read of, merged or not."""
-    size = node.meta.get("val")
-    if not isinstance(size, torch.SymInt) or node.args[0].op == "placeholder":  # type: ignore[union-attr]
+    size, source = node.meta.get("val"), node.args[0]
+    assert isinstance(source, Node)
+    if not isinstance(size, torch.SymInt) or source.op == "placeholder":
         return
     times = int(size.node.expr.as_coeff_Mul()[0])
     images = size_before(size // times, node) if times > 0 else None
