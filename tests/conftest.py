@@ -39,7 +39,7 @@ def missing_for_compile() -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Who names tests wants them whole.
     if not config.option.keyword and not any("::" in arg for arg in config.args):
-        left_out = set(profiles.uncrossed(items))
+        left_out = profiles.left_out(items)
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
     missing = {

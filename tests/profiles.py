@@ -1,18 +1,19 @@
 """How many examples hypothesis draws.
 
-A test says what it needs by default, `@examples(200)`, and a heavier profile multiplies that:
+A test says what it needs by default, `@examples(200)`, and a heavier profile takes more:
 
     pytest                                    the default: the same examples on every run
-    pytest --hypothesis-profile=thorough      50 times as many, at random
+    pytest --hypothesis-profile=whole         the same examples, all cases
+    pytest --hypothesis-profile=thorough      50 times as many examples, at random, all cases
 
-Of long lists of cases, `few(CASES, 8)`, the default takes some, and of tests with several lists of
-cases every other one (`uncrossed`); the other profile takes all.
+Of tests with several lists of cases the default takes every other one (`uncrossed`), and of those
+that are marked so, `@pytest.mark.few(3)`, no more than that (`beyond_few`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import pytest
@@ -20,9 +21,8 @@ import torch
 from hypothesis import HealthCheck, Phase, register_random, settings
 
 F = TypeVar("F", bound=Callable[..., object])
-T = TypeVar("T")
 
-SCALE = {"default": 1, "thorough": 50}
+SCALE = {"default": 1, "whole": 1, "thorough": 50}
 
 
 class TorchRandom:
@@ -49,14 +49,15 @@ def register() -> None:
     register_random(TORCH_RANDOM)
     # Drawing a model and capturing it takes seconds, which is neither a fault nor news.
     slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
-    settings.register_profile(
-        "default",
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=slow_is_fine,
-        # Explaining a failure runs it many more times; the thorough profile does.
-        phases=[phase for phase in Phase if phase is not Phase.explain],
-    )
+    for name in ("default", "whole"):
+        settings.register_profile(
+            name,
+            derandomize=True,
+            deadline=None,
+            suppress_health_check=slow_is_fine,
+            # Explaining a failure runs it many more times; the thorough profile does.
+            phases=[phase for phase in Phase if phase is not Phase.explain],
+        )
     settings.register_profile(
         "thorough",
         max_examples=100 * SCALE["thorough"],
@@ -73,35 +74,53 @@ def examples(count: int) -> Callable[[F], F]:
     return settings(max_examples=count * _scale())
 
 
-def few(cases: Collection[T], count: int) -> list[T]:
-    """Of many cases `count`, evenly from the first on; all of them in a heavier profile."""
-    every = list(cases)
-    if _scale() > 1 or len(every) <= count:
-        return every
-    return [every[k * len(every) // count] for k in range(count)]
+def left_out(items: Collection[pytest.Item]) -> set[pytest.Item]:
+    """What the default profile does not run of collected tests; else nothing."""
+    if not _some():
+        return set()
+    tests = defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        tests[_test(item)].append(item)
+    return {item for cases in tests.values() for item in (beyond_few(cases) or uncrossed(cases))}
 
 
-def uncrossed(items: Collection[pytest.Item]) -> list[pytest.Item]:
-    """What the default profile leaves out of tests with several lists of cases; else nothing.
+def beyond_few(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of a test marked ``few(3)`` what is left when three are taken.
 
-    It is every other one, as the black squares of a board: of two lists each case is there, with
-    half of those of the other; of three each pair is.
+    Each that is taken has the most that none before it had; of equals it is the farthest from them.
     """
-    if _scale() > 1:
+    mark = cases[0].get_closest_marker("few")
+    if mark is None:
         return []
-    lists: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
-    squares = [(item, _cases(item)) for item in items]
-    for item, cases in squares:
-        for names, case in cases.items():
-            if case not in lists[_test(item), names]:
-                lists[_test(item), names].append(case)
+    lists = [set(_cases(item).items()) for item in cases]
+    seen: set[tuple[str, tuple[int, ...]]] = set()
+    taken: list[int] = []
 
-    def place(item: pytest.Item, cases: dict[str, tuple[int, ...]]) -> int:
-        along = [(lists[_test(item), names], case) for names, case in cases.items()]
-        along = [(every, case) for every, case in along if len(every) > 1]
-        return sum(every.index(case) for every, case in along) if len(along) > 1 else 0
+    def gain(place: int) -> tuple[int, int, int]:
+        away = min((abs(place - other) for other in taken), default=0)
+        return len(lists[place] - seen), away, -place
 
-    return [item for item, cases in squares if place(item, cases) % 2]
+    while len(taken) < min(mark.args[0], len(cases)):
+        taken.append(max(set(range(len(cases))) - set(taken), key=gain))
+        seen |= lists[taken[-1]]
+    return [item for place, item in enumerate(cases) if place not in taken]
+
+
+def uncrossed(cases: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Of a test with several lists of cases every other one, as the black squares of a board.
+
+    Of two lists each case is taken, with half of those of the other; of three each pair is.
+    """
+    lists: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    squares = [(item, _cases(item)) for item in cases]
+    for _, along in squares:
+        for names, case in along.items():
+            if case not in lists[names]:
+                lists[names].append(case)
+    crossed = [names for names, every in lists.items() if len(every) > 1]
+    if len(crossed) < 2:
+        return []
+    return [item for item, along in squares if sum(lists[n].index(along[n]) for n in crossed) % 2]
 
 
 def _test(item: pytest.Item) -> str:
@@ -117,6 +136,11 @@ def _cases(item: pytest.Item) -> dict[str, tuple[int, ...]]:
         params = item.callspec.params  # type: ignore[attr-defined]
         cases[",".join(each)] = tuple(id(params[name]) for name in each)
     return cases
+
+
+def _some() -> bool:
+    """Is it the profile that takes some of the cases?"""
+    return settings.get_current_profile_name() == "default"
 
 
 def _scale() -> int:

@@ -53,6 +53,7 @@ def new(name: str) -> type:
     return make_dataclass(name, ["tokens", "logits"])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("capture", BOTH)
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_keep_their_structure(name: str, capture: str) -> None:
@@ -114,6 +115,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CALLS)
 def test_keyword_inputs(name: str) -> None:
     args, kwargs = CALLS[name]
@@ -151,6 +153,7 @@ ORDERS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("capture", [*BOTH, "graph module"])
 @pytest.mark.parametrize(("args", "kwargs"), ORDERS, ids=lambda v: f"{len(v)} {list(v)}"[:24])
 def test_arguments_reach_their_parameters(
@@ -178,6 +181,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", UNLIKE)
 def test_arguments_unlike_the_captured_ones_are_never_ignored(name: str) -> None:
     """They work as in the model, or they are refused."""

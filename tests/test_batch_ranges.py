@@ -10,7 +10,6 @@ from torch import Tensor
 
 import tome_fx
 from tests.laws.common import TINY, run
-from tests.profiles import few
 from tests.test_batches import PLACES, WithClass, of_images
 from tests.test_joins import GRID
 
@@ -40,7 +39,8 @@ class Branching(WithClass):
         return -x if self.asks(image.shape[0]) else x
 
 
-@pytest.mark.parametrize("name", few(BRANCHES, 6))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", BRANCHES)
 def test_code_that_branches_on_the_batch_has_a_program_for_those_that_go_one_way(name: str) -> None:
     asks, batches = BRANCHES[name]
     x = torch.randn(5, 3, 2 * GRID, 2 * GRID)

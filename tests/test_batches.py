@@ -54,6 +54,7 @@ class WithClass(Model):
         return self.head(x[:, 0])  # type: ignore[no-any-return]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("count", [counted, of_windows, of_numbers])
 def test_any_batch_serves(count: Callable[[Tensor], int]) -> None:
     model = WithClass(count)
@@ -92,6 +93,7 @@ GAPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", GAPS)
 def test_an_example_with_gaps_in_memory_fixes_nothing(name: str) -> None:
     model, x = Model(torch.add).eval(), torch.randn(4, 3, 4 * GRID, 4 * GRID)
@@ -193,6 +195,7 @@ def test_code_without_a_file_is_the_model_s_own() -> None:
         fast(x[:2], words[:3])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("texts", "count"), [(2, 2), (2, 3), (3, 2), (2, 1)])
 def test_texts_may_stand_before_images(texts: int, count: int) -> None:
     """The first input need not be that of the images."""

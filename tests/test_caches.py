@@ -50,6 +50,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_trace_keeps_is_gone_with_it(name: str) -> None:
     model = Biased().eval()

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.profiles import few
 from tests.tiny import SIZE, Around, images, parametrized, same, tiny
 
 pytestmark = TINY
@@ -60,7 +59,8 @@ TRACEABLE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(TRACEABLE, 6))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", TRACEABLE)
 def test_both_ways_give_the_same(name: str) -> None:
     model, x = TRACEABLE[name]().eval(), images(3)
     options = {"example_inputs": images()} if name == "plain tensors" else {}

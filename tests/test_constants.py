@@ -238,6 +238,7 @@ class Written(nn.Module):
         return self.body(x) + sum(self.write(torch.tensor([3, 3, 0]), bright).tolist())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("write", [part, by_view, detached, chunked, gathered])
 def test_a_constant_that_is_written_to_is_none(write: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(tome_fx.CaptureError):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.test_frames import Blocks, Clip, at, clips
 from tests.test_views import Attention, C, ready
 
@@ -111,7 +110,8 @@ CASES = [*((name, "met", "mean") for name in PICKED),
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("picked", "then", "remerge"), few(CASES, 10))
+@pytest.mark.few(3)
+@pytest.mark.parametrize(("picked", "then", "remerge"), CASES)
 def test_each_image_is_exact(picked: str, then: str, remerge: Any) -> None:
     model = ready(Clip(lambda b, x: THEN[then](b, *PICKED[picked](x))))
     x, equal = clips()

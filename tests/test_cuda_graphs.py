@@ -53,6 +53,7 @@ def unfit(program: GraphModule) -> list[str]:
     return found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "name", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
              "vit_small_patch14_reg4_dinov2"],

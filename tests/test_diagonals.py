@@ -78,6 +78,7 @@ def result_of(head: Head) -> tuple[Model, tome_fx.ToMeModule, Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize("head", [ridge, graph, apart, whitened, others, filled])
 def test_tokens_that_a_table_tells_from_all_others_come_back(head: Head) -> None:
     model, fast, x = result_of(head)

@@ -84,6 +84,7 @@ class Stem(nn.Module):
 
 
 @pytest.mark.usefixtures("fused")
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("wide", "channels", "options", "expected"),
     [

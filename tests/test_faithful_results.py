@@ -104,6 +104,7 @@ TOLD = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("tell", "dtype"),
     [*((name, torch.float64) for name in TOLD)]

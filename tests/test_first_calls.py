@@ -44,6 +44,7 @@ def by_other_memory(body: nn.Module, x: Tensor) -> Tensor:
     return after_stem(body, body.teacher(body.patch_embed(x)).detach())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("function", [in_place, by_data, by_lists, by_other_memory])
 def test_evaluation_leaves_weights_that_forward_writes_to(function, check: bool) -> None:  # type: ignore[no-untyped-def]

@@ -14,7 +14,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 import tome_fx
 from tests.flexed import ASKED, Asked, Attend, Model, N, inputs, made
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.versions import lacks
 
 # The model's own calls, which are not compiled; those of a transform say nothing.
@@ -32,7 +31,8 @@ def transformed(model: nn.Module, given: Any, r: int = 4, **options: Any) -> tom
     return tome_fx.transform(model, r, example_inputs=given, min_ratio=0, **options)
 
 
-@pytest.mark.parametrize("name", few(ASKED, 4))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", ASKED)
 def test_it_merges_as_attention_that_is_spelled_out(name: str) -> None:
     asked, given = ASKED[name], inputs()
     model, plain = made(asked), made(asked, flexible=False)
@@ -173,6 +173,7 @@ class Around(nn.Module):
 TWICE = lacks("cannot run the model itself, whose batch is twice that of its input")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "how", ["view", "count", "norm", pytest.param("pair", marks=TWICE), "input"]
 )

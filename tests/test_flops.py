@@ -17,7 +17,7 @@ import tome_fx
 from tests import oracle
 from tests.architectures import Architecture
 from tests.laws.common import TINY, Subject, run, subjects_with_schedule, transform
-from tests.profiles import examples, few
+from tests.profiles import examples
 
 pytestmark = TINY
 
@@ -85,13 +85,15 @@ def check_row(row: Row) -> None:
         assert report.flop_ratio == pytest.approx(report.macs_before / report.macs_after)
 
 
-@pytest.mark.parametrize("row", few([DEIT_TI, DEIT_S, VIT_B], 2), ids=str)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("row", [DEIT_TI, DEIT_S, VIT_B], ids=str)
 def test_published_figures(row: Row) -> None:
     check_row(row)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", few([VIT_L, VIT_L_384, VIT_H_518], 1), ids=str)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("row", [VIT_L, VIT_L_384, VIT_H_518], ids=str)
 def test_published_figures_of_large_models(row: Row) -> None:
     check_row(row)
 

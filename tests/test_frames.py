@@ -101,6 +101,7 @@ MADE: dict[str, Callable[[Blocks, Tensor], Tensor]] = {
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", MADE)
 def test_frames_come_together(name: str) -> None:
     model, (x, equal) = ready(Clip(MADE[name])), clips()

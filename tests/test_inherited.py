@@ -150,6 +150,7 @@ class Scaled(nn.LayerNorm):
         return 2 * super().forward(x)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("part", "x"),
     [

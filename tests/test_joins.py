@@ -95,6 +95,7 @@ JOINS: dict[str, Join] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", JOINS)
 def test_ways_to_join(name: str) -> None:
     fast = checked(Model(JOINS[name]))

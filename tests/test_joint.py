@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import tome_fx
 from tests.drawing import randomise
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 
 pytestmark = TINY
 C, HEADS, IMAGE, TEXT = 8, 2, 16, 10
@@ -99,7 +98,8 @@ KINDS = list(itertools.product([False, True], repeat=4))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", few(KINDS, 6), ids=lambda k: "".join(str(int(v)) for v in k))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: "".join(str(int(v)) for v in k))
 def test_each_row_merges_within_itself(kind: tuple[bool, bool, bool, bool]) -> None:
     model = Both(*kind).double().eval()
     randomise(model, 2)

@@ -38,6 +38,7 @@ def over(table: Tensor, bias: bool) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize("r", [[3, 3, 0, 0], [3, 0, 3, 0], [2, 4, 4, 1]])
 @pytest.mark.parametrize("text_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])

@@ -47,6 +47,7 @@ class Late(nn.Module):
         return torch.cat([x, residual], 1) if self.join == "cat" else residual + x
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("remerge", ["mean", "never"])
 @pytest.mark.parametrize("projection", ["linear", "convolution"])
 @pytest.mark.parametrize("join", ["add", "cat"])

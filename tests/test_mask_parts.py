@@ -106,6 +106,7 @@ PADDED: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_is_seen_in_what_it_is_put_together_with(name: str, fused: bool) -> None:
@@ -148,6 +149,7 @@ class OfWords(Masked):
         return super().forward(words, words != 0)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("name", ORDERED)
 def test_an_order_is_seen_in_what_it_is_put_together_with(name: str, shift: bool) -> None:

@@ -71,6 +71,7 @@ def random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).double()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("crossing", [False, True])
 @pytest.mark.parametrize("written", [False, True])
 @pytest.mark.parametrize("folded", [False, True])
@@ -142,6 +143,7 @@ class Beside(nn.Module):
         return x
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "attention", [fill_and_gate, sigmoid_and_bias, query_gate, scaled_and_bias]
 )

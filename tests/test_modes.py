@@ -166,6 +166,7 @@ def with_constants(body: nn.Module, x: Tensor) -> Tensor:
 CASTS = [(torch.bfloat16, False), (torch.float64, True), (torch.float16, True)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("dtype", "constants"), CASTS, ids=str)
 def test_a_cast_of_the_result(dtype: torch.dtype, constants: bool) -> None:
     model, x = Around(with_constants) if constants else tiny(), images()
@@ -249,6 +250,7 @@ def test_no_second_copy_of_the_weights() -> None:
 # --- hooks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "register",
     [

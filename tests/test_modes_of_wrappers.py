@@ -12,7 +12,6 @@ from torch import nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.profiles import few
 from tests.tiny import images, tiny
 
 pytestmark = TINY
@@ -32,8 +31,9 @@ def drops(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
-    ("kind", "first"), [*few([(kind, True) for kind in WRAPPERS], 2), ("compiled", False)]
+    ("kind", "first"), [*[(kind, True) for kind in WRAPPERS], ("compiled", False)]
 )
 def test_a_result_follows_what_holds_it(kind: str, first: bool) -> None:
     torch._dynamo.reset()
@@ -47,6 +47,7 @@ def test_a_result_follows_what_holds_it(kind: str, first: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_modes_that_are_restored_one_by_one_are_followed(kind: str) -> None:
     """As Lightning does behind each validation: `training` is written, nothing is called."""

@@ -13,7 +13,6 @@ from torch import nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.profiles import few
 from tests.tiny import Stateful, images, parametrized, tiny
 
 pytestmark = TINY
@@ -35,7 +34,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(MODELS, 3))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", MODELS)
 def test_state(name: str) -> None:
     model = MODELS[name]().eval()
     fast = tome_fx.transform(model, 2, example_inputs=images())

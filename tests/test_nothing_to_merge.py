@@ -45,6 +45,7 @@ def test_one_token(prefix: dict[str, Any]) -> None:
     assert torch.equal(fast(x), model(x))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("protect", [8, 9, 100, (4, 5), (0, 9), (100, 100)], ids=str)
 def test_only_protected_tokens(protect: Any) -> None:
     model, x = tiny(), images()

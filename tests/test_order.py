@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance, run
-from tests.profiles import few
 from tests.zoo.entry import randomise
 
 pytestmark = TINY
@@ -179,12 +178,14 @@ CAUSAL = (gpt, chosen, added, subtracted, in_turn, without_itself, afterwards, f
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("mix", few(CAUSAL, 10))
+@pytest.mark.few(5)
+@pytest.mark.parametrize("mix", CAUSAL)
 def test_a_causal_mask_is_refused_however_it_is_made(mix: Mix) -> None:
     with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):
         tome_fx.transform(model_of(mix, mix), 3, example_inputs=X)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("mix", [local, sloped, near, halved, evened, both_ways])
 def test_a_mask_without_an_order_is_none(mix: Mix) -> None:
     fast = tome_fx.transform(model_of(mix, mix), 3, example_inputs=X, min_ratio=0)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.profiles import few
 from tests.tiny import images, tiny
 
 pytestmark = TINY
@@ -45,6 +44,7 @@ def fast() -> Any:
     return tome_fx.transform(Tower().eval(), 0, example_inputs=images())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "more",
     [
@@ -62,6 +62,7 @@ def test_what_is_not_looked_at_may_be_given(fast: Any, more: dict[str, Any]) -> 
     assert torch.equal(fast(x, **more), model(x, **more))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -162,7 +163,8 @@ class Looking(Tower):
         return self.look(y, more["n"]) if "n" in more else y
 
 
-@pytest.mark.parametrize("name", few(LOOKS, 5))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", LOOKS)
 def test_whatever_reads_a_number_looks_at_it(name: str) -> None:
     model, x = Looking(LOOKS[name]).eval(), images()
     fast = tome_fx.transform(model, 0, example_inputs=x)

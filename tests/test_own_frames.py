@@ -21,7 +21,6 @@ from tests.framed import (
     transformed,
 )
 from tests.laws.common import TINY, distance, run
-from tests.profiles import few
 
 pytestmark = TINY
 
@@ -30,9 +29,10 @@ pytestmark = TINY
 WRITTEN = ("on_an_axis", "with_tables", "all_in_one_row", "side_by_side")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "fused"),
-    few([*((name, True) for name in ALONE), *((name, False) for name in WRITTEN)], 10),
+    [*((name, True) for name in ALONE), *((name, False) for name in WRITTEN)],
 )
 def test_each_frame_merges_its_own_tokens(name: str, fused: bool) -> None:
     """Positions are zero here, so that equal patches are equal tokens."""
@@ -47,7 +47,8 @@ def test_each_frame_merges_its_own_tokens(name: str, fused: bool) -> None:
     assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-12
 
 
-@pytest.mark.parametrize("name", few(ALONE, 4))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", ALONE)
 def test_a_frame_says_nothing_of_what_merges_in_another(name: str) -> None:
     """Tables and all: what a frame holds decides about its own tokens alone."""
     model, x = made(ALONE[name]), clip()
@@ -142,7 +143,8 @@ MIXED: dict[str, Made] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", few(MIXED, 5))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", MIXED)
 def test_frames_that_meet_place_by_place_merge_there(name: str) -> None:
     """The same places of all frames: a map for each image, and exact where these are equal."""
     model = made(MIXED[name])

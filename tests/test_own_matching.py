@@ -15,7 +15,6 @@ from torch import Tensor
 
 import tome_fx
 from tests.laws.common import distance
-from tests.profiles import few
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 from tome_fx import ops
@@ -210,7 +209,8 @@ def test_it_may_write_to_what_it_is_given() -> None:
     assert torch.equal(compiled(x), calm(x))
 
 
-@pytest.mark.parametrize("inner", few(["aot_eager", "inductor"], 1))
+@pytest.mark.few(1)
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
 @torch.no_grad()
 def test_tensors_that_it_holds_are_constants_of_the_backend(inner: str) -> None:
     weight = torch.randn(16, 4)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import tome_fx
 from tests.framed import Made, classes_along_time, clip, made, of_equal_patches, transformed
 from tests.laws.common import TINY, distance, run
-from tests.profiles import few
 from tests.windowed import (
     WINDOWED,
     Masked,
@@ -43,9 +42,10 @@ def of_frames(like: Made, fused: bool) -> tuple[nn.Module, Tensor, Tensor, Tenso
 
 
 # In attention of three products too, where they say more than the call does.
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "fused"),
-    few([*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)], 5),
+    [*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)],
 )
 def test_windows_merge_as_frames_do(name: str, fused: bool) -> None:
     how, like, images_of = WINDOWED[name]
@@ -77,6 +77,7 @@ def test_frames_of_a_convolution_with_tokens_that_attend_along_time() -> None:
     assert "each of the 4 windows" in fast.report.notes[0]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "how",
     [

@@ -139,6 +139,7 @@ def test_a_weight_of_another_shape() -> None:
         fast.train()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "register",
     ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
@@ -176,6 +177,7 @@ COURSES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
 def test_what_was_frozen_at_the_transform_thaws_as_a_models_does(
     course: Callable[[Any], Any],

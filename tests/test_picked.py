@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.test_joint import C, Mixed
 from tests.zoo.entry import randomise
 
@@ -107,9 +106,8 @@ def given(count: int = 10) -> Tensor:
     return torch.stack([torch.randperm(N)[:count] for _ in range(3)])
 
 
-@pytest.mark.parametrize(
-    ("name", "before"), few([(name, i % 2) for i, name in enumerate(PICKS)], 8)
-)
+@pytest.mark.few(3)
+@pytest.mark.parametrize(("name", "before"), [(name, i % 2) for i, name in enumerate(PICKS)])
 def test_tokens_that_are_kept_by_number_merge(name: str, before: int) -> None:
     fast = checked(Model(PICKS[name], before), given())
     assert fast.schedule == (2,) * (before + 2)
@@ -200,6 +198,7 @@ PLACED: Mapping[str, Pick] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", PLACED)
 def test_tokens_that_are_put_back_merge_again(name: str) -> None:
     fast = checked(Model(PLACED[name]), given())

@@ -63,6 +63,7 @@ def given(images: int, own: bool) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("looks_up", [False, True])
 @pytest.mark.parametrize("table_first", [False, True])

@@ -12,21 +12,29 @@ from tests import profiles
 
 @pytest.fixture(autouse=True)
 def _by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "_scale", lambda: 1)
+    monkeypatch.setattr(profiles, "_some", lambda: True)
 
 
-def item(test: str, **lists: Any) -> Any:
+class Item(SimpleNamespace):
+    """As pytest's: equal to itself alone."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+def item(test: str, few: int | None = None, **lists: Any) -> Any:
     """A collected test with one case of each list."""
     marks = [pytest.mark.parametrize(name, []).mark for name in lists]
-    return SimpleNamespace(
+    return Item(
         nodeid=f"{test}[{'-'.join(map(str, lists.values()))}]",
         iter_markers=lambda name: iter(marks),
+        get_closest_marker=lambda name: few and pytest.mark.few(few).mark,
         callspec=SimpleNamespace(params=lists),
     )
 
 
 def kept(items: list[Any]) -> list[tuple[Any, ...]]:
-    left_out = profiles.uncrossed(items)
+    left_out = profiles.left_out(items)
     return [tuple(one.callspec.params.values()) for one in items if one not in left_out]
 
 
@@ -54,13 +62,18 @@ def test_each_test_has_a_board_of_its_own() -> None:
     assert kept(items) == [("x", "x"), ("y", "y")] * 2
 
 
-def test_the_other_profile_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [item("t", a=a, b=b) for a in "xy" for b in "xy"]
-    monkeypatch.setattr(profiles, "_scale", lambda: 50)
-    assert len(kept(items)) == 4
-    assert profiles.few("abcd", 2) == ["a", "b", "c", "d"]
+def test_a_few_are_the_farthest_from_each_other() -> None:
+    assert kept([item("t", few=3, a=a) for a in range(9)]) == [(0,), (4,), (8,)]
+    assert kept([item("t", few=3, a=a) for a in range(2)]) == [(0,), (1,)]
 
 
-def test_a_few_are_taken_from_the_first_on() -> None:
-    assert profiles.few(range(7), 3) == [0, 2, 4]
-    assert profiles.few("ab", 3) == ["a", "b"]
+def test_a_few_of_two_lists_have_the_most_of_both() -> None:
+    found = kept([item("t", few=3, a=a, b=b) for a in "vwxyz" for b in (1, 2)])
+    assert len({a for a, _ in found}) == 3
+    assert {b for _, b in found} == {1, 2}
+
+
+def test_the_other_profiles_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiles, "_some", lambda: False)
+    assert len(kept([item("t", a=a, b=b) for a in "xy" for b in "xy"])) == 4
+    assert len(kept([item("t", few=1, a=a) for a in "xyz"])) == 3

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.profiles import few
 from tests.quantised import BY_ROWS, NARROW, OTHERS, by_config, float8, packed, quantised
 from tests.threads import one_thread as one_thread
 from tests.tiny import images, tiny
@@ -16,6 +15,7 @@ from tests.tiny import images, tiny
 pytestmark = [TINY, pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao")]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*OTHERS, BY_ROWS])
 def test_a_quantised_model_is_transformed(name: str) -> None:
     model = quantised(tiny(), name)
@@ -47,6 +47,7 @@ def test_a_scale_of_a_whole_tensor_is_made_of_merged_tokens() -> None:
     assert not fast.report.unmerges
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["weights", "int4", BY_ROWS])
 @pytest.mark.parametrize("capture", ["symbolic_trace", "backend"])
 @torch.no_grad()
@@ -62,6 +63,7 @@ def test_every_door(name: str, capture: str) -> None:
         assert torch.equal(tome_fx.transform(model, 2, capture=capture)(x), expected)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
 def test_its_products_are_of_each_token_and_are_counted(name: str) -> None:
@@ -110,7 +112,8 @@ def test_products_as_on_a_gpu(capture: str, cast: bool, monkeypatch: pytest.Monk
         assert torch.equal(fast(x), model(x))
 
 
-@pytest.mark.parametrize("name", few(OTHERS, 2))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_result_is_not_quantised(name: str) -> None:
     """It says so, and stays what it was; without a word it would have stayed so too."""
     model, x = tiny(), images()

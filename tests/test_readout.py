@@ -66,6 +66,7 @@ class Dense(nn.Module):
         return found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("remerge", ["mean", "never"])
 @pytest.mark.parametrize("join", [by_number, by_sizes, by_repeat, beside])
 def test_the_class_token_beside_each_patch_stays_merged(

@@ -16,6 +16,7 @@ from tests.tiny import images, tiny
 pytestmark = TINY
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("r", [2, 0, (2, -1.0), [3, 1], 0.25])
 def test_a_recipe_makes_the_same_module(tmp_path: Path, r: Any) -> None:
     model, x = tiny(), images()
@@ -65,6 +66,7 @@ def test_another_model_is_named(tmp_path: Path) -> None:
         tome_fx.apply_recipe(tiny(img_size=64), path, example_inputs=images())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("change", "text"),
     [

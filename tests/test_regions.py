@@ -106,6 +106,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_region_keeps_its_mode(name: str) -> None:
     model, x = Around(REGIONS[name], tiny()), images()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.towers import TOWERS, Tower
 from tests.zoo.around import widened
 from tests.zoo.entry import leaves
@@ -42,7 +41,8 @@ def apart(one: Any, other: Any) -> float:
     return max(distance(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("tower", few(TOWERS, 5), ids=lambda tower: tower.name)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower.name)
 @torch.no_grad()
 def test_a_tower(tower: Tower) -> None:
     pytest.importorskip(f"transformers.models.{tower.name}")
@@ -75,8 +75,9 @@ def test_a_tower(tower: Tower) -> None:
         fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
-    "tower", few([tower for tower in TOWERS if tower.clips], 3), ids=lambda tower: tower.name
+    "tower", [tower for tower in TOWERS if tower.clips], ids=lambda tower: tower.name
 )
 @torch.no_grad()
 def test_a_clip_beside_an_image(tower: Tower) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.zoo.entry import randomise
 
 pytestmark = TINY
@@ -155,7 +154,8 @@ def assert_apart(model: nn.Module, schedule: list[int], clip: bool = False) -> N
     assert distance(results[0], model(*inputs)[0]) > 1e-6
 
 
-@pytest.mark.parametrize("name", few(PAIRS, 8))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", PAIRS)
 def test_each_image_of_a_pair_has_its_own_tokens(name: str) -> None:
     assert_apart(ready(Pair(name)), [3, 3, 3, 3])
 

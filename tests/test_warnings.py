@@ -57,6 +57,7 @@ ACTIONS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_warning_names_a_line_of_the_user(name: str) -> None:
     made, action, text = ACTIONS[name]

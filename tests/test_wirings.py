@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.profiles import few
 from tests.test_joint import HEADS, C, Mixed
 from tests.zoo.entry import randomise
 
@@ -148,7 +147,8 @@ WIRINGS: Mapping[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", few(WIRINGS, 6))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", WIRINGS)
 def test_laws_of_a_wiring(name: str) -> None:
     model: Any = Wired(WIRINGS[name])
     model.parts = nn.ModuleList(nn.Linear(C, C * HEADS) for _ in range(3))

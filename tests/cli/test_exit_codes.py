@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from typer import Abort
 
-from tests.profiles import few
 from tome_fx.cli import app, main
 from tome_fx.errors import ConfigError
 
@@ -180,7 +179,8 @@ def process(*args: str, blocked: tuple[str, ...] = ()) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("module", few(["typer", "timm"], 1))
+@pytest.mark.few(1)
+@pytest.mark.parametrize("module", ["typer", "timm"])
 def test_without_the_extra_one_line_says_what_to_install(module: str) -> None:
     done = process("explain", TINY, blocked=(module,))
     assert done.returncode == 2

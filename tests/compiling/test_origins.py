@@ -73,6 +73,7 @@ NOISE = torch.randn(2, 36, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("code", "inputs"),
     [
@@ -136,6 +137,7 @@ def piece(source: Source, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("code", "inputs"),
     [

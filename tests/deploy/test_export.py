@@ -12,7 +12,6 @@ from torch import Tensor
 
 import tome_fx
 from tests.architectures import randomise
-from tests.profiles import few
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
 from tome_fx.cli import formats
@@ -40,7 +39,8 @@ def made(name: str, **options: Any) -> tuple[Any, int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", few(MODELS, 3))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", MODELS)
 def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
     fast, size = made(name)
     static: list[tuple[Any, Any]] = [((3,), None)] if name == MODELS[0] else []
@@ -54,7 +54,8 @@ def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", few(UNLIKE, 2))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", UNLIKE)
 def test_without_scatter_the_same(name: str) -> None:
     (usual, size), (fast, _) = made(name), made(name, scatter=False)
     x = images(3, size).double()
@@ -81,6 +82,7 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "scatter"), [*((name, True) for name in UNLIKE), (MODELS[0], False)]
 )

@@ -59,6 +59,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return x, torch.tensor([[2] * 6 + [1] * 10, [1] * 9 + [0] * 7, [2, 1] * 6 + [0] * 4])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [*SAME, *OTHER])
 def test_pooling_by_a_mask(name: str) -> None:
     """What follows from the mask of attention merges exactly; what does not, meets all tokens."""

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.kernels.descriptors import wrong_descriptors
-from tests.profiles import few
 from tome_fx.kernels import attention, blocks, matching, merging
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -101,10 +100,11 @@ def dtypes(kernel: object) -> tuple[str, ...]:
     return ("bf16", "fp16") if kernel is attention.attend_kernel else ("bf16", "fp16", "fp32")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ones", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "known", "dtype"),
-    few([(kernel, known, dtype) for kernel, known in BLOCKS for dtype in dtypes(kernel)], 16),
+    [(kernel, known, dtype) for kernel, known in BLOCKS for dtype in dtypes(kernel)],
 )
 def test_kernels_compile(kernel: object, known: dict[str, object], dtype: str, ones: bool) -> None:
     for arch, number in ((80, "fp32"), (90, "fp64")):
@@ -156,6 +156,7 @@ PRODUCTS = [
 EXTENTS = (("FIRST", "REST"), ("VALUE_FIRST", "VALUE_REST"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("kernel", "known"), PRODUCTS)
 def test_products_read_what_is_theirs(kernel: object, known: dict[str, object]) -> None:
     sass = compiled(kernel, known, "bf16", 90, False, "fp64", packed=True).asm["sass"]

@@ -71,6 +71,7 @@ def test_replanning_equals_a_fresh_transform(
     assert fast.report.to_dict() == fresh.report.to_dict()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("r", [0, [0, 0], 0.0, (0, 1.0)])
 def test_every_spelling_of_nothing(r: object) -> None:
     config = Architecture()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests import oracle
 from tests.architectures import Architecture, architectures, schedules
 from tests.laws.common import TINY, assert_differs, assert_merged, distance, run, transform
-from tests.profiles import examples, few
+from tests.profiles import examples
 
 pytestmark = TINY
 
@@ -63,7 +63,8 @@ def test_the_other_capture_gives_the_same(config: Architecture, data: st.DataObj
 PREFIXES = [(kind, count) for kind in ("class", "none") for count in (0, 1, 2, 5)]
 
 
-@pytest.mark.parametrize(("prefix", "registers"), few([*PREFIXES, ("distilled", 0)], 5))
+@pytest.mark.few(3)
+@pytest.mark.parametrize(("prefix", "registers"), [*PREFIXES, ("distilled", 0)])
 @pytest.mark.parametrize("grid", [(3, 3), (3, 4)])
 def test_odd_and_even_counts(prefix: str, registers: int, grid: tuple[int, int]) -> None:
     """Every parity of patches and prefix, at the largest r that fits."""

@@ -158,6 +158,7 @@ class Even(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "how", ["expanded", "framed", "repeated", "as a bias", "added", "added to each"]
 )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.drawing import brief, randomise, seeded
 from tests.laws.common import TINY, distance
-from tests.profiles import examples, few
+from tests.profiles import examples
 
 pytestmark = TINY
 KERNELS = ("encoder", "sdpa", "expanded", "filled", "chosen", "replaced", "biased", "added",
@@ -160,7 +160,8 @@ def less(how: str, scores: Tensor, shown: Tensor) -> Tensor:
     return (scores * shown if how == "in turn" else scores) - 1e9 * (1 - shown)
 
 
-@pytest.mark.parametrize("kernel", few(KERNELS, 8))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_padding_changes_nothing_however_it_is_spelled(kernel: str) -> None:
     check(Padded(kernel), with_longest=kernel.startswith("pairs"))
 

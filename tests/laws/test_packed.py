@@ -53,6 +53,7 @@ def several(
     return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("attention", "lengths"), SEVERAL)
 @torch.no_grad()
 def test_images_in_one_row_merge_each_by_itself(attention: str, lengths: tuple[int, ...]) -> None:
@@ -218,6 +219,7 @@ def test_experts_that_stay_calls() -> None:
     assert distance(fast(x, row), model(x, row)) > 1e-6
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("attention", "lengths", "kinds"),
     [
@@ -264,6 +266,7 @@ class Cut(nn.Module):
         return scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(len(x), -1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("blocks", "merges"),
     [

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tome_fx
-from tests.profiles import few
 from tests.rules.common import (
     TINY,
     D,
@@ -89,7 +88,8 @@ def notes(op: Any) -> str:
     return str(tome_fx.explain(host(op), 1, example_inputs=images()))
 
 
-@pytest.mark.parametrize("attend", few(EXACT, 5))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("attend", EXACT)
 def test_a_token_hidden_from_itself_alone(attend: Attend) -> None:
     assert unmerged(block(attend), sites=3) == set()
     assert "hides some tokens" not in notes(block(attend))
@@ -147,7 +147,8 @@ NOTED = [scaled_after, added, twice, both, multiplied, factor, squared, opened, 
          for_every_image]  # fmt: skip
 
 
-@pytest.mark.parametrize("attend", few(NOTED, 6))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("attend", NOTED)
 def test_what_is_not_counted_is_noted(attend: Attend) -> None:
     assert "hides some tokens from some others" in notes(block(attend))
 

@@ -76,6 +76,7 @@ TELLS_APART = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("group", [RESHAPES, MOVES, COPIES, JOINS], ids=list("rmcj"))
 def test_stays_merged(group: dict[str, object]) -> None:
     assert unmerged(group, how="beside") == set()

@@ -160,6 +160,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_rounds_gets_the_share_of_a_member(name: str) -> None:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

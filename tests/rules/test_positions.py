@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tome_fx
-from tests.profiles import few
 from tests.rules.common import (
     GRID,
     PATCHES,
@@ -211,7 +210,8 @@ TABLES: dict[str, Callable[[Spelled], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", few(TABLES, 5))
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", TABLES)
 def test_a_table_that_the_model_writes_out_for_every_image_is_still_a_table(name: str) -> None:
     x = images(tuple(range(PATCHES)))
     results = []

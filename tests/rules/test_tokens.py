@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.profiles import few
 from tests.rules.common import TINY, Eager, N, Projected, check, heads, unmerged
 
 pytestmark = TINY
@@ -85,6 +84,7 @@ SPREADS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "group", [SUMS, EXTREMES, NORMS, SPREADS], ids=["sum", "extreme", "norm", "spread"]
 )
@@ -156,7 +156,8 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("name", few(IN_PLACE, 3))
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", IN_PLACE)
 def test_logits_that_meet_what_became_of_their_places_come_back_as_a_whole(name: str) -> None:
     """Averaged along the keys, other keys would stand at a place."""
     check(Eager(IN_PLACE[name]), sites=3)

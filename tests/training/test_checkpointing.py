@@ -98,6 +98,7 @@ def test_transformers() -> None:
     assert found[2] < plain[2] / 3
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("capture", DOORS)
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("training", [False, True])

@@ -164,6 +164,7 @@ def watched(x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("function", "place"),
     [
