@@ -18,7 +18,7 @@ STAMP := .venv/installed
 OLDEST := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-thorough test-oldest zoo bench suites check format clean
+.PHONY: help demo test test-whole test-thorough test-oldest zoo bench suites check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -26,8 +26,11 @@ help:  ## this list
 demo: $(STAMP)  ## a photograph through a ViT-B/16, with and without merging
 	$(BIN)/tome-fx demo $(ARGS)
 
-test: $(STAMP)  ## all tests, in two processes (a quarter of an hour to half an hour on two cores)
+test: $(STAMP)  ## all tests with some of their cases, in two processes (about 20 minutes on two cores)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-whole: $(STAMP)  ## the same with all cases (about twice as long)
+	$(BIN)/python -m pytest --hypothesis-profile=whole -n $(JOBS) --dist worksteal $(ARGS)
 
 test-thorough: $(STAMP)  ## the same with thousands of drawn models (hours)
 	$(BIN)/python -m pytest --hypothesis-profile=thorough $(ARGS)

@@ -7,7 +7,7 @@ A test says what it needs by default, `@examples(200)`, and a heavier profile ta
     pytest --hypothesis-profile=thorough      50 times as many examples, at random, all cases
 
 Of tests with several lists of cases the default takes every other one (`uncrossed`), and of those
-that are marked so, `@pytest.mark.few(3)`, no more than that (`beyond_few`).
+that are marked so, `@pytest.mark.few(3)`, no more than that (`beyond_few`), or none at all.
 """
 
 from __future__ import annotations

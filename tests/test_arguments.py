@@ -53,7 +53,7 @@ def new(name: str) -> type:
     return make_dataclass(name, ["tokens", "logits"])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("capture", BOTH)
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_keep_their_structure(name: str, capture: str) -> None:
@@ -115,7 +115,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CALLS)
 def test_keyword_inputs(name: str) -> None:
     args, kwargs = CALLS[name]
@@ -181,7 +181,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", UNLIKE)
 def test_arguments_unlike_the_captured_ones_are_never_ignored(name: str) -> None:
     """They work as in the model, or they are refused."""
@@ -251,6 +251,7 @@ def test_any_keyword(name: str, capture: str) -> None:
         fast(**{name: x}, flip=True)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("capture", BOTH)
 @pytest.mark.parametrize("given", [(), (1.0,), (1.0, 0.0)])
 def test_a_default_may_be_written_out(given: tuple[Any, ...], capture: str) -> None:

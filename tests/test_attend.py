@@ -108,7 +108,7 @@ def run(model: nn.Module, attention: str) -> tuple[tome_fx.ToMeModule, Tensor]:
         return fast, fast(x)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("score", "is_folded"),
     [(scaled_query, False), (scaled_logits, False), (biased, False), (folded, True)],
@@ -129,6 +129,7 @@ def test_written_attention_is_fused_where_sizes_join(score: Score, is_folded: bo
 
 @pytest.mark.compiler
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("score", "is_folded"), [(biased, False), (folded, True)])
 def test_a_compiler_gets_fused_attention(score: Score, is_folded: bool) -> None:
     fast, found = run(made(score, is_folded), "auto")
@@ -160,6 +161,7 @@ def test_written_attention_keeps_all_its_derivatives() -> None:
     torch.testing.assert_close(found, numeric, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("score", [temperature, scaled_after, sharpened])
 def test_what_no_kernel_computes_stays_written(score: Score) -> None:
     model = made(score)
@@ -197,7 +199,7 @@ def test_maps_of_attention_that_are_read_stay() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", [form for form in ops.FORMS if form != "kernel"])
 def test_each_form_by_name(form: str) -> None:
     model, x = tiny(depth=3).double(), images(3).double()
@@ -256,6 +258,7 @@ def test_the_kernel_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("form", ["channel", "values", "plain"])
 def test_a_form_that_drops_weights_differently_is_not_taken(form: str) -> None:
     model = tiny(depth=3, attn_drop_rate=0.1).train()

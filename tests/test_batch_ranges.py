@@ -39,7 +39,7 @@ class Branching(WithClass):
         return -x if self.asks(image.shape[0]) else x
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", BRANCHES)
 def test_code_that_branches_on_the_batch_has_a_program_for_those_that_go_one_way(name: str) -> None:
     asks, batches = BRANCHES[name]

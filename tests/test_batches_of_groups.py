@@ -44,7 +44,7 @@ class Grouped(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("group", "times"), [(clips, 4), (pairs, 2), (asked, 3)])
 def test_any_number_of_groups(group: Callable[[Tensor], Tensor], times: int) -> None:
     model, x = Grouped(group).eval().double(), images(5 * times).double()

@@ -59,7 +59,7 @@ TRACEABLE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", TRACEABLE)
 def test_both_ways_give_the_same(name: str) -> None:
     model, x = TRACEABLE[name]().eval(), images(3)
@@ -174,6 +174,7 @@ def test_the_module_of_an_exported_program() -> None:
 # --- batches and sizes ---------------------------------------------------------------------------
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("capture", BOTH)
 @pytest.mark.parametrize("example", [1, 2, 7])
 def test_the_batch_stays_free(capture: str, example: int) -> None:

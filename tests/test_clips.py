@@ -227,7 +227,7 @@ class Beside(Alternating):
         return self.op(y, rows)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("op", BESIDE)
 def test_each_frame_has_the_rows_of_a_table_for_its_own_places(op: str, images: bool) -> None:

@@ -132,6 +132,7 @@ def test_a_model_with_a_compiled_block() -> None:
 # --- torch.export --------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_a_dynamic_batch(strict: bool) -> None:
     fast = tome_fx.transform(tiny(), 2)

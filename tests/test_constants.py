@@ -140,6 +140,7 @@ def test_what_an_image_has_of_its_own_is_no_constant() -> None:
     assert torch.equal(fast(x), model(x))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("place", [of_a_grid, by_lengths, by_places])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_grid_that_comes_in(place: Callable[[Tensor], Tensor], named: bool) -> None:

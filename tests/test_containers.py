@@ -78,7 +78,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("by_place", [False, True])
 def test_containers_are_as_they_were_captured(name: str, by_place: bool) -> None:

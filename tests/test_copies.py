@@ -140,6 +140,7 @@ def pruned() -> nn.Module:
 
 # Pruning is a hook, which a warning names; torch.export warns of the attribute that it sets.
 @pytest.mark.filterwarnings("ignore:Hooks on blocks.0.mlp.fc1", "ignore:The tensor attribute")
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", [locked, with_a_computed_attribute, pruned])
 @pytest.mark.parametrize("capture", ["export", "symbolic_trace"])
 def test_a_source_that_cannot_be_copied_stays_as_it_is(

@@ -53,7 +53,7 @@ def unfit(program: GraphModule) -> list[str]:
     return found
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name", ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224",
              "vit_small_patch14_reg4_dinov2"],
@@ -63,6 +63,7 @@ def test_one_device_and_no_value_that_is_waited_for(name: str) -> None:
     assert not unfit(on_cuda(tome_fx.transform(model, 2), SMALL["img_size"]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("attention", ["channel", "values", "plain"])
 def test_each_form(attention: str) -> None:
     fast = tome_fx.transform(tiny(depth=3), 2, attention=attention)

@@ -84,7 +84,7 @@ class Stem(nn.Module):
 
 
 @pytest.mark.usefixtures("fused")
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("wide", "channels", "options", "expected"),
     [

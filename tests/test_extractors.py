@@ -51,6 +51,7 @@ def _tensors(result: Any) -> list[Tensor]:
     return list(result.values()) if isinstance(result, dict) else list(result)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", EXTRACTORS)
 def test_an_extractor_keeps_its_features(name: str) -> None:
     made, size = EXTRACTORS[name]

@@ -75,6 +75,7 @@ def filled(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return torch.where(s > 2, torch.full_like(s, 2), s) * scale
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("score", [capped, written_to, filled])
 @pytest.mark.parametrize("masked", [False, True])
 def test_other_scores_are_written_out(score: Any, masked: bool) -> None:
@@ -173,7 +174,7 @@ class Around(nn.Module):
 TWICE = lacks("cannot run the model itself, whose batch is twice that of its input")
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "how", ["view", "count", "norm", pytest.param("pair", marks=TWICE), "input"]
 )

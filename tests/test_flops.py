@@ -85,7 +85,7 @@ def check_row(row: Row) -> None:
         assert report.flop_ratio == pytest.approx(report.macs_before / report.macs_after)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("row", [DEIT_TI, DEIT_S, VIT_B], ids=str)
 def test_published_figures(row: Row) -> None:
     check_row(row)
@@ -134,7 +134,7 @@ def assert_counter_agrees(model: nn.Module, fast: Any, x: torch.Tensor) -> None:
     assert report.macs_after == pytest.approx(counted(fast, x), rel=0.01)
 
 
-@examples(10)
+@examples(7)
 @given(subjects_with_schedule())
 def test_the_counter_of_torch_agrees(drawn: tuple[Subject, list[int]]) -> None:
     config, schedule = drawn

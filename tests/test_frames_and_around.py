@@ -143,7 +143,7 @@ def test_what_runs_and_leaves_is_the_same() -> None:
         assert distance(compiled(x), wanted[:2]) < 1e-12
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["in_the_batch", "with_tables", "all_in_one_row", "side_by_side"])
 def test_a_program_for_one_image_has_its_frames(name: str) -> None:
     model, x = made(ALONE[name]), clip()
@@ -152,6 +152,7 @@ def test_a_program_for_one_image_has_its_frames(name: str) -> None:
     assert torch.equal(run(one, x[:1]), run(transformed(model, x), x[:1]))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -37,6 +37,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_result_that_changes_in_it(change: Callable[[Any], Any]) -> None:
     fast, x = tome_fx.transform(tiny(), 2), images(3)

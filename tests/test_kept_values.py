@@ -70,6 +70,7 @@ class Remembering(nn.Module):
         return result
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("made", [by_lru_cache, by_dict, by_last])
 def test_a_model_keeps_no_values_of_a_trace(made: Callable[[], Table], check: bool) -> None:

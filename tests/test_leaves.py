@@ -123,9 +123,13 @@ def test_the_report_names_it() -> None:
 
 
 @torch.no_grad()
-def test_compiled_it_is_one_graph() -> None:
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiler)]
+)
+def test_compiled_it_is_one_graph(compiler: str) -> None:
     fast = transformed(model())
-    compiled = torch.compile(fast, fullgraph=True, dynamic=True)
+    compiled = torch.compile(fast, backend=compiler, fullgraph=True, dynamic=True)
     for batch in (2, 5):
         given = inputs(batch, batch)
         assert distance(compiled(*given), fast(*given)) < 1e-12

@@ -72,6 +72,7 @@ def test_a_module_with_two_places_stays_a_call_at_both() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_under_autocast_compiled_it_is_what_it_is_without(compiler: str) -> None:
     source = Between().eval()

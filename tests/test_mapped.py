@@ -46,6 +46,7 @@ class Mapped(nn.Module):
         return self.head(x.mean(1))  # type: ignore[no-any-return]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("region", [False, True])
 @pytest.mark.parametrize(("attention", "head"), [(True, False), (False, True), (True, True)])
 def test_what_is_mapped_over_images_is_about_all_of_them(

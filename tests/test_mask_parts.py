@@ -106,7 +106,7 @@ PADDED: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", PADDED)
 def test_padding_is_seen_in_what_it_is_put_together_with(name: str, fused: bool) -> None:

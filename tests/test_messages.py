@@ -70,7 +70,7 @@ class Model(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("remerge", ["mean", "never"])
 @pytest.mark.parametrize("join", [beside, added, by_frames, gated])
 def test_equal_messages_of_different_frames_merge_no_frames(join: Join, remerge: Any) -> None:

@@ -31,7 +31,7 @@ def drops(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("kind", "first"), [*[(kind, True) for kind in WRAPPERS], ("compiled", False)]
 )

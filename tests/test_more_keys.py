@@ -85,7 +85,7 @@ MIXES = [sink, sink_first, masked_with_sink, memory, joined_memory, padded_keys]
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mix", MIXES)
 def test_padding_beside_other_keys_is_held_apart(mix: Mix) -> None:
     """What padding holds is changed; real tokens must not move."""
@@ -117,7 +117,7 @@ def chunks(model: Model, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Ten
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mix", [*MIXES, chunks])
 def test_an_order_beside_other_keys_is_no_place_to_merge(mix: Mix) -> None:
     model, x = Model(mix).double().eval(), torch.randn(2, TOKENS, 12).double()

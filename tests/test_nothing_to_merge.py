@@ -16,6 +16,7 @@ from tests.test_errors import failure
 from tests.tiny import SIZE, Around, images, tiny
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("r", "options", "words"),
     [
@@ -35,6 +36,7 @@ def test_that_nothing_merges_is_warned_of(r: Any, options: Any, words: tuple[str
     assert torch.equal(fast(x), model(x))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("prefix", [{}, {"reg_tokens": 4}, {"class_token": False}], ids=str)
 def test_one_token(prefix: dict[str, Any]) -> None:
     pool = {"global_pool": "avg"} if "class_token" in prefix else {}
@@ -45,7 +47,7 @@ def test_one_token(prefix: dict[str, Any]) -> None:
     assert torch.equal(fast(x), model(x))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("protect", [8, 9, 100, (4, 5), (0, 9), (100, 100)], ids=str)
 def test_only_protected_tokens(protect: Any) -> None:
     model, x = tiny(), images()
@@ -65,6 +67,7 @@ WITHOUT: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", WITHOUT)
 def test_no_attention(name: str) -> None:
     make, found = WITHOUT[name]

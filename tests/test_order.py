@@ -178,7 +178,7 @@ CAUSAL = (gpt, chosen, added, subtracted, in_turn, without_itself, afterwards, f
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("mix", CAUSAL)
 def test_a_causal_mask_is_refused_however_it_is_made(mix: Mix) -> None:
     with pytest.raises(tome_fx.NoAttentionFoundError, match="it is causal"):

@@ -34,6 +34,7 @@ def seen_by_input(model: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=held[-1])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mix", [hidden_by_input, seen_by_input])
 def test_a_mask_that_is_an_input_is_read_from_the_example(mix: Mix) -> None:
     model = Given(mix, mix).eval()

@@ -44,7 +44,7 @@ def fast() -> Any:
     return tome_fx.transform(Tower().eval(), 0, example_inputs=images())
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "more",
     [
@@ -62,7 +62,7 @@ def test_what_is_not_looked_at_may_be_given(fast: Any, more: dict[str, Any]) -> 
     assert torch.equal(fast(x, **more), model(x, **more))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -84,6 +84,7 @@ def test_what_is_looked_at_is_refused(fast: Any, more: dict[str, Any], says: str
             fast(images(), **more)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("captured", [None, False])
 def test_none_is_false_to_who_asks_for_truth(captured: bool | None) -> None:
     model, x = Tower().eval(), images()

@@ -29,7 +29,7 @@ pytestmark = TINY
 WRITTEN = ("on_an_axis", "with_tables", "all_in_one_row", "side_by_side")
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "fused"),
     [*((name, True) for name in ALONE), *((name, False) for name in WRITTEN)],
@@ -47,7 +47,7 @@ def test_each_frame_merges_its_own_tokens(name: str, fused: bool) -> None:
     assert distance(run(fast, other[:1]), run(fast, other)[:1]) < 1e-12
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ALONE)
 def test_a_frame_says_nothing_of_what_merges_in_another(name: str) -> None:
     """Tables and all: what a frame holds decides about its own tokens alone."""
@@ -143,7 +143,7 @@ MIXED: dict[str, Made] = {
 }  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MIXED)
 def test_frames_that_meet_place_by_place_merge_there(name: str) -> None:
     """The same places of all frames: a map for each image, and exact where these are equal."""

@@ -108,6 +108,7 @@ class Chooser:
 CALLABLES = [functools.partial(chosen, start=1), Chooser(), lambda metric, r: chosen(r, metric, 1)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("function", CALLABLES)
 def test_any_callable(function: Any) -> None:
     model, x = tiny(), images()

@@ -16,7 +16,7 @@ from tests.tiny import images, tiny
 pytestmark = TINY
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("function", "says"),
     [
@@ -43,7 +43,7 @@ def test_what_is_no_matching_is_refused(function: Any, says: str) -> None:
         tome_fx.transform(tiny(), 2, matching=function)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("src", "dst", "says"),
     [

@@ -42,7 +42,7 @@ def of_frames(like: Made, fused: bool) -> tuple[nn.Module, Tensor, Tensor, Tenso
 
 
 # In attention of three products too, where they say more than the call does.
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "fused"),
     [*((n, True) for n in WINDOWED), ("in_rows", False), ("joint", False)],
@@ -77,7 +77,7 @@ def test_frames_of_a_convolution_with_tokens_that_attend_along_time() -> None:
     assert "each of the 4 windows" in fast.report.notes[0]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "how",
     [
@@ -109,6 +109,7 @@ def test_with_other_work_between_or_behind(how: Made) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fused", [True, False])
 def test_windows_have_padding_of_their_own(fused: bool) -> None:
     model, other = Masked(True, fused), Masked(False, fused)

@@ -22,7 +22,7 @@ PADS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", PADS)
 def test_padding_by_an_op_of_its_own_keeps_the_tokens_too(name: str) -> None:
     fast, plain = checked(Convolved(PADS[name])), checked(Convolved())

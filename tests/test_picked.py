@@ -106,7 +106,7 @@ def given(count: int = 10) -> Tensor:
     return torch.stack([torch.randperm(N)[:count] for _ in range(3)])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "before"), [(name, i % 2) for i, name in enumerate(PICKS)])
 def test_tokens_that_are_kept_by_number_merge(name: str, before: int) -> None:
     fast = checked(Model(PICKS[name], before), given())
@@ -198,7 +198,7 @@ PLACED: Mapping[str, Pick] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", PLACED)
 def test_tokens_that_are_put_back_merge_again(name: str) -> None:
     fast = checked(Model(PLACED[name]), given())

@@ -183,7 +183,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_none_is_added_and_none_is_taken_out(pair: tuple[Any, Any], change: Any) -> None:
     blocks = pair[1].body.blocks

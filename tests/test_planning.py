@@ -57,6 +57,7 @@ def test_align_auto_on_a_cpu_leaves_the_plan() -> None:
     assert "r=3, align='auto' (here 1)\n" in str(report)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", [{"align": 8}, {"every": 3}, {"every": 2, "align": 4}])
 def test_nothing_asked_is_the_model_itself(options: dict[str, int]) -> None:
     model, x = sixteen(), images(2, 64)

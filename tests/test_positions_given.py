@@ -63,7 +63,7 @@ def given(images: int, own: bool) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("looks_up", [False, True])
 @pytest.mark.parametrize("table_first", [False, True])
@@ -84,6 +84,7 @@ def test_rotations_stay_rotations(own: bool, looks_up: bool, table_first: bool) 
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("table_first", [False, True])
 def test_equal_patches_at_equal_places_merge_without_a_trace(table_first: bool) -> None:
     model = turned(table_first=table_first)

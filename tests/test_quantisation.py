@@ -15,7 +15,7 @@ from tests.tiny import images, tiny
 pytestmark = [TINY, pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao")]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [*OTHERS, BY_ROWS])
 def test_a_quantised_model_is_transformed(name: str) -> None:
     model = quantised(tiny(), name)
@@ -47,7 +47,7 @@ def test_a_scale_of_a_whole_tensor_is_made_of_merged_tokens() -> None:
     assert not fast.report.unmerges
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["weights", "int4", BY_ROWS])
 @pytest.mark.parametrize("capture", ["symbolic_trace", "backend"])
 @torch.no_grad()
@@ -63,7 +63,7 @@ def test_every_door(name: str, capture: str) -> None:
         assert torch.equal(tome_fx.transform(model, 2, capture=capture)(x), expected)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", OTHERS)
 @torch.no_grad()
 def test_its_products_are_of_each_token_and_are_counted(name: str) -> None:
@@ -85,6 +85,7 @@ def test_its_products_are_of_each_token_and_are_counted(name: str) -> None:
     assert float((fast(x) - model(x)).abs().max()) > 5e-2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("capture", ["export", "symbolic_trace"])
 @pytest.mark.parametrize("cast", [False, True])
 @pytest.mark.filterwarnings("ignore:At pre-dispatch tracing:UserWarning")  # torch's own

@@ -42,7 +42,7 @@ def test_they_are_held_once_and_come_along() -> None:
     torch.testing.assert_close(fast.eval()(x), merged, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "assign"), [("weights", False), ("weights", True), ("float8", True)]
 )
@@ -59,7 +59,7 @@ def test_those_that_are_loaded_or_assigned_are_read(name: str, assign: bool) -> 
     assert torch.equal(fast(x), tome_fx.transform(there, 2)(x))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [

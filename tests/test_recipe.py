@@ -16,7 +16,7 @@ from tests.tiny import images, tiny
 pytestmark = TINY
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("r", [2, 0, (2, -1.0), [3, 1], 0.25])
 def test_a_recipe_makes_the_same_module(tmp_path: Path, r: Any) -> None:
     model, x = tiny(), images()
@@ -116,6 +116,7 @@ def test_a_place_that_takes_no_file(tmp_path: Path, weights: bool) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["", ".", "a\0b.json"])
 def test_names_of_no_file(name: str) -> None:
     for call in (

@@ -106,7 +106,7 @@ def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", REGIONS)
 def test_a_region_keeps_its_mode(name: str) -> None:
     model, x = Around(REGIONS[name], tiny()), images()
@@ -133,6 +133,7 @@ def test_symbolic_tracing_does_not_lose_a_region(function: Callable[..., Tensor]
 
 @torch.no_grad()
 @lacks("cannot compile calls that switch autocast")
+@pytest.mark.few(1)
 @pytest.mark.parametrize("around", [True, False])
 @pytest.mark.parametrize("inside", [True, False])
 def test_autocast_inside_holds_against_autocast_around(inside: bool, around: bool) -> None:

@@ -67,6 +67,7 @@ def squares(kinds: int, batch: int = 2) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("remerge", ["mean", "never"])
 @pytest.mark.parametrize(("join", "own"), [(fine_first, True), (coarse_first, True),
                                            (fine_first, False)])  # fmt: skip

@@ -93,7 +93,7 @@ def test_both_ways_of_capture_tell_the_same() -> None:
     assert dataclasses.replace(one, capture="symbolic_trace") == two
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("r", [0, 2, (2, -1.0), [1, 2], 0.25], ids=str)
 def test_a_report_as_data(r: Any) -> None:
     report = tome_fx.explain(tiny(), r)
@@ -172,7 +172,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", OPS)
 def test_an_op_that_needs_all_tokens(name: str) -> None:
     model, x = between_blocks(OPS[name]), images()

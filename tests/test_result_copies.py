@@ -22,6 +22,7 @@ def doubled(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
     return (args[0] * 2,)
 
 
+@pytest.mark.few(2)
 @copied
 def test_a_copy_has_what_was_put_on_the_result(copier: Callable[[Any], Any]) -> None:
     fast, x = tome_fx.transform(tiny(), 2), images(3)
@@ -47,6 +48,7 @@ def test_a_copy_has_what_was_put_on_the_result(copier: Callable[[Any], Any]) -> 
 
 
 @copied
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", ["cast", "assigned"])
 def test_a_copy_of_an_exported_programs_result(copier: Callable[[Any], Any], change: str) -> None:
     model, x = tiny(), images(3)
@@ -63,6 +65,7 @@ def test_a_copy_of_an_exported_programs_result(copier: Callable[[Any], Any], cha
     assert copier(fast).head.weight.dtype == x.dtype
 
 
+@pytest.mark.few(2)
 @copied
 def test_which_weights_do_not_decay(copier: Callable[[Any], Any]) -> None:
     model = tiny()

@@ -41,7 +41,7 @@ def apart(one: Any, other: Any) -> float:
     return max(distance(a, b) for a, b in pairs)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower.name)
 @torch.no_grad()
 def test_a_tower(tower: Tower) -> None:
@@ -75,7 +75,7 @@ def test_a_tower(tower: Tower) -> None:
         fast(x, **grid | {tower.grid: grid[tower.grid].flip(0)})
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "tower", [tower for tower in TOWERS if tower.clips], ids=lambda tower: tower.name
 )

@@ -46,6 +46,7 @@ def several(model: Before, image: Tensor) -> Tensor:
     return image * sum(model.scale.tolist())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize(
     ("code", "name"), [(branch, "count"), (number, "count"), (several, "scale")]
@@ -110,7 +111,7 @@ def counts_twice(model: Before, image: Tensor) -> Tensor:
 COUNTING = [counts, counts_by_operator, counts_by_assignment, counts_twice]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("code", COUNTING)
 def test_a_write_is_recorded_and_not_done(code: Callable[..., Tensor], door: str) -> None:
@@ -140,7 +141,7 @@ def assigned_before(model: Before, image: Tensor) -> Tensor:
     return image * 3 if model.count > 3 else image
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("door", ["auto", *DOORS])
 @pytest.mark.parametrize("code", [written_by_an_image, written_after, assigned_before])
 def test_what_is_written_to_decides_nothing(code: Callable[..., Tensor], door: str) -> None:

@@ -96,7 +96,7 @@ NAMES = ("stopped", "counted_and_handed_on", "frozen_and_cleared", "averaged", "
          "inferred_in_function", "spectral")  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_the_model_s(name: str, train: bool) -> None:

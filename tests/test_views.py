@@ -154,12 +154,13 @@ def assert_apart(model: nn.Module, schedule: list[int], clip: bool = False) -> N
     assert distance(results[0], model(*inputs)[0]) > 1e-6
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", PAIRS)
 def test_each_image_of_a_pair_has_its_own_tokens(name: str) -> None:
     assert_apart(ready(Pair(name)), [3, 3, 3, 3])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["cat, chunk", "stack, unbind", "stack in front, chunk"])
 def test_from_where_they_part(name: str) -> None:
     """Blocks in front know both images, each with groups of its own, which end where they part."""

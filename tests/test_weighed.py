@@ -36,7 +36,7 @@ def score(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("head", [mean, share, quotient, score])
 def test_each_member_counts_by_its_own_weight(head: Head) -> None:
     model, fast, x = result_of(head)

@@ -52,6 +52,7 @@ class Windowed(nn.Module):
         return self.head(x.reshape(b, C, SIDE, SIDE))  # type: ignore[no-any-return]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("kinds", "r"), [((True, True, True), 6), ((False, True, False, True), 3), ((False, False), 3)]
 )

@@ -147,7 +147,7 @@ WIRINGS: Mapping[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", WIRINGS)
 def test_laws_of_a_wiring(name: str) -> None:
     model: Any = Wired(WIRINGS[name])

@@ -81,7 +81,7 @@ class Clip(nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("remerge", ["mean", "never"])
 @pytest.mark.parametrize("write", [interleaved, expanded])
 @pytest.mark.parametrize("along", [shifted, scaled, masked, with_class])

@@ -19,6 +19,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
 def test_a_file_that_computes_what_the_model_does(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

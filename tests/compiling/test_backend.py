@@ -101,6 +101,7 @@ def test_gradients_are_those_of_transform() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("around", [True, False])
 @pytest.mark.parametrize("inside", [True, False, None])
 def test_autocast(inside: bool | None, around: bool) -> None:

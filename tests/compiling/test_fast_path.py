@@ -46,6 +46,7 @@ def padding(batch: int = 2) -> Tensor:
 
 @torch.no_grad()
 @lacks("has no stand-in for the op")
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("options", "padded"),
     [({}, True), ({"norm_first": True, "activation": "gelu", "layer_norm_eps": 1e-2}, False)],

@@ -73,7 +73,7 @@ NOISE = torch.randn(2, 36, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("code", "inputs"),
     [

@@ -82,7 +82,7 @@ def test_compiled_ahead_of_time(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "scatter"), [*((name, True) for name in UNLIKE), (MODELS[0], False)]
 )

@@ -152,6 +152,7 @@ def test_vmap_over_images_of_one() -> None:
     close(functionalize(fast)(x), fast(x))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
 def test_make_fx(tracing: str) -> None:
     fast, x = tome_fx.transform(double(), R), images().double()

@@ -24,6 +24,7 @@ def test_the_rewritten_program_is_the_committed_one(case: Case) -> None:
         pytest.fail("\n".join([f"{case.path.name} differs.", *diff, advice]), pytrace=False)
 
 
+@pytest.mark.few(2)
 @cases
 def test_a_listing_does_not_depend_on_the_run(case: Case) -> None:
     text = case.text()

@@ -30,6 +30,7 @@ def kinds(values: Any) -> list[Any]:
 MODELS = ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_say_the_same_of_each_node(name: str, dtype: torch.dtype) -> None:

@@ -39,6 +39,7 @@ class Asking(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.0])
 def test_equal_patches_merge_first(share: float) -> None:
     """By kinds of patches, which a query sees all of or none of; ``share`` of them, or none."""

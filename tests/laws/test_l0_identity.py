@@ -37,7 +37,7 @@ def assert_identical(fast: torch.nn.Module, model: torch.nn.Module, config: Subj
         assert distance(actual, expected) < limit
 
 
-@examples(10)
+@examples(7)
 @given(subjects_with_schedule(), st.sampled_from([torch.float64, torch.float32]))
 def test_r_zero_is_the_model(drawn: tuple[Subject, list[int]], dtype: torch.dtype) -> None:
     config, schedule = drawn
@@ -56,7 +56,7 @@ def test_r_zero_is_the_model(drawn: tuple[Subject, list[int]], dtype: torch.dtyp
     assert_identical(fast, model, config)
 
 
-@examples(5)
+@examples(4)
 @given(subjects_with_schedule(), st.data())
 def test_replanning_equals_a_fresh_transform(
     drawn: tuple[Subject, list[int]], data: st.DataObject
@@ -71,7 +71,7 @@ def test_replanning_equals_a_fresh_transform(
     assert fast.report.to_dict() == fresh.report.to_dict()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("r", [0, [0, 0], 0.0, (0, 1.0)])
 def test_every_spelling_of_nothing(r: object) -> None:
     config = Architecture()

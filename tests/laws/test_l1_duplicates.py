@@ -46,19 +46,19 @@ def check(config: Subject, layout: duplicates.Layout, dtype: torch.dtype = torch
     assert_differs(fast, model, config.images(dtype), config)
 
 
-@examples(12)
+@examples(8)
 @given(architectures(attention=("attn", "attn", "attn", "diff")), st.data())
 def test_duplicates_merge_without_a_trace(config: Architecture, data: st.DataObject) -> None:
     check(config, data.draw(duplicates.cases(config)))
 
 
-@examples(12)
+@examples(8)
 @given(plain_models(), st.data())
 def test_duplicates_merge_in_hand_written_models(config: Subject, data: st.DataObject) -> None:
     check(config, data.draw(duplicates.cases(config)))
 
 
-@examples(8)
+@examples(6)
 @given(subjects(), st.sampled_from([torch.float32, torch.bfloat16]), st.data())
 def test_duplicates_in_narrow_dtypes(
     config: Subject, dtype: torch.dtype, data: st.DataObject
@@ -74,7 +74,7 @@ def test_duplicates_in_narrow_dtypes(
     check(config, layout, dtype)
 
 
-@examples(8)
+@examples(6)
 @given(subjects(min_depth=2), st.data())
 def test_without_sizes_the_law_fails(config: Subject, data: st.DataObject) -> None:
     layout = data.draw(duplicates.cases(config))

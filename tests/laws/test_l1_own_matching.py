@@ -40,7 +40,7 @@ def alike(labels: tuple[int, ...]) -> Function:
     return matching
 
 
-@examples(12)
+@examples(8)
 @given(subjects(), st.data())
 def test_pairs_of_duplicates_merge_without_a_trace(config: Subject, data: st.DataObject) -> None:
     assume(getattr(config, "readout", "") != "patch" and config.stream > 2)

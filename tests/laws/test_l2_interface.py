@@ -25,7 +25,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(8)
+@examples(6)
 @given(
     subjects_with_schedule(),
     st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
@@ -45,7 +45,7 @@ def test_shapes_and_dtypes_at_every_batch_size(
         assert bool(actual.isfinite().all())
 
 
-@examples(6)
+@examples(4)
 @given(architectures(pools=("",), prefixes=("class", "none")), st.data())
 def test_dense_outputs_come_back_in_order(config: Architecture, data: st.DataObject) -> None:
     schedule = data.draw(schedules(config.depth, config.stream))
@@ -79,6 +79,7 @@ class Reading(nn.Module):
         return OrderedDict(logits=first, hidden={"dense": dense, "mean": dense.mean(1)})
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("structure", ["tuple", "list", "dict"])
 @pytest.mark.parametrize("keyword", [False, True])
 def test_nested_outputs_and_keyword_inputs(structure: str, keyword: bool) -> None:
@@ -97,7 +98,7 @@ def test_nested_outputs_and_keyword_inputs(structure: str, keyword: bool) -> Non
         assert not torch.equal(got, wanted)
 
 
-@examples(5)
+@examples(4)
 @given(subjects_with_schedule(max_depth=2))
 def test_gradients_reach_every_parameter(drawn: tuple[Subject, list[int]]) -> None:
     config, schedule = drawn

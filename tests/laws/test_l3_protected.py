@@ -27,7 +27,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(8)
+@examples(6)
 @given(subjects(max_depth=4), st.integers(1, 30))
 def test_only_patches_merge(config: Subject, r: int) -> None:
     """All patches are alike and r is as large as can be: only a prefix that merges can be wrong."""
@@ -53,7 +53,7 @@ def test_only_patches_merge(config: Subject, r: int) -> None:
     assert {p.where for p in protected} == ({where} if config.protected else set())
 
 
-@examples(5)
+@examples(4)
 @given(architectures(min_depth=2), st.data())
 def test_a_prefix_token_like_a_patch_stays(config: Architecture, data: st.DataObject) -> None:
     """The most tempting pair of all: one prefix token is nearly a copy of one patch."""

@@ -30,7 +30,7 @@ def decided(config: Subject, schedule: list[int]) -> bool:
     return oracle.trace(config.build(), images, schedule).margin > 1e-9
 
 
-@examples(7)
+@examples(5)
 @given(subjects_with_schedule(), st.permutations(range(4)), st.integers(0, 3))
 def test_batch_mates_do_not_matter(
     drawn: tuple[Subject, list[int]], order: list[int], spoiled: int
@@ -56,7 +56,7 @@ def test_batch_mates_do_not_matter(
     assert bool(after[spoiled].isnan().any())
 
 
-@examples(4)
+@examples(3)
 @given(subjects_with_schedule(max_depth=2), st.integers(1, 3))
 def test_the_example_does_not_matter(drawn: tuple[Subject, list[int]], example_batch: int) -> None:
     """Neither the batch nor the pictures of the capture leave a trace in the program."""

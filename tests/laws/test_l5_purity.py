@@ -29,7 +29,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(4)
+@examples(3)
 @given(
     subjects_with_schedule(),
     st.sampled_from([torch.float64, torch.float32]),

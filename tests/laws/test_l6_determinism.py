@@ -35,7 +35,7 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@examples(6)
+@examples(4)
 @given(subjects_with_schedule(), st.sampled_from([torch.float64, torch.float32]))
 def test_same_input_same_bits(drawn: tuple[Subject, list[int]], dtype: torch.dtype) -> None:
     config, schedule = drawn

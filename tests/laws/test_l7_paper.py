@@ -37,20 +37,20 @@ def check(config: Architecture, schedule: list[int], **options: object) -> None:
         assert distance(oracle.reference(model, x, schedule, sizes=False), actual) > 1e-6
 
 
-@examples(12)
+@examples(8)
 @given(architectures(max_depth=4), st.data())
 def test_timm_models_follow_the_paper(config: Architecture, data: st.DataObject) -> None:
     check(config, data.draw(schedules(config.depth, config.stream)))
 
 
-@examples(6)
+@examples(4)
 @given(architectures(pools=("token", "avg", "")), st.data())
 def test_without_proportional_attention(config: Architecture, data: st.DataObject) -> None:
     """Models trained without it: merged values and pools keep their sizes, softmax does not."""
     check(config, data.draw(schedules(config.depth, config.stream)), prop_attn=False)
 
 
-@examples(6)
+@examples(4)
 @given(architectures(), st.data())
 def test_the_other_capture_gives_the_same(config: Architecture, data: st.DataObject) -> None:
     if config.block == "scaling":  # timm's eager parallel block branches on its arguments
@@ -63,7 +63,7 @@ def test_the_other_capture_gives_the_same(config: Architecture, data: st.DataObj
 PREFIXES = [(kind, count) for kind in ("class", "none") for count in (0, 1, 2, 5)]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("prefix", "registers"), [*PREFIXES, ("distilled", 0)])
 @pytest.mark.parametrize("grid", [(3, 3), (3, 4)])
 def test_odd_and_even_counts(prefix: str, registers: int, grid: tuple[int, int]) -> None:

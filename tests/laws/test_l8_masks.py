@@ -111,6 +111,7 @@ class Beside(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.few(2)
 @pytest.mark.parametrize("how", ["fused", "filled", "added"])
 @pytest.mark.parametrize("words", [2, 7])
 def test_a_mask_of_words_beside_patches(how: str, words: int) -> None:

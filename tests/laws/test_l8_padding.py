@@ -160,13 +160,13 @@ def less(how: str, scores: Tensor, shown: Tensor) -> Tensor:
     return (scores * shown if how == "in turn" else scores) - 1e9 * (1 - shown)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_padding_changes_nothing_however_it_is_spelled(kernel: str) -> None:
     check(Padded(kernel), with_longest=kernel.startswith("pairs"))
 
 
-@examples(5)
+@examples(4)
 @given(seeded(draw))
 def test_padding_changes_nothing(config: Padded) -> None:
     check(config)

@@ -16,6 +16,7 @@ LONGEST = 16
 
 
 # Written attention has its softmax in float32 there.
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("attention", "bound"), [("sdpa", 1e-9), ("eager", 1e-5)])
 def test_padded_patches_change_nothing(attention: str, bound: float) -> None:
     config = hf.Siglip2VisionConfig(

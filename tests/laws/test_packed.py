@@ -20,7 +20,7 @@ from tests.profiles import examples
 pytestmark = TINY
 
 
-@examples(6)
+@examples(4)
 @given(towers(), st.integers(1, 2), st.sampled_from(["mean", "never"]))
 def test_one_image(config: Packed, r: int, remerge: str) -> None:
     model, x = config.build(), config.rows()
@@ -53,7 +53,7 @@ def several(
     return model, tome_fx.transform(model, r, example_inputs=(x, row), min_ratio=0), x, row
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("attention", "lengths"), SEVERAL)
 @torch.no_grad()
 def test_images_in_one_row_merge_each_by_itself(attention: str, lengths: tuple[int, ...]) -> None:
@@ -122,6 +122,7 @@ def test_a_mask_that_keeps_images_apart(attention: str) -> None:
     assert distance(fast(equal), model(equal)) < 1e-9
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("around", [False, True])
 @torch.no_grad()
 def test_other_ways_in_and_out(around: bool) -> None:
@@ -178,6 +179,7 @@ class Written(nn.Module):
         return tokens[numbers]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lengths", [(24,), (16, 24)])
 @torch.no_grad()
 def test_class_tokens_that_are_written_into_a_row(lengths: tuple[int, ...]) -> None:
@@ -219,7 +221,7 @@ def test_experts_that_stay_calls() -> None:
     assert distance(fast(x, row), model(x, row)) > 1e-6
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("attention", "lengths", "kinds"),
     [

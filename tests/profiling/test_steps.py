@@ -68,6 +68,7 @@ def test_before_the_first_block_and_behind_the_last() -> None:
     assert found[last] == Place(steps.HEAD, steps.ENDS)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "kwargs"),
     [

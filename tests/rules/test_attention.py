@@ -253,7 +253,7 @@ INPUTS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", INPUTS)
 def test_masks_that_come_in_travel_with_the_keys(name: str) -> None:
     value, read = INPUTS[name]

@@ -49,7 +49,7 @@ def test_a_diagonal_counts_once_for_each_group() -> None:
     assert unmerged(blocks, how="beside", sites=2 + len(blocks)) == set()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ON_WEIGHTS)
 def test_each_by_itself(name: str) -> None:
     assert unmerged(Eager(weights=ON_WEIGHTS[name]), sites=3) == set()
@@ -70,7 +70,7 @@ TOLD_APART = {
 NAMES = [name for name in TOLD_APART if name != COPY]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [*NAMES, pytest.param(COPY, marks=lacks("fixes its batch"))])
 def test_what_takes_no_totals_of_a_table_is_unmerged(name: str) -> None:
     assert unmerged(Eager(weights=TOLD_APART[name]), sites=3) != set()

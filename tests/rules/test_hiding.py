@@ -88,7 +88,7 @@ def notes(op: Any) -> str:
     return str(tome_fx.explain(host(op), 1, example_inputs=images()))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("attend", EXACT)
 def test_a_token_hidden_from_itself_alone(attend: Attend) -> None:
     assert unmerged(block(attend), sites=3) == set()
@@ -147,7 +147,7 @@ NOTED = [scaled_after, added, twice, both, multiplied, factor, squared, opened, 
          for_every_image]  # fmt: skip
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("attend", NOTED)
 def test_what_is_not_counted_is_noted(attend: Attend) -> None:
     assert "hides some tokens from some others" in notes(block(attend))

@@ -76,7 +76,7 @@ TELLS_APART = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("group", [RESHAPES, MOVES, COPIES, JOINS], ids=list("rmcj"))
 def test_stays_merged(group: dict[str, object]) -> None:
     assert unmerged(group, how="beside") == set()
@@ -114,6 +114,7 @@ class Down(nn.Module):
         return self.op(x).flatten(1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SQUEEZES)
 def test_a_single_token_that_is_left_keeps_its_axis(name: str) -> None:
     model = Down(SQUEEZES[name]).double().eval()

@@ -105,6 +105,7 @@ LOOKUPS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("group", [ELEMENTWISE, CHANNELS, LOOKUPS], ids=["each", "channel", "row"])
 def test_stays_merged(group: dict[str, object]) -> None:
     assert unmerged(group, how="beside") == set()
@@ -160,7 +161,7 @@ WHOLE = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_rounds_gets_the_share_of_a_member(name: str) -> None:
     def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Reader(nn.Module):
         return self.read(self.block(self.block(x)))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", READS)
 def test_a_token_that_is_read_by_its_place_is_protected(name: str) -> None:
     x = torch.randn(2, N, C)

@@ -84,7 +84,7 @@ SPREADS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "group", [SUMS, EXTREMES, NORMS, SPREADS], ids=["sum", "extreme", "norm", "spread"]
 )
@@ -156,7 +156,7 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_logits_that_meet_what_became_of_their_places_come_back_as_a_whole(name: str) -> None:
     """Averaged along the keys, other keys would stand at a place."""

@@ -98,7 +98,7 @@ def test_transformers() -> None:
     assert found[2] < plain[2] / 3
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("capture", DOORS)
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("training", [False, True])
@@ -139,6 +139,7 @@ def test_in_training_alone() -> None:
     assert not [name for name, _ in fast.named_modules() if name.startswith("_segment")]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_result_has_the_switches_of_timm(training: bool) -> None:
     model = tiny().train(training)

@@ -25,6 +25,7 @@ def saved(state: dict[str, Any]) -> dict[str, Any]:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 2, "init_values": 0.5, "qk_norm": True}])
 def test_round_trip(options: dict[str, Any], training: bool) -> None:

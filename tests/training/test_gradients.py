@@ -48,7 +48,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert error <= 1e-6 * max(float(expected.norm()), floor), (name, error)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [False, True])
 def test_they_equal_the_reference(name: str, training: bool) -> None:

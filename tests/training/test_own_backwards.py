@@ -164,7 +164,7 @@ def watched(x: Tensor) -> Tensor:
     return x
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("function", "place"),
     [
@@ -198,6 +198,7 @@ def test_merged_tokens_have_its_gradient_as_well() -> None:
     assert torch.equal(there["patch_embed.proj.weight"], -plain["patch_embed.proj.weight"])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("function", [rounded, reversed_, noisy])
 def test_evaluation_tells_of_it(function: Callable[[Tensor], Tensor]) -> None:
     model, x = with_calls(function, "the head"), images()

@@ -24,7 +24,7 @@ assert set(LONG) <= set(CHOSEN)
 
 
 @torch.no_grad()
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("key", [key for key in CHOSEN if key not in LONG])
 def test_the_backend_computes_what_transform_does(key: str) -> None:
     torch._dynamo.reset()

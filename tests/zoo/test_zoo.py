@@ -46,7 +46,7 @@ BROKEN = ("transformers/Siglip2VisionModel",)
 KNOWN = table.load()
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("key", [*CHOSEN, *BROKEN])
 def test_a_row_is_as_committed(key: str) -> None:
     expected, found = KNOWN[key], row_of(ENTRIES[key])

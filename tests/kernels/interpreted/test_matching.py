@@ -48,14 +48,14 @@ def test_kernels_are_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ops.match_keys(torch.randn(1, 1, 4, 2, device=DEVICE), 1)
 
 
-@examples(15)
+@examples(10)
 @given(matchings(), st.sampled_from(DTYPES))
 def test_the_best_pairs_merge(drawn: Drawn, dtype: torch.dtype) -> None:
     keys = drawn[0].to(dtype)
     right(ops.match_keys(keys, *drawn[1:]), (keys, *drawn[1:]))
 
 
-@examples(15)
+@examples(10)
 @given(matchings())
 def test_equal_to_the_portable_plan_where_scores_are_exact(drawn: Drawn) -> None:
     """Rows of one number have cosines of -1, 0 and 1: nearly all pairs are ties."""

@@ -14,6 +14,7 @@ from tome_fx.profiling.profile import profile
 from tome_fx.profiling.roofline import Roofline
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("r", [1, 3, (2, -1.0)])
 def test_a_model_with_kernels_is_the_model_without(r: object) -> None:
     model, x = tiny().to(DEVICE), images(3).to(DEVICE)
@@ -35,7 +36,8 @@ def test_a_model_with_kernels_is_the_model_without(r: object) -> None:
     assert str(fast.report) == str(plain.report)
 
 
-@pytest.mark.parametrize("lengths", [(24,), (16, 24, 16, 24)])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("lengths", [(16, 24), (24,), (16, 24, 16, 24)])
 def test_images_in_one_row(lengths: tuple[int, ...]) -> None:
     config = Packed(lengths=lengths)
     model = config.build().float().to(DEVICE)
