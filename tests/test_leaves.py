@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tome_fx
+from tests.compilers import COMPILERS
 from tests.drawing import randomise
 from tests.laws.common import TINY, distance
 
@@ -124,9 +125,7 @@ def test_the_report_names_it() -> None:
 
 @torch.no_grad()
 @pytest.mark.few(1)
-@pytest.mark.parametrize(
-    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiler)]
-)
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_compiled_it_is_one_graph(compiler: str) -> None:
     fast = transformed(model())
     compiled = torch.compile(fast, backend=compiler, fullgraph=True, dynamic=True)

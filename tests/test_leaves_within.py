@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import tome_fx
+from tests.compilers import COMPILERS
 from tests.drawing import randomise
 from tests.laws.common import TINY, distance
 from tests.test_leaves import Between, Block, Branching, C, N, Sized
@@ -73,7 +74,7 @@ def test_a_module_with_two_places_stays_a_call_at_both() -> None:
 
 @torch.no_grad()
 @pytest.mark.few(1)
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("compiler", COMPILERS)
 def test_under_autocast_compiled_it_is_what_it_is_without(compiler: str) -> None:
     source = Between().eval()
     randomise(source, 5)

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor
 
 import tome_fx
+from tests.compilers import COMPILERS
 from tests.laws.common import distance
 from tests.rules.common import TINY
 from tests.tiny import images, tiny
@@ -211,7 +212,7 @@ def test_it_may_write_to_what_it_is_given() -> None:
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("inner", COMPILERS)
 @torch.no_grad()
 def test_tensors_that_it_holds_are_constants_of_the_backend(inner: str) -> None:
     weight = torch.randn(16, 4)
