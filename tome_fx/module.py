@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
-from torch.nn.functional import pad
 
 from tome_fx.called import is_called_alike
+from tome_fx.captured import Captured, captured_by
 from tome_fx.capturing.calling import hidden, ways_of
 from tome_fx.capturing.checkpoints import SWITCHES
 from tome_fx.capturing.examples import Example
@@ -23,6 +23,7 @@ from tome_fx.errors import ToMeWarning, warn
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
 from tome_fx.graph.places import refuse_change, refuse_deletion, switch
+from tome_fx.index_maps import side_by_side
 from tome_fx.locating import LOCK, Located, locate_program
 from tome_fx.options import Settings
 from tome_fx.pipeline import Rewritten, maps_graph, rewrite
@@ -43,14 +44,22 @@ class ToMeModule(Switches, GraphModule):
         report: what was found and done.
     """
 
-    def __init__(self, source: Source, settings: Settings, example: Example | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        example: Example | None,
+        captured: Captured | None = None,
+    ) -> None:
         super().__init__(nn.Module(), Graph(), "ToMeModule")
         self._source = source
         self._settings = settings
         self._example = example
-        self._programs: dict[bool, Located] = {}
         self._maps: tuple[Any, GraphModule] | None = None
         source.install(self)
+        self._programs: dict[bool, Located] = {} if captured is None else captured.put_on(self)
+        for located in self._programs.values():
+            self._ask_of_ways(located)
         self._show(source.training)
         self._rewritten: Rewritten
         self._mode = source.training
@@ -115,7 +124,7 @@ class ToMeModule(Switches, GraphModule):
         if self._maps is None or self._maps[0] != key:
             graph = maps_graph(self._located(), self._settings, self._rewritten.schedule)
             self._maps = key, GraphModule(self, graph)
-        return _side_by_side(self._maps[1](*args, **kwargs))
+        return side_by_side(self._maps[1](*args, **kwargs))
 
     # -- modes -------------------------------------------------------------------------------
 
@@ -222,14 +231,15 @@ class ToMeModule(Switches, GraphModule):
     def _ask_of_ways(self, located: Located) -> None:
         """Let calls with other plain arguments ask whether they come to the same program."""
         ways, whose = ways_of(located.program.graph), weakref.ref(self)
-        graded = torch.is_grad_enabled()
+        if ways is None or not self._source.can_capture:
+            return
+        graded = ways.graded
 
         def ask(values: dict[str, Any]) -> bool | None:
             module = whose()
             return None if module is None else module._comes_to_same(values, graded)
 
-        if ways is not None and self._source.can_capture:
-            ways.ask = ask
+        ways.ask = ask
 
     def _comes_to_same(self, values: dict[str, Any], graded: bool) -> bool | None:
         """Is the model, given these arguments, the program of the current mode?"""
@@ -258,15 +268,17 @@ class ToMeModule(Switches, GraphModule):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ToMeModule:
         """A copy with weights of its own, the same settings, and what was put on it since."""
-        source = self._source.copied(self, memo)
-        result = ToMeModule(source, self._settings, copy.deepcopy(self._example, memo))
+        source, example = self._source.copied(self, memo), copy.deepcopy(self._example, memo)
+        captured = captured_by(self, self._programs).copied(memo)
+        result = ToMeModule(source, self._settings, example, captured)
         memo[id(self)] = result
         result.__setstate__(copy.deepcopy(extras_of(self, self._born), memo))
         return result
 
     def __copy__(self) -> ToMeModule:
         """Another module on the same weights, with settings of its own."""
-        result = ToMeModule(self._source.synced(self), self._settings, self._example)
+        source, captured = self._source.synced(self), captured_by(self, self._programs)
+        result = ToMeModule(source, self._settings, self._example, captured)
         result.__setstate__(extras_of(self, self._born))
         return result
 
@@ -282,17 +294,3 @@ class ToMeModule(Switches, GraphModule):
 
 def _rebuild(source: Source, settings: Settings, example: Example | None) -> ToMeModule:
     return ToMeModule(source, settings, example)
-
-
-def _side_by_side(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of several layers as one tensor; with frames where any has them, and -1 behind."""
-    rank = max(each.dim() for each in maps)
-    same = [each if each.dim() == rank else each[:, None] for each in maps]
-    sizes = [max(each.shape[dim] for each in same) for dim in range(1, rank)]
-    return torch.stack([_padded(each, sizes) for each in same])
-
-
-def _padded(each: Tensor, sizes: Sequence[int]) -> Tensor:
-    missing = [size - own for size, own in zip(sizes, each.shape[1:], strict=True)]
-    ends = [end for more in reversed(missing) for end in (0, more)]
-    return pad(each, ends, value=-1)

@@ -72,6 +72,12 @@ class Calling(_PyTreeCodeGen):
         other.pytree_info = self.pytree_info._replace(out_spec=spec)
         return other
 
+    def anew(self) -> Calling:
+        """The same call, for another module to say how else it may be made."""
+        other = copy.copy(self)
+        other.ways = self.ways.anew()
+        return other
+
     def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
         """The text of ``forward`` up to its body."""
         text: str = super().gen_fn_def(*args, **kwargs)

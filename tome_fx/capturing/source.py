@@ -20,6 +20,7 @@ from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import set_attribute, tell_kind
+from tome_fx.graph.extras import constants_of
 from tome_fx.graph.inherited import inherit
 from tome_fx.graph.places import hold
 from tome_fx.graph.shells import owner_of
@@ -229,13 +230,13 @@ class Source:
 
     def adopt(self, target: nn.Module, located: Located) -> Located:
         """Put the captured constants on ``target`` and make the graph read them there."""
-        mode = "train" if target.training else "eval"
+        name = constants_of(target.training)
         own = {path for path, _, _ in tensors_of(self.skeleton)}
         renamed: dict[str, str] = {}
         for path, value in located.program.constants.items():
             if path in own:
                 continue
-            renamed[path] = f"_{mode}_constant_{len(renamed)}"
+            renamed[path] = f"{name}{len(renamed)}"
             if isinstance(value, nn.Module):
                 target.add_module(renamed[path], value)
             elif isinstance(value, Tensor):

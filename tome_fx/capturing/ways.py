@@ -7,6 +7,7 @@ captured one is captured too, with stand-ins that nobody may look at, and taken 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ class Ways:
         defaults: what the model takes for those that a call lacks.
         ask: whether other arguments come to the same, None if that cannot be told now; None where
             it never can.
+        graded: were gradients on where the program was captured? They are for others too.
     """
 
     def __init__(self, captured: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -40,6 +42,13 @@ class Ways:
         self.defaults = dict(defaults)
         self.known: list[tuple[list[Any], bool]] = []
         self.ask: Callable[[dict[str, Any]], bool | None] | None = None
+        self.graded = torch.is_grad_enabled()
+
+    def anew(self) -> Ways:
+        """The same, for another module to be asked."""
+        other = copy.copy(self)
+        other.known, other.ask = [*self.known], None
+        return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ways:
         return self

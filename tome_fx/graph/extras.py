@@ -20,8 +20,15 @@ _HOOKS = (
 )  # fmt: skip
 # Of each module itself, not of who uses it; what is compiled or wrapped is of the one that was.
 _OWN = ("training", "meta", "_compiled_call_impl", "forward")
-# Of captured programs: each copy makes its own.
-_MADE = ("_train_constant_", "_eval_constant_", PREFIX)
+
+
+def constants_of(training: bool) -> str:
+    """How the names begin that the constants of a captured program have on a result."""
+    return f"_{'train' if training else 'eval'}_constant_"
+
+
+# Of programs: copies have their own.
+_MADE = (constants_of(True), constants_of(False), PREFIX)
 
 
 @dataclass(frozen=True)
