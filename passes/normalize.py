@@ -51,7 +51,9 @@ from tome_fx.graph.cuts import VIEWS, frozen, takes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.graph.idle import is_idle
+from tome_fx.graph.kernels import write_kernels
 from tome_fx.graph.literals import Literals
+from tome_fx.graph.products import write_products
 from tome_fx.graph.softmaxes import leads_to_softmax
 from tome_fx.graph.values import needed_for
 from tome_fx.graph.widened import WIDENED, write_widened
@@ -73,6 +75,8 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
     images = made_of_inputs(graph)
     literals = Literals()
     moved: dict[Any, Node] = {}
+    write_kernels(graph)
+    write_products(graph)
     write_out(graph, lambda call: rule_for(call, rules) is not None)
     for node in list(graph.nodes):
         if is_check(node):

@@ -28,6 +28,8 @@ from tome_fx.graph.extents import tensor_value
 aten = torch.ops.aten
 _PRODUCTS = ("aten.matmul", "aten.bmm")
 _FACTORS = ("aten.mul", "aten.div")
+_SAFE = ("aten._safe_softmax",)
+_SOFTMAXES = ("aten.softmax", "aten.special_softmax", "aten._softmax", *_SAFE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,10 @@ def _written(node: Node) -> Written | None:
     if sized.target is not ops.add_log_size or len(sized.users) != 1:
         return None
     logits, size = sized.all_input_nodes[:2]
-    return _product(logits, size, value)
+    found = _product(logits, size, value)
+    # Of a row whose keys are all hidden it makes zeros; without a mask there is none.
+    hides = calls(softmax, _SAFE) and found is not None and found.mask is not None
+    return None if hides else found
 
 
 def _product(logits: Node, size: Node, value: Node) -> Written | None:
@@ -131,7 +136,7 @@ def _broadcasts(shape: Sequence[int], whole: Sequence[int]) -> bool:
 def _behind_casts(node: Node) -> Node | None:
     """The softmax that ``node`` is, or is a cast of."""
     while len(node.users) == 1:
-        if calls(node, ("aten.softmax", "aten.special_softmax")):
+        if calls(node, _SOFTMAXES):
             return node
         if not calls(node, ("aten.to", "aten._to_copy", "aten.type_as", "aten.clone")):
             return None

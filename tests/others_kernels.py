@@ -1,0 +1,122 @@
+"""Ops with the schemas of libraries of kernels, which need a GPU to be installed.
+
+What they compute is the formula, for heads behind tokens, ``[B, N, H, D]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from tests.drawing import randomise
+
+FLASH = "flash_attn::_flash_attn_forward"
+XFORMERS = "xformers_flash::flash_fwd"
+C, HEADS, WIDE = 24, 2, 48
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **more: Any) -> Tensor:
+    heads = [x.transpose(1, 2) for x in (q, k, v)]
+    more["enable_gqa"] = q.shape[2] != k.shape[2]
+    return scaled_dot_product_attention(*heads, scale=scale, **more).transpose(1, 2).contiguous()
+
+
+def _made(q: Tensor, count: int) -> tuple[Tensor, ...]:
+    batch, tokens, heads, _ = q.shape
+    return (q.new_empty((batch, heads, tokens)), *(q.new_empty(2) for _ in range(count - 1)))
+
+
+def _known(name: str) -> bool:
+    space, op = name.split("::")
+    return hasattr(getattr(torch.ops, space), op)
+
+
+def define() -> None:
+    """Register what no library of this process has."""
+    if not _known(FLASH):
+
+        @torch.library.custom_op(FLASH, mutates_args=())
+        def flash_op(
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            dropout_p: float,
+            softmax_scale: float,
+            causal: bool,
+            window_size_left: int,
+            window_size_right: int,
+            softcap: float,
+            alibi_slopes: Tensor | None,
+            return_softmax: bool,
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return (attended(q, k, v, softmax_scale, is_causal=causal), *_made(q, 3))  # type: ignore[return-value]
+
+        flash_op.register_fake(lambda q, *rest: (torch.empty_like(q), *_made(q, 3)))
+    if not _known(XFORMERS):
+
+        @torch.library.custom_op(XFORMERS, mutates_args=())
+        def xformers_op(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            cu_seqlens_q: Tensor | None,
+            cu_seqlens_k: Tensor | None,
+            seqused_k: Tensor | None,
+            max_seqlen_q: int,
+            max_seqlen_k: int,
+            p: float,
+            softmax_scale: float,
+            is_causal: bool,
+            window_left: int,
+            window_right: int,
+            return_softmax: bool,
+            block_tables: Tensor | None,
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            return (attended(query, key, value, softmax_scale), *_made(query, 2))  # type: ignore[return-value]
+
+        xformers_op.register_fake(lambda query, *rest: (torch.empty_like(query), *_made(query, 2)))
+
+
+class Block(nn.Module):
+    """Attention by a kernel of ``attend(q, k, v)``, and an MLP."""
+
+    def __init__(self, attend: Callable[..., Tensor], key_heads: int) -> None:
+        super().__init__()
+        self.attend, width = attend, C // HEADS * key_heads
+        self.q, self.k, self.v = nn.Linear(C, C), nn.Linear(C, width), nn.Linear(C, width)
+        self.norm, self.out = nn.LayerNorm(C), nn.Linear(C, C)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(C), nn.Linear(C, 2 * C), nn.GELU(), nn.Linear(2 * C, C)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        heads = [part(y).unflatten(2, (-1, C // HEADS)) for part in (self.q, self.k, self.v)]
+        x = x + self.out(self.attend(*heads).flatten(2))
+        return x + self.mlp(x)
+
+
+def made(attend: Callable[..., Tensor], key_heads: int = HEADS) -> nn.Module:
+    """Two blocks whose heads stand behind their tokens, every parameter random."""
+    model = nn.Sequential(*(Block(attend, key_heads) for _ in range(2)))
+    randomise(model, 3)
+    return model.double().eval()
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    """As flash-attn calls its op."""
+    asked = {"causal": False, "window_size_left": -1, "window_size_right": -1, "softcap": 0.0}
+    asked |= {"dropout_p": 0.0, "softmax_scale": q.shape[-1] ** -0.5}
+    last = {"alibi_slopes": None, "return_softmax": False}
+    return torch.ops.flash_attn._flash_attn_forward(q, k, v, **{**asked, **last, **more})[0]
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As xformers calls its op for images of one length."""
+    lengths = (None, None, None, q.shape[1], k.shape[1])
+    how = (0.0, q.shape[-1] ** -0.5, False, -1, -1, False, None)
+    return torch.ops.xformers_flash.flash_fwd(q, k, v, *lengths, *how)[0]
