@@ -1,5 +1,7 @@
 """Normalize: one spelling for what means the same, so that later passes read less.
 
+    y = native_layer_norm(x)[0]-> y = layer_norm(x): a kernel by name is what chooses kernels
+    y = reshape(bmm(..))       -> y = matmul(x, z), where x and z were expanded and folded for it
     assert_async(x)            -> (gone)
     y = dropout(x, p, False)   -> x
     y = to(x, device)          -> x, if it is there: its dtype is not asked for
@@ -26,8 +28,8 @@
 
 A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
 after; shapes of the result stay as they are, and so do its bits, but for attention without its mask
-of ones, which rounds as the model does where it makes none. Dropout in training, casts, copies and
-everything with a random number stay too.
+of ones, which rounds as the model does where it makes none, and for what a decomposition wrote.
+Dropout in training, casts, copies and everything with a random number stay too.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_the_backend_reads_them() -> None:
     ids=["window", "cap", "slopes"],
 )
 def test_what_attention_has_not_is_left_alone(more: dict[str, Any]) -> None:
-    with pytest.raises(tome_fx.NoAttentionFoundError):
+    with pytest.raises(tome_fx.NoAttentionFoundError, match=r"_flash_attn_forward: with these"):
         transformed(made(lambda *qkv: flash(*qkv, **more)))
 
 

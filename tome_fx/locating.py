@@ -20,6 +20,7 @@ from tome_fx.capturing.ungraded import data_recorded, inference_recorded, region
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
+from tome_fx.graph.kernels import kernel_name
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.single import is_of_one
 from tome_fx.marks import refuse_marked
@@ -255,6 +256,13 @@ def _nothing_found(program: Program, findings: Findings) -> str:
     for reason, (first, *more) in sorted(found.items(), key=lambda item: -len(item[1]))[:3]:
         text += f" {first}{f' and {len(more)} more' if more else ''}: {reason}."
     text += f" The program holds {seen}."
+    kernels = sorted({name for node in program.graph.nodes if (name := kernel_name(node))})
+    if kernels:
+        return (
+            f"{text} {', '.join(kernels)}: with these arguments it is not read. Let the model call "
+            "torch.nn.functional.scaled_dot_product_attention, in transformers by "
+            'attn_implementation="sdpa".'
+        )
     return (
         f"{text} Token merging needs attention of tokens to each other, fused or by a softmax of "
         "products, and a residual add behind it."

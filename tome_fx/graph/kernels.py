@@ -70,16 +70,21 @@ def write_kernels(graph: Graph) -> None:
         if node.target is aten.where.self:
             _write_safe_softmax(node)
             continue
-        reading = _KERNELS.get(packet_name(node.target)) if _is_op(node) else None
-        if reading is None or (result := _only_result(node)) is None:
+        if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        chosen = reading(bind(node))
-        if chosen is not None:
+        reading, result = _KERNELS.get(packet_name(node.target)), _only_result(node)
+        chosen = None if reading is None or result is None else reading(bind(node))
+        if chosen is not None and result is not None:
             _write(result, chosen)
 
 
-def _is_op(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload)
+def kernel_name(node: Node) -> str:
+    """The name of what a node calls if that sounds like a kernel of attention, and is not read."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    name = packet_name(node.target)
+    sounds = "attn" in name or "attention" in name
+    return name if sounds and name != "aten.scaled_dot_product_attention" else ""
 
 
 def _only_result(node: Node) -> Node | None:
@@ -143,7 +148,9 @@ def _attention_of(call: Call, behind: bool) -> Chosen | None:
     if given.get("is_causal") and not same_size(sizes[0][3 - heads], sizes[1][3 - heads]):
         return None  # of keys in another number some align the last, some the first
     args = (query, key, value, *([mask, dropout] if mask is not None or dropout else []))
-    kwargs = {name: given[name] for name in ("is_causal", "scale") if given.get(name)}
+    kwargs = {"is_causal": True} if given.get("is_causal") else {}
+    if given.get("scale") is not None:
+        kwargs["scale"] = given["scale"]
     if sizes[0][heads] != sizes[1][heads]:
         kwargs["enable_gqa"] = True
     return Chosen(aten.scaled_dot_product_attention.default, args, kwargs, behind)
