@@ -96,8 +96,13 @@ def test_the_backend_reads_them() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{"window_size_left": 4}, {"softcap": 2.0}, {"alibi_slopes": torch.ones(2)}],
-    ids=["window", "cap", "slopes"],
+    [
+        {"window_size_left": 4},
+        {"window_size_right": 0},
+        {"softcap": 2.0},
+        {"alibi_slopes": torch.ones(2)},
+    ],
+    ids=["window", "nothing behind", "cap", "slopes"],
 )
 def test_what_attention_has_not_is_left_alone(more: dict[str, Any]) -> None:
     with pytest.raises(tome_fx.NoAttentionFoundError, match=r"_flash_attn_forward: with these"):

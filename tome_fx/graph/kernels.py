@@ -60,8 +60,10 @@ _HOW = {
     "compute_log_sumexp", "return_debug_mask", "return_softmax", "num_splits", "pack_gqa",
     "sm_margin", "max_q", "max_k", "max_seqlen_q", "max_seqlen_k", "is_rotary_interleaved",
 }  # fmt: skip
-# An argument that is one of these asks for nothing: no window, no cap, no table of blocks.
+# An argument that is one of these asks for nothing: no cap, no table of blocks. A window of 0 hides
+# what comes first or last.
 _NOTHING = (None, False, 0, 0.0, -1)
+_NO_WINDOW = (None, -1)
 
 
 def write_kernels(graph: Graph) -> None:
@@ -137,7 +139,7 @@ def _attention_of(call: Call, behind: bool) -> Chosen | None:
         name = next((name for name, known in _NAMES.items() if argument in known), None)
         if name is not None:
             given[name] = value
-        elif argument not in _HOW and not _is_nothing(value):
+        elif argument not in _HOW and not _asks_nothing(argument, value):
             return None
     query, key, value = (given.pop(name) for name in ("query", "key", "value"))
     mask, dropout = given.pop("attn_mask", None), given.pop("dropout_p", 0.0)
@@ -156,10 +158,12 @@ def _attention_of(call: Call, behind: bool) -> Chosen | None:
     return Chosen(aten.scaled_dot_product_attention.default, args, kwargs, behind)
 
 
-def _is_nothing(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_nothing, value))
-    return not isinstance(value, Node) and value in _NOTHING
+def _asks_nothing(argument: str, value: Any) -> bool:
+    nothing = _NO_WINDOW if "window" in argument else _NOTHING
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return not any(isinstance(one, Node) for one in values) and all(
+        one in nothing for one in values
+    )
 
 
 def _layer_norm(call: Call) -> Chosen:
