@@ -16,6 +16,10 @@ from tests.drawing import randomise
 
 FLASH = "flash_attn::_flash_attn_forward"
 XFORMERS = "xformers_flash::flash_fwd"
+FLASH_3, XFORMERS_3 = "flash_attn_3::_flash_attn_forward", "xformers_flash3::flash_fwd"
+ASKED_3 = "Tensor? cu_seqlens_q=None, int? max_seqlen_q=None, Tensor? page_table=None, "
+WINDOWS = "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, "
+LENGTHS = "Tensor? cu_seqlens_q, Tensor? seqused_k, int max_seqlen_q, int max_seqlen_k, "
 C, HEADS, WIDE = 24, 2, 48
 
 
@@ -79,6 +83,27 @@ def define() -> None:
             return (attended(query, key, value, softmax_scale), *_made(query, 2))  # type: ignore[return-value]
 
         xformers_op.register_fake(lambda query, *rest: (torch.empty_like(query), *_made(query, 2)))
+    if not _known(FLASH_3):
+        more = "float? softmax_scale=None, bool causal=False, bool rotary_interleaved=True"
+        _define_by_schema(FLASH_3, f"{ASKED_3}{WINDOWS}{more}")
+    if not _known(XFORMERS_3):
+        more = "bool use_kvsplit=False, int window_left=-1, int window_right=-1"
+        last = f"float p, float softmax_scale, bool is_causal, {more}"
+        _define_by_schema(XFORMERS_3, f"{LENGTHS}{last}")
+
+
+def _define_by_schema(name: str, more: str) -> None:
+    first = "query, Tensor key, Tensor value" if name == XFORMERS_3 else "q, Tensor k, Tensor v"
+    torch.library.define(name, f"(Tensor {first}, {more}) -> (Tensor, Tensor)")
+    op = getattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1]).default
+    names = [argument.name for argument in op._schema.arguments]
+
+    def computed(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        asked = dict(zip(names, args, strict=False)) | kwargs
+        return attended(*args[:3], asked["softmax_scale"]), *_made(args[0], 1)
+
+    torch.library.impl(name, "cpu")(computed)
+    torch.library.register_fake(name)(lambda q, *args, **kw: (torch.empty_like(q), *_made(q, 1)))
 
 
 class Block(nn.Module):
@@ -115,8 +140,20 @@ def flash(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
     return torch.ops.flash_attn._flash_attn_forward(q, k, v, **{**asked, **last, **more})[0]
 
 
-def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def flash_3(q: Tensor, k: Tensor, v: Tensor, **more: Any) -> Tensor:
+    """As flash-attn for Hopper calls its op."""
+    asked = {"softmax_scale": q.shape[-1] ** -0.5, **more}
+    return torch.ops.flash_attn_3._flash_attn_forward(q, k, v, **asked)[0]
+
+
+def xformers_3(q: Tensor, k: Tensor, v: Tensor, left: int = -1, right: int = -1) -> Tensor:
+    how = (None, None, q.shape[1], k.shape[1], 0.0, q.shape[-1] ** -0.5, False)
+    windows = {"window_left": left, "window_right": right}
+    return torch.ops.xformers_flash3.flash_fwd(q, k, v, *how, **windows)[0]
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, left: int = -1, right: int = -1) -> Tensor:
     """As xformers calls its op for images of one length."""
     lengths = (None, None, None, q.shape[1], k.shape[1])
-    how = (0.0, q.shape[-1] ** -0.5, False, -1, -1, False, None)
+    how = (0.0, q.shape[-1] ** -0.5, False, left, right, False, None)
     return torch.ops.xformers_flash.flash_fwd(q, k, v, *lengths, *how)[0]

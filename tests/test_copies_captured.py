@@ -102,6 +102,31 @@ def test_constants_come_along(copier: Copier) -> None:
     assert (own is fast.get_buffer(names[0])) is (copier is copy.copy)
 
 
+class Branched(nn.Module):
+    """One of its branches makes numbers, which a part of the program holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.body(x)
+        table = [1.0, *range(1, 10)]
+        return torch.cond(y.sum() > -1e9, lambda y: y * torch.tensor(table), lambda y: y - 1, (y,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
+def test_what_a_part_holds_is_the_copys_own(copier: Copier) -> None:
+    x = images(3)
+    fast = tome_fx.transform(Branched().eval(), 2, example_inputs=x)
+    wanted, other = fast(x), copier(fast)
+    assert torch.equal(other(x), wanted)
+    other.double()
+    fast.r = [2, 2]
+    assert torch.equal(fast(x), wanted)
+
+
 class Asked(nn.Module):
     """A tower with an argument that it does not look at, and one that it does."""
 

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import tome_fx
 from tests.laws.common import TINY, distance
-from tests.others_kernels import attended, define, flash, made, xformers
+from tests.others_kernels import attended, define, flash, flash_3, made, xformers, xformers_3
 
 pytestmark = TINY
 aten = torch.ops.aten
@@ -53,7 +53,9 @@ def transformed(model: nn.Module, r: int = 3, **options: Any) -> Any:
 
 KERNELS = {
     "flash-attn": (flash, of_the_formula()),
+    "flash-attn for Hopper": (flash_3, of_the_formula()),
     "xformers": (xformers, of_the_formula()),
+    "xformers for Hopper": (xformers_3, of_the_formula()),
     "of the CPU": (turned(by_cpu), of_the_formula()),
     "with a mask": (turned(masked), lambda *qkv: attended(*qkv, 0.2, attn_mask=bias(16))),
 }
@@ -94,19 +96,23 @@ def test_the_backend_reads_them() -> None:
     assert backend.reports[0].schedule == (3, 3)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"window_size_left": 4},
-        {"window_size_right": 0},
-        {"softcap": 2.0},
-        {"alibi_slopes": torch.ones(2)},
-    ],
-    ids=["window", "nothing behind", "cap", "slopes"],
-)
-def test_what_attention_has_not_is_left_alone(more: dict[str, Any]) -> None:
-    with pytest.raises(tome_fx.NoAttentionFoundError, match=r"_flash_attn_forward: with these"):
-        transformed(made(lambda *qkv: flash(*qkv, **more)))
+MORE = {
+    "a window": (flash, {"window_size_left": 4}),
+    "nothing behind": (flash, {"window_size_right": 0}),
+    "nothing in front": (flash_3, {"window_size_left": 0}),
+    "nothing behind, by xformers": (xformers, {"right": 0}),
+    "nothing in front, by xformers": (xformers_3, {"left": 0}),
+    "a cap": (flash, {"softcap": 2.0}),
+    "slopes": (flash, {"alibi_slopes": torch.ones(2)}),
+    "lengths": (flash_3, {"cu_seqlens_q": torch.tensor([0, 16])}),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_what_attention_has_not_is_left_alone(name: str) -> None:
+    kernel, more = MORE[name]
+    with pytest.raises(tome_fx.NoAttentionFoundError, match=r"Not read as attention.*flash"):
+        transformed(made(lambda *qkv: kernel(*qkv, **more)))
 
 
 def test_causal_kernels_are_refused() -> None:
@@ -119,7 +125,7 @@ def test_what_is_read_beside_the_result_stays() -> None:
         out, sums = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
         return out * sums[..., None].to(out.dtype).sigmoid()
 
-    with pytest.raises(tome_fx.NoAttentionFoundError):
+    with pytest.raises(tome_fx.NoAttentionFoundError, match="Not read as attention"):
         transformed(made(turned(both)))
 
 

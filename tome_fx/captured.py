@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tome_fx.capturing.calling import Calling
+from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.graph.attributes import set_attribute
 from tome_fx.graph.extras import constants_of
 from tome_fx.graph.leaves import leaves_of
@@ -31,7 +32,7 @@ class Captured:
         """Register the constants on ``target``; the programs, for it to keep."""
         for name, value in self.constants.items():
             if isinstance(value, nn.Module):
-                target.add_module(name, value)
+                target.add_module(name, structure_copy(value))  # casts replace what it holds
             else:
                 set_attribute(target, name, value, False)
         return dict(self.programs)
@@ -48,12 +49,10 @@ def captured_by(module: nn.Module, programs: Mapping[bool, Located]) -> Captured
         for mode, located in programs.items()
         if not leaves_of(located.program.graph)
     }
-    names = tuple(map(constants_of, shared))
-    held = {**module._buffers, **module._modules}
-    return Captured(
-        shared,
-        {name: v for name, v in held.items() if v is not None and name.startswith(names)},
-    )
+    names, made = tuple(map(constants_of, shared)), module._non_persistent_buffers_set
+    held = {**{name: module._buffers[name] for name in made}, **module._modules}
+    constants = {name: v for name, v in held.items() if v is not None and name.startswith(names)}
+    return Captured(shared, constants)
 
 
 def _anew(located: Located) -> Located:

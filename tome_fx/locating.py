@@ -259,9 +259,9 @@ def _nothing_found(program: Program, findings: Findings) -> str:
     kernels = sorted({name for node in program.graph.nodes if (name := kernel_name(node))})
     if kernels:
         return (
-            f"{text} {', '.join(kernels)}: with these arguments it is not read. Let the model call "
-            "torch.nn.functional.scaled_dot_product_attention, in transformers by "
-            'attn_implementation="sdpa".'
+            f"{text} Not read as attention, for what is asked of it or as nothing is known of it: "
+            f"{', '.join(kernels)}. Let the model call torch.nn.functional."
+            'scaled_dot_product_attention, in transformers by attn_implementation="sdpa".'
         )
     return (
         f"{text} Token merging needs attention of tokens to each other, fused or by a softmax of "

@@ -127,15 +127,47 @@ def test_what_is_read_beside_the_result_keeps_its_kernel() -> None:
     assert attention_in(graph) is None
 
 
+@pytest.mark.parametrize("channels", [4, 8])
+def test_groups_are_of_the_second_axis(channels: int) -> None:
+    """The kernel may be told that there are other images and channels than on the first axes."""
+    graph, mode = Graph(), FakeTensorMode()
+    x = graph.placeholder("x")
+    with mode:
+        x.meta["val"] = torch.empty(2, 8, 6)
+    given = (x, None, None, 16 // channels, channels, 6, 2, 1e-5)
+    kernel = graph.call_function(aten.native_group_norm.default, given)
+    result = graph.call_function(operator.getitem, (kernel, 0))
+    result.meta["val"] = x.meta["val"]
+    graph.output(result)
+    write_kernels(graph)
+    read = aten.group_norm.default in {node.target for node in graph.nodes}
+    assert read is (channels == 8)
+
+
+def test_what_leaves_as_a_whole_keeps_its_kernel() -> None:
+    graph = called(aten._scaled_dot_product_flash_attention.default, FIRST)
+    out = next(iter(reversed(graph.nodes)))
+    out.args = ((out.args[0], out.args[0].args[0]),)
+    assert attention_in(graph) is None
+
+
 def traced(function: Callable[..., Tensor], *inputs: Tensor) -> Graph:
     return make_fx(function, tracing_mode="fake")(*inputs).graph
 
 
-def safe(x: Tensor, number: float = -torch.inf, dim: int = -1, zero: int = 0) -> Tensor:
+def safe(
+    x: Tensor,
+    number: float = -torch.inf,
+    dim: int | None = -1,
+    zero: int = 0,
+    dtype: torch.dtype | None = None,
+    zeros_in: torch.dtype | None = None,
+) -> Tensor:
     """A softmax whose rows are zeros where they hide all, as torch writes it out."""
-    weights = aten._softmax.default(x, -1, False)
-    some = aten.any.dim(aten.logical_not.default(aten.eq.Scalar(x, number)), dim, True)
-    zeros = aten.full_like.default(weights, zero)
+    weights = aten.softmax.int(x, -1, dtype)
+    seen = aten.logical_not.default(aten.eq.Scalar(x, number))
+    some = aten.any.default(seen) if dim is None else aten.any.dim(seen, dim, True)
+    zeros = aten.full_like.default(weights, zero, dtype=zeros_in)
     return aten.where.self(aten.logical_not.default(some), zeros, weights)
 
 
@@ -147,7 +179,18 @@ def test_a_safe_softmax_is_one_op() -> None:
     assert names == ["aten._safe_softmax.default"]
 
 
-@pytest.mark.parametrize("other", [{"number": 0.0}, {"dim": -2}, {"zero": 1}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"number": 0.0},
+        {"dim": -2},
+        {"dim": None},
+        {"zero": 1},
+        {"dtype": torch.float64},
+        {"zeros_in": torch.float64},
+    ],
+    ids=str,
+)
 def test_what_is_like_one_stays(other: dict[str, Any]) -> None:
     graph = traced(lambda x: safe(x, **other), torch.randn(2, 3, 4))
     write_kernels(graph)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch.fx import Graph, Node
@@ -59,6 +59,7 @@ _NAMES = {
 _HOW = {
     "compute_log_sumexp", "return_debug_mask", "return_softmax", "num_splits", "pack_gqa",
     "sm_margin", "max_q", "max_k", "max_seqlen_q", "max_seqlen_k", "is_rotary_interleaved",
+    "rotary_interleaved",
 }  # fmt: skip
 # An argument that is one of these asks for nothing: no cap, no table of blocks. A window of 0 hides
 # what comes first or last.
@@ -81,19 +82,20 @@ def write_kernels(graph: Graph) -> None:
 
 
 def kernel_name(node: Node) -> str:
-    """The name of what a node calls if that sounds like a kernel of attention, and is not read."""
+    """The name of what a node calls if that is, or sounds like, a kernel of attention."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return ""
     name = packet_name(node.target)
-    sounds = "attn" in name or "attention" in name
+    sounds = "attn" in name or "attention" in name or _KERNELS.get(name) in _ATTENTION
     return name if sounds and name != "aten.scaled_dot_product_attention" else ""
 
 
 def _only_result(node: Node) -> Node | None:
     """What takes the first of several results of ``node``, if nobody reads another."""
+    if any(user.target is not operator.getitem for user in node.users):
+        return None
     read = [user for user in node.users if user.users]
-    first = len(read) == 1 and read[0].target is operator.getitem and read[0].args[1] == 0
-    return read[0] if first else None
+    return read[0] if len(read) == 1 and read[0].args[1] == 0 else None
 
 
 def _write(result: Node, chosen: Chosen) -> None:
@@ -166,12 +168,19 @@ def _asks_nothing(argument: str, value: Any) -> bool:
     )
 
 
+_ATTENTION = (_attention, _attention_behind)
+
+
 def _layer_norm(call: Call) -> Chosen:
     args = tuple(call[name] for name in ("input", "normalized_shape", "weight", "bias", "eps"))
     return Chosen(aten.layer_norm.default, args)
 
 
-def _group_norm(call: Call) -> Chosen:
+def _group_norm(call: Call) -> Chosen | None:
+    given = [call["N"], call["C"]]
+    sizes = [size.meta["val"] if isinstance(size, Node) else size for size in given]
+    if not all(map(same_size, sizes, call["input"].meta["val"].shape)):
+        return None  # other groups of channels than those of the second axis
     args = tuple(call[name] for name in ("input", "group", "weight", "bias", "eps"))
     return Chosen(aten.group_norm.default, args)
 
@@ -203,31 +212,41 @@ _KERNELS: Mapping[str, Reading] = {
 }  # fmt: skip
 
 
+# What says that a row hides all its keys, from the truth on to the logits.
+_HIDES_ALL = (
+    aten.logical_not.default, aten.any.dim, aten.logical_not.default, aten.eq.Scalar,
+)  # fmt: skip
+
+
 def _write_safe_softmax(node: Node) -> None:
     """A softmax whose rows without any key are zeros, as torch writes it out."""
     hidden, zeros, softmax = node.args
-    if not (isinstance(softmax, Node) and isinstance(zeros, Node) and isinstance(hidden, Node)):
-        return
-    if not calls(softmax, ("aten._softmax", "aten.softmax")) or not _is_all(zeros, 0):
+    if not _is_plain_softmax(softmax) or not _is_zeros_like(zeros, softmax):
         return
     logits, dim = softmax.args[:2]
-    seen = _behind(_behind(hidden, "aten.logical_not"), "aten.any")
-    found = _behind(_behind(seen, "aten.logical_not"), "aten.eq")
-    if found is not logits or not isinstance(logits, Node) or seen is None:
+    read: list[Node] = []
+    for op in _HIDES_ALL:
+        if not isinstance(hidden, Node) or hidden.target is not op:
+            return
+        read.append(hidden)
+        hidden = hidden.args[0]
+    if hidden is not logits or node.meta["val"].shape != softmax.meta["val"].shape:
         return
-    some, compared = bind(hidden.args[0]), bind(seen.args[0])  # type: ignore[arg-type]
-    if (some["dim"], some["keepdim"], compared["other"]) != (dim, True, -torch.inf):
-        return
-    node.target, node.args = aten._safe_softmax.default, (logits, dim)
+    some, compared = bind(read[1]), bind(read[3])
+    if (some["dim"], some["keepdim"], compared["other"]) == (dim, True, -torch.inf):
+        node.target, node.args = aten._safe_softmax.default, (logits, dim)
 
 
-def _behind(node: Node | None, name: str) -> Node | None:
-    """What an op of that name is of; None for another one."""
-    if node is None or not calls(node, (name,)):
-        return None
-    operand = node.args[0]
-    return operand if isinstance(operand, Node) else None
+def _is_plain_softmax(node: Any) -> TypeGuard[Node]:
+    """Is it a softmax in the dtype of its logits?"""
+    if not isinstance(node, Node) or not calls(node, ("aten._softmax", "aten.softmax")):
+        return False
+    logits = node.args[0]
+    return isinstance(logits, Node) and logits.meta["val"].dtype == node.meta["val"].dtype
 
 
-def _is_all(node: Node, number: int) -> bool:
-    return calls(node, ("aten.full_like", "aten.full")) and bool(node.args[1] == number)
+def _is_zeros_like(node: Any, other: Node) -> bool:
+    if not isinstance(node, Node) or not calls(node, ("aten.full_like", "aten.full")):
+        return False
+    value, like = node.meta["val"], other.meta["val"]
+    return bool(node.args[1] == 0) and value.dtype == like.dtype and value.shape == like.shape
