@@ -108,7 +108,7 @@ def run(model: nn.Module, attention: str) -> tuple[tome_fx.ToMeModule, Tensor]:
         return fast, fast(x)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("score", "is_folded"),
     [(scaled_query, False), (scaled_logits, False), (biased, False), (folded, True)],
@@ -199,7 +199,7 @@ def test_maps_of_attention_that_are_read_stay() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", [form for form in ops.FORMS if form != "kernel"])
 def test_each_form_by_name(form: str) -> None:
     model, x = tiny(depth=3).double(), images(3).double()
@@ -269,7 +269,7 @@ def test_a_form_that_drops_weights_differently_is_not_taken(form: str) -> None:
 
 @pytest.mark.compiler
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", ["channel", "values", "flex"])
 def test_forms_compile_in_one_graph(form: str) -> None:
     fast, x = tome_fx.transform(tiny(), R, attention=form), images(3)

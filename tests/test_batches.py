@@ -54,7 +54,7 @@ class WithClass(Model):
         return self.head(x[:, 0])  # type: ignore[no-any-return]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("count", [counted, of_windows, of_numbers])
 def test_any_batch_serves(count: Callable[[Tensor], int]) -> None:
     model = WithClass(count)
@@ -155,6 +155,7 @@ class WithTexts(WithClass):
         return -likeness if texts.shape[0] > 4 else likeness
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("texts", [2, 3])
 def test_another_number_of_texts_is_another_program(texts: int) -> None:
     x, words, model = torch.randn(4, 3, 2 * GRID, 2 * GRID), torch.randn(6, 4), WithTexts().eval()

@@ -59,7 +59,7 @@ TRACEABLE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", TRACEABLE)
 def test_both_ways_give_the_same(name: str) -> None:
     model, x = TRACEABLE[name]().eval(), images(3)

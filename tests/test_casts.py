@@ -36,7 +36,7 @@ def rewritten(body: nn.Module, x: Tensor) -> Tensor:
     return y * 0.1
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("function", [None, scaled, narrowed, rewritten])
 def test_a_cast_of_the_source(function: Callable[..., Any] | None) -> None:
     """It changes the shared parameters; the result follows."""

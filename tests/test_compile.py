@@ -43,6 +43,7 @@ def dynamic(x: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("options", [{}, {"reg_tokens": 2, "global_pool": "avg"}], ids=str)
 def test_one_graph_for_all_batches(options: dict[str, Any]) -> None:
     fast, counter = tome_fx.transform(tiny(**options), 2), Counter()

@@ -120,6 +120,7 @@ class Ranged(nn.Module):
 FREE = pytest.param((), 3, marks=lacks("guards on numbers of ranges in a strict export"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("grid", "batch"), [FREE, ((torch.tensor([[1, 3, 3]]),), 2)])
 def test_a_batch_that_the_code_asks_for_beside_numbers(
     grid: tuple[Tensor, ...], batch: int
@@ -140,7 +141,7 @@ def test_what_an_image_has_of_its_own_is_no_constant() -> None:
     assert torch.equal(fast(x), model(x))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("place", [of_a_grid, by_lengths, by_places])
 @pytest.mark.parametrize("named", [False, True])
 def test_a_grid_that_comes_in(place: Callable[[Tensor], Tensor], named: bool) -> None:
@@ -239,7 +240,7 @@ class Written(nn.Module):
         return self.body(x) + sum(self.write(torch.tensor([3, 3, 0]), bright).tolist())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("write", [part, by_view, detached, chunked, gathered])
 def test_a_constant_that_is_written_to_is_none(write: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(tome_fx.CaptureError):

@@ -43,7 +43,7 @@ def by_save(fast: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", [by_deepcopy, by_pickle, by_save])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_copy(how: Callable[[Any], Any], training: bool) -> None:

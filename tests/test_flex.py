@@ -31,7 +31,7 @@ def transformed(model: nn.Module, given: Any, r: int = 4, **options: Any) -> tom
     return tome_fx.transform(model, r, example_inputs=given, min_ratio=0, **options)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ASKED)
 def test_it_merges_as_attention_that_is_spelled_out(name: str) -> None:
     asked, given = ASKED[name], inputs()
@@ -75,7 +75,7 @@ def filled(s: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return torch.where(s > 2, torch.full_like(s, 2), s) * scale
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("score", [capped, written_to, filled])
 @pytest.mark.parametrize("masked", [False, True])
 def test_other_scores_are_written_out(score: Any, masked: bool) -> None:
@@ -174,7 +174,7 @@ class Around(nn.Module):
 TWICE = lacks("cannot run the model itself, whose batch is twice that of its input")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "how", ["view", "count", "norm", pytest.param("pair", marks=TWICE), "input"]
 )

@@ -145,6 +145,7 @@ def test_the_counter_of_torch_agrees(drawn: tuple[Subject, list[int]]) -> None:
     assert sum(block.macs_after for block in fast.report.blocks) <= fast.report.macs_after
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_the_counter_agrees_on_real_models(name: str) -> None:
     model, x = timm.create_model(name).eval(), torch.zeros(2, 3, 224, 224)

@@ -37,6 +37,7 @@ def masked(m: Blocks, clip: Tensor, mask: Tensor) -> Tensor:
     return x.unflatten(0, clip.shape[:2])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fused", [True, False])
 def test_padding_of_a_frame_is_its_own(fused: bool) -> None:
     """What is hidden in one frame never reaches a token that is seen, there or elsewhere."""

@@ -66,6 +66,7 @@ def turned() -> Turned:
     return model.double().eval()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("warm", [False, True])
 def test_positions_that_the_code_counts_itself(warm: bool) -> None:
     model, other = turned(), torch.randn(3, 2, 3, 8, 16, dtype=torch.float64)

@@ -19,6 +19,7 @@ from tests.tiny import images, tiny
 pytestmark = TINY
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("as_module", [False, True])
 def test_an_exported_result_is_refused(tmp_path: Path, as_module: bool) -> None:
     exported = torch.export.export(tome_fx.transform(tiny(), [2, 1]), (images(),))
@@ -38,6 +39,7 @@ def test_so_is_one_that_was_exported_strictly_or_in_a_wrapper(around: bool) -> N
         tome_fx.transform(exported, 2)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_backend_merges_a_result_without_merges(dynamic: bool) -> None:
     torch._dynamo.reset()

@@ -28,6 +28,7 @@ def dropping() -> nn.Module:
 # --- modes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("capture", DOORS)
 @pytest.mark.parametrize(("fused", "first"), [(True, False), (False, True)])
 def test_an_unmerged_program_is_the_model_in_both_modes(
@@ -131,6 +132,7 @@ class Hybrid(nn.Module):
         return self.body(self.stem(x))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("capture", DOORS)
 def test_batch_norm(capture: str) -> None:
     model, x = Hybrid().train(), images(4)
@@ -166,7 +168,7 @@ def with_constants(body: nn.Module, x: Tensor) -> Tensor:
 CASTS = [(torch.bfloat16, False), (torch.float64, True), (torch.float16, True)]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("dtype", "constants"), CASTS, ids=str)
 def test_a_cast_of_the_result(dtype: torch.dtype, constants: bool) -> None:
     model, x = Around(with_constants) if constants else tiny(), images()
@@ -209,6 +211,7 @@ def test_no_memory_for_a_model_without_any() -> None:
     assert fast(images().to("meta")).is_meta
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("assign", [True, False])
 def test_a_model_without_memory_gets_its_weights_later(assign: bool) -> None:
     real, x = tiny(), images()

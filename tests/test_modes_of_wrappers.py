@@ -47,7 +47,7 @@ def test_a_result_follows_what_holds_it(kind: str, first: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_modes_that_are_restored_one_by_one_are_followed(kind: str) -> None:
     """As Lightning does behind each validation: `training` is written, nothing is called."""

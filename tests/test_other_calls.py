@@ -164,7 +164,7 @@ class Looking(Tower):
         return self.look(y, more["n"]) if "n" in more else y
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", LOOKS)
 def test_whatever_reads_a_number_looks_at_it(name: str) -> None:
     model, x = Looking(LOOKS[name]).eval(), images()

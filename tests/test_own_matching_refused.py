@@ -43,7 +43,7 @@ def test_what_is_no_matching_is_refused(function: Any, says: str) -> None:
         tome_fx.transform(tiny(), 2, matching=function)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("src", "dst", "says"),
     [

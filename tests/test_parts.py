@@ -73,7 +73,7 @@ class Lora(nn.Module):
         return self.base(x) + self.more(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @copied
 def test_a_copy_of_a_wrapped_one_runs_its_own_program(copier: Callable[[Any], Any]) -> None:
     fast, x = tome_fx.transform(tiny(proj_drop_rate=0.5).train(), 2), images(3)
@@ -117,7 +117,7 @@ def test_weights_that_a_hook_would_make_anew() -> None:
         nn.utils.weight_norm(fast.head)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @copied
 def test_a_parametrization_of_a_part(copier: Callable[[Any], Any]) -> None:
     fast, x = tome_fx.transform(tiny(), 2), images(3)
@@ -179,7 +179,7 @@ COURSES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
 def test_what_was_frozen_at_the_transform_thaws_as_a_models_does(
     course: Callable[[Any], Any],

@@ -59,7 +59,7 @@ def test_those_that_are_loaded_or_assigned_are_read(name: str, assign: bool) -> 
     assert torch.equal(fast(x), tome_fx.transform(there, 2)(x))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("before", "after", "says"),
     [

@@ -65,7 +65,7 @@ def test_a_copy_of_an_exported_programs_result(copier: Callable[[Any], Any], cha
     assert copier(fast).head.weight.dtype == x.dtype
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @copied
 def test_which_weights_do_not_decay(copier: Callable[[Any], Any]) -> None:
     model = tiny()

@@ -36,6 +36,7 @@ def test_inductor_is_the_inner_backend() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("dynamic", "view"), [(True, False), (None, True)])
 def test_one_graph_for_all_batches(dynamic: bool | None, view: bool) -> None:
     model, fast, chosen = tiny(), expected(tiny()), backend()
@@ -115,6 +116,7 @@ def test_autocast(inside: bool | None, around: bool) -> None:
     assert chosen.reports[0].schedule == (R, R)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_under_no_grad_and_inference_mode(mode: Any) -> None:
     model, x = tiny(), images()
@@ -199,6 +201,7 @@ def test_a_mode_reaches_the_inner_backend(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "beit_base_patch16_224"])
 def test_models_as_transform_has_them(name: str) -> None:
     options = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 64, "num_classes": 5}

@@ -45,6 +45,7 @@ def texts(batch: int) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dynamic", [True, None])
 @pytest.mark.parametrize("compared", [True, False])
 def test_texts_are_as_many_as_images_by_chance(compared: bool, dynamic: bool | None) -> None:

@@ -48,6 +48,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_padding_is_held_apart(dynamic: bool | None) -> None:
     """Whether the batch is a number or a symbol; what stands in the padding changes nothing."""

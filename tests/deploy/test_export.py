@@ -39,7 +39,7 @@ def made(name: str, **options: Any) -> tuple[Any, int]:
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
     fast, size = made(name)
@@ -54,7 +54,7 @@ def test_exported_saved_loaded_and_run(name: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", UNLIKE)
 def test_without_scatter_the_same(name: str) -> None:
     (usual, size), (fast, _) = made(name), made(name, scatter=False)

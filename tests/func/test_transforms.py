@@ -68,6 +68,7 @@ def test_functional_call() -> None:
     close(functional_call(fast, part, (x,)) - fast(x), (1 - fast.head.bias).expand(2, -1))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("training", [False, True])
 def test_an_ensemble(training: bool) -> None:
     """The states of plain models, stacked; one program runs them all."""

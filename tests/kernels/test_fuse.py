@@ -76,6 +76,7 @@ def by_kernel(model: nn.Module, r: object, monkeypatch: pytest.MonkeyPatch) -> G
 
 @torch.no_grad()
 @pytest.mark.usefixtures("fused")
+@pytest.mark.few(1)
 @pytest.mark.parametrize("r", [[3, 1, 0, 2], [2, 0, 0, 0]])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
 def test_attention_reads_what_the_merge_made_of_its_sizes(

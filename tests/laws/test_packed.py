@@ -91,6 +91,7 @@ def test_r_is_that_of_each_image() -> None:
     assert fast(x, row).shape == (40, 5)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attention", ["heads", "einsum"])
 @pytest.mark.parametrize("mask", ["rows", "pairs"])
 @torch.no_grad()
@@ -109,6 +110,7 @@ def test_padding_is_held_apart(attention: str, mask: str) -> None:
     assert distance(fast(x)[:24], model(x)[:24]) > 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attention", ["heads", "einsum"])
 @torch.no_grad()
 def test_a_mask_that_keeps_images_apart(attention: str) -> None:
@@ -268,7 +270,7 @@ class Cut(nn.Module):
         return scaled_dot_product_attention(q, k, v)[0].transpose(0, 1).reshape(len(x), -1)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("blocks", "merges"),
     [

@@ -96,7 +96,7 @@ class InRows(nn.Module):
 
 
 @pytest.mark.cost
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("made", [checkpointed, left_out, grouped])
 def test_what_runs_in_another_shape_is_profiled_as_what_it_is(
     made: Callable[[], tuple[tome_fx.ToMeModule, torch.Tensor]],

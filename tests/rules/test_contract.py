@@ -254,6 +254,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("names", [list(WEIGHTS)[:8], list(WEIGHTS)[8:]], ids=["first", "second"])
 def test_what_is_done_to_the_weights_sees_members_or_totals(names: list[str]) -> None:
     blocks = {name: Eager(None, WEIGHTS[name]) for name in names}

@@ -162,6 +162,7 @@ def test_members_that_see_other_tokens_are_noted() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attend", [fused, added])
 def test_tokens_of_one_window_merge_first(attend: Attend) -> None:
     """Windows by a mask: the same picture sees other ones in another window."""

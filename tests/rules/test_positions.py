@@ -210,7 +210,7 @@ TABLES: dict[str, Callable[[Spelled], Any]] = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_that_the_model_writes_out_for_every_image_is_still_a_table(name: str) -> None:
     x = images(tuple(range(PATCHES)))

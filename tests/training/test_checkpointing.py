@@ -72,6 +72,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
         torch.testing.assert_close(ours[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("capture", DOORS)
 @pytest.mark.parametrize("r", [0, 2])
 def test_timm(capture: str, r: int) -> None:

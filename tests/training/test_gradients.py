@@ -130,6 +130,7 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert all(p.grad is not None for p in model.blocks[0].parameters())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("capture", ["export", "symbolic_trace"])
 def test_through_a_batch_norm(capture: str) -> None:
     """It writes to its running statistics, which its backward reads."""

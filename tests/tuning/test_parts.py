@@ -58,6 +58,7 @@ def test_a_move_gives_weight_to_a_layer_without_and_takes_the_last_of_it() -> No
     assert moved((0.1, 2.0), [0], 0.5) == (0.0, 2.0)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_relpos_small_patch16_224"])
 def test_macs_are_known_without_a_rewrite(name: str) -> None:
     fast = tome_fx.transform(tiny(name, depth=4, img_size=112), 0, min_ratio=0.0)

@@ -80,7 +80,7 @@ def test_a_tuning_that_was_interrupted_goes_on(
     assert [tuple(entry["r"]) for entry in content["speeds"]] == machine.measured
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
