@@ -152,6 +152,7 @@ def test_each_asks_its_own_model(copier: Copier) -> None:
 
 
 @copied
+@pytest.mark.few(1)
 def test_modules_that_stay_calls_are_its_own(copier: Copier, captures: list[bool]) -> None:
     fast = transformed(with_leaves())
     assert len(captures) == 1

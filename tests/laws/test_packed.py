@@ -209,6 +209,7 @@ class Experts(nn.Module):
         return out
 
 
+@pytest.mark.few(0)
 @torch.no_grad()
 def test_experts_that_stay_calls() -> None:
     """What they make of rows and channels is no grid of tokens."""
