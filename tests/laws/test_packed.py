@@ -73,8 +73,7 @@ def test_images_in_one_row_merge_each_by_itself(attention: str, lengths: tuple[i
             own.load_state_dict(state)
             single = tome_fx.transform(own, 2, example_inputs=(parts[which], alone), min_ratio=0)
             assert distance(single(parts[which], alone), before) < 1e-9
-    config = Packed(lengths=lengths)
-    equal = config.duplicates()
+    equal = Packed(lengths=lengths).duplicates()
     assert distance(fast(equal, row), model(equal, row)) < 1e-9
     assert distance(fast(x, row), model(x, row)) > 1e-6
     for once in fast.token_map(x, row):
