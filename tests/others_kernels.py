@@ -20,7 +20,7 @@ FLASH_3, XFORMERS_3 = "flash_attn_3::_flash_attn_forward", "xformers_flash3::fla
 ASKED_3 = "Tensor? cu_seqlens_q=None, int? max_seqlen_q=None, Tensor? page_table=None, "
 WINDOWS = "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, "
 LENGTHS = "Tensor? cu_seqlens_q, Tensor? seqused_k, int max_seqlen_q, int max_seqlen_k, "
-C, HEADS, WIDE = 24, 2, 48
+C, HEADS = 24, 2
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, **more: Any) -> Tensor:
