@@ -6,6 +6,7 @@
     y = dropout(x, p, False)   -> x
     y = to(x, device)          -> x, if it is there: its dtype is not asked for
     y = slice(x, 1, 0, end)    -> x, if that are all places
+    y = slice_scatter(x, z, 0) -> z, if that are all places
     y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
@@ -49,7 +50,7 @@ from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
 from tome_fx.graph.cones import made_of_inputs
-from tome_fx.graph.cuts import VIEWS, frozen, takes_all
+from tome_fx.graph.cuts import VIEWS, frozen, takes_all, writes_all
 from tome_fx.graph.einsums import read_einsum
 from tome_fx.graph.extents import size_before
 from tome_fx.graph.idle import is_idle
@@ -85,6 +86,9 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             graph.erase_node(node)
         elif _is_nothing(node) or takes_all(node):
             node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif writes_all(node):
+            node.replace_all_uses_with(bind(node)["src"])
             graph.erase_node(node)
         elif calls(node, VIEWS) and not node.kwargs:
             first = moved.setdefault((node.target, *map(frozen, node.args)), node)

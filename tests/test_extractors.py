@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,13 @@ def _randomised(model: nn.Module) -> nn.Module:
 def _of_torchvision() -> nn.Module:
     model = _randomised(VisionTransformer(16, 4, 3, 2, 16, 32, num_classes=5))
     return create_feature_extractor(model, ["encoder.layers.encoder_layer_1", "heads"]).eval()
+
+
+def _with_two_modes() -> nn.Module:
+    """One that does otherwise in training, and writes to its buffers there."""
+    model = VisionTransformer(16, 4, 3, 2, 16, 32, num_classes=5, dropout=0.5)
+    model.conv_proj = nn.Sequential(model.conv_proj, nn.BatchNorm2d(16))
+    return create_feature_extractor(_randomised(model), ["encoder", "heads"]).eval()
 
 
 def _of_timm() -> nn.Module:
@@ -69,6 +78,35 @@ def test_an_extractor_keeps_its_features(name: str) -> None:
     assert places <= {"self_attention", "attn"}
     # How many images there are, which nn.MultiheadAttention asks of each value, needs no tokens.
     assert not any("sym_size" in told.op for told in fast.report.unmerges)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_an_extractor_keeps_its_mode(within: bool) -> None:
+    """A copy of one comes back in training, dropout and batch norm with it."""
+    made = _with_two_modes()
+    model = nn.Sequential(made).eval() if within else made
+    x = torch.randn(3, 3, 16, 16)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    expected = model(x)
+    fast = tome_fx.transform(model, 0, example_inputs=x)
+    for result in (fast, copy.copy(fast), copy.deepcopy(fast), fast.train().eval()):
+        assert not result.training
+        for name, value in result(x).items():
+            assert torch.equal(value, expected[name])
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+    assert any("dropout" in str(node.target) for node in fast.train().graph.nodes)
+    assert not model.training
+    assert not made.training
+
+
+def test_a_recipe_with_weights_keeps_the_mode_of_an_extractor(tmp_path: Path) -> None:
+    model, x = _with_two_modes(), torch.randn(3, 3, 16, 16)
+    fast = tome_fx.transform(model, 3, example_inputs=x)
+    tome_fx.save_recipe(fast, tmp_path / "recipe.json", weights=True)
+    again = tome_fx.apply_recipe(model, tmp_path / "recipe.json")
+    assert not again.training
+    assert torch.equal(again(x)["heads"], fast(x)["heads"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -96,3 +97,17 @@ def test_a_mode_that_cannot_be_captured_is_not_taken_on() -> None:
         fast.training = True
     assert not fast.training
     assert fast(images(2)).shape[0] == 2
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_module_of_an_exported_program_holds_one_mode(within: bool) -> None:
+    """Its own ``train`` refuses, so that of its result must: the program is that of evaluation."""
+    model, x = tiny(drop_rate=0.5), images(2)
+    program = torch.export.export(model, (x,)).module()
+    whole = nn.Sequential(program) if within else program
+    fast = tome_fx.transform(whole, 2, example_inputs=x)
+    assert fast.training == within  # torch's word for what holds it
+    for result in (fast, copy.copy(fast), copy.deepcopy(fast)):
+        with pytest.raises(tome_fx.CaptureError, match="holds one mode only"):
+            result.train(not within)
+        assert torch.equal(result.train(within)(x), fast(x))

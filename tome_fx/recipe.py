@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from tome_fx.api import transform
+from tome_fx.capturing.modes import deep_copy
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import ConfigError, InputError
 from tome_fx.files import file_path, replacing, unwritten
@@ -126,7 +126,7 @@ def apply_recipe(
         raise ConfigError(f"{path}: {error}") from None
     if recipe["weights"]:
         check_values(model, "The model", "Make it on a device that holds them")
-        model = copy.deepcopy(model)  # which keeps its own weights
+        model = deep_copy(model)  # which keeps its own weights
     try:
         result = transform(
             model,

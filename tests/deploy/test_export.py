@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import tome_fx
 from tests.architectures import randomise
@@ -105,6 +105,26 @@ def test_a_trace_by_torchscript_says_that_it_is_of_one_batch() -> None:
     fast = tome_fx.transform(tiny(), 2)
     with pytest.warns(tome_fx.ToMeWarning, match=r"number of images down.*torch\.export\.export"):
         torch.jit.trace(fast, images(2), check_trace=False)
+
+
+class Asking(nn.Module):
+    """A call as that of the exporter to ONNX on TorchScript: None for what is left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x, is_causal=None)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.jit.trace writes:tome_fx.ToMeWarning")
+def test_a_trace_by_torchscript_captures_beside_itself() -> None:
+    model, x = tiny(), images(2)
+    traced = torch.jit.trace(Asking(tome_fx.transform(model, 0)), x, check_trace=False)
+    assert torch.equal(traced(x), model(x))
 
 
 def test_an_exported_program_asks_nothing_and_has_no_empty_pieces() -> None:

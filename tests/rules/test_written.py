@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tome_fx
-from tests.rules.common import TINY, C, N, images, random, unmerged
+from tests.rules.common import TINY, C, N, check, images, random, unmerged
 
 pytestmark = TINY
 TOKEN = random(1, 1, C)
@@ -58,6 +60,46 @@ WRITES = {
 
 def test_what_is_written_to_tokens_stays_merged() -> None:
     assert unmerged(WRITES, how="beside") == set()
+
+
+def in_chunks(x: Tensor) -> Tensor:
+    """Attention of a few queries at a time, into memory that holds anything yet."""
+    out = torch.full_like(x, torch.nan)
+    for i in range(0, N, 5):
+        out[:, i : i + 5] = F.scaled_dot_product_attention(x[:, i : i + 5], x, x)
+    return out
+
+
+def halves(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :7].clamp_(-0.5, 0.5)
+    x[:, 7:].clamp_(-0.5, 0.5)
+    return x
+
+
+def every_second(x: Tensor) -> Tensor:
+    out = torch.full_like(x, torch.nan)
+    out[:, 0::2] = x[:, 0::2].sin()
+    out[:, 1::2] = x[:, 1::2].sin()
+    return out
+
+
+def by_index(x: Tensor) -> Tensor:
+    out = torch.full_like(x, torch.nan)
+    places = torch.arange(0, N, 2)
+    out[:, places] = x[:, places].sin()
+    out[:, places[:-1] + 1] = x[:, places[:-1] + 1].sin()
+    return out
+
+
+PIECES = {f.__name__: f for f in (in_chunks, halves, every_second, by_index)}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("remerge", ["mean", "never"])
+def test_what_is_half_written_is_not_averaged(remerge: str) -> None:
+    for op in PIECES.values():
+        assert check(op, how="beside", remerge=remerge)
 
 
 class Assembled(nn.Module):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
+from tome_fx.capturing.modes import deep_copy
 from tome_fx.graph.shells import shell
 
 
@@ -37,7 +36,7 @@ def fresh(model: nn.Module) -> nn.Module:
 def _copied(model: nn.Module) -> nn.Module | None:
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
-        return copy.deepcopy(model, memo)
+        return deep_copy(model, memo)
     except Exception:
         return None
 

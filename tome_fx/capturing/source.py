@@ -6,8 +6,8 @@ whatever happens, and no weight is held twice.
 
 from __future__ import annotations
 
-import copy
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.modes import deep_copy, holds_one_mode, modes_of, set_modes
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
@@ -29,17 +30,22 @@ from tome_fx.locating import LOCK, Located
 
 @dataclass(frozen=True)
 class Source:
-    """A structure copy of the model (``skeleton``), or an exported program."""
+    """A structure copy of the model (``skeleton``), or an exported program.
+
+    Attributes:
+        one_mode: does the model refuse to change its mode?
+    """
 
     skeleton: nn.Module | torch.export.ExportedProgram
     name: str
     training: bool
     born: tuple[torch.dtype, torch.device] | None
+    one_mode: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An exported program has a file format of its own; its pickle cannot be read again."""
         if isinstance(self.skeleton, nn.Module):
-            return Source, (self.skeleton, self.name, self.training, self.born)
+            return Source, (self.skeleton, self.name, self.training, self.born, self.one_mode)
         file = io.BytesIO()
         torch.export.save(self.skeleton, file)
         return _loaded, (file.getvalue(), self.name, self.training)
@@ -51,23 +57,21 @@ class Source:
 
     def allow(self, mode: bool) -> None:
         """Raise CaptureError if the mode cannot be captured."""
-        if not self.can_capture and mode != self.training:
+        if self.one_mode and mode != self.training:
             raise CaptureError(
-                "This module was made from an ExportedProgram, which holds one mode only. "
+                "This module was made from an exported program, which holds one mode only. "
                 "Transform the nn.Module itself to switch between train() and eval()."
             )
 
     @property
-    def modes(self) -> tuple[bool, ...]:
-        """Those of the model's parts, in order; none of an exported program."""
-        whole = self.skeleton
-        return tuple(p.training for p in whole.modules()) if isinstance(whole, nn.Module) else ()
+    def modes(self) -> dict[str, bool]:
+        """Those of the model's parts, by path; none of an exported program."""
+        return modes_of(self.skeleton) if isinstance(self.skeleton, nn.Module) else {}
 
-    def restore(self, modes: tuple[bool, ...]) -> None:
+    def restore(self, modes: Mapping[str, bool]) -> None:
         """Bring the model's parts to the modes that they had."""
         if isinstance(self.skeleton, nn.Module):
-            for part, mode in zip(self.skeleton.modules(), modes, strict=True):
-                part.training = mode
+            set_modes(self.skeleton, modes)
 
     def settle(self) -> bool:
         """Bring the model to its mode as a whole. Were parts in another one, frozen ones say?"""
@@ -171,7 +175,7 @@ class Source:
     def copied(self, target: nn.Module, memo: dict[int, Any]) -> Source:
         """A source with tensors of its own."""
         own = self.synced(target)
-        return replace(own, skeleton=copy.deepcopy(own.skeleton, memo))
+        return replace(own, skeleton=deep_copy(own.skeleton, memo))
 
     def _sync(self, target: nn.Module) -> None:
         assert isinstance(self.skeleton, nn.Module)
@@ -256,7 +260,7 @@ class Source:
 
 
 def _loaded(program: bytes, name: str, training: bool) -> Source:
-    return Source(torch.export.load(io.BytesIO(program)), name, training, None)
+    return Source(torch.export.load(io.BytesIO(program)), name, training, None, True)
 
 
 def _taken(path: str) -> ConfigError:
@@ -270,8 +274,11 @@ def _taken(path: str) -> ConfigError:
 def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:
     """The source for ``model``."""
     if not isinstance(model, nn.Module):
-        return Source(model, type(model.graph_module).__name__, False, None)
-    return Source(structure_copy(model), type(model).__name__, model.training, _weight(model))
+        return Source(model, type(model.graph_module).__name__, False, None, True)
+    skeleton, one_mode = structure_copy(model), holds_one_mode(model)
+    if "train" in vars(model) and one_mode:
+        skeleton.training = False  # an exported program as a module says True, whatever it holds
+    return Source(skeleton, type(model).__name__, skeleton.training, _weight(model), one_mode)
 
 
 def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:

@@ -100,12 +100,12 @@ class Ways:
             return False  # code may ask whether two are one
         if torch.compiler.is_compiling() or _is_watched():
             return None
-        same = self.ask(values)
+        same = _untraced(self.ask, values)
         if same is None:
             return None
         if same and self._known(kinds) is None:
             stand_ins = {n: stand_in(cast(Kind, kind), values[n]) for n, kind in kinds}
-            any_value = (kinds == exact and not tensors) or bool(self.ask(stand_ins))
+            any_value = (kinds == exact and not tensors) or bool(_untraced(self.ask, stand_ins))
             self.known.append((kinds, any_value))
             same = any_value or not tensors  # tensors decide by their values
         self.known.append((exact, same and not tensors))
@@ -113,6 +113,19 @@ class Ways:
 
     def _known(self, way: list[tuple[str, Any]]) -> bool | None:
         return next((same for known, same in self.known if known == way), None)
+
+
+def _untraced(ask: Callable[[dict[str, Any]], bool | None], values: dict[str, Any]) -> bool | None:
+    """The answer; a capture is no part of what ``torch.jit.trace`` records.
+
+    The exporter to ONNX that is built on it gives ``None`` for whatever a call leaves out.
+    """
+    state, put = torch._C._get_tracing_state(), torch._C._set_tracing_state  # type: ignore[attr-defined]
+    put(None)
+    try:
+        return ask(values)
+    finally:
+        put(state)
 
 
 def _is_watched() -> bool:

@@ -69,6 +69,16 @@ def takes_all(node: Node) -> bool:
     return call["start"] in (None, 0) and call["step"] == 1 and before == after
 
 
+def writes_all(node: Node) -> bool:
+    """Is it a ``slice_scatter`` to all places, which leaves nothing of what it writes into?"""
+    if not calls(node, ("aten.slice_scatter",)):
+        return False
+    call = bind(node)
+    old, new = (call[name].meta["val"] for name in ("self", "src"))
+    whole = call["start"] in (None, 0) and call["step"] == 1
+    return whole and old.dtype == new.dtype and str(old.shape) == str(new.shape)
+
+
 def viewed_cut_of(value: Any) -> Cut | None:
     """What a value is cut out of, where axes are moved or put in before or behind the cut."""
     behind, value = _views(value)

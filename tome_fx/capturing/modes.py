@@ -1,0 +1,59 @@
+"""Training or evaluation, of each part of a model: told, copied along, and brought about."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from tome_fx.graph.shells import shell
+
+_Model = TypeVar("_Model", bound=nn.Module | torch.export.ExportedProgram)
+
+
+def modes_of(model: nn.Module) -> dict[str, bool]:
+    """Whether the parts are in training, by path; the model itself has the path ``""``."""
+    return {path: part.training for path, part in model.named_modules(remove_duplicate=False)}
+
+
+def set_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Bring the parts to their modes, with all that a ``train`` of their own does."""
+    for path, part in list(model.named_modules(remove_duplicate=False)):
+        mode = modes.get(path, part.training)
+        if part.training != mode and type(part).train is not nn.Module.train:
+            part.train(mode)  # its own parts come behind it, and to modes of their own
+        part.training = mode
+
+
+def deep_copy(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
+    """``copy.deepcopy``, in the modes that the parts have.
+
+    torchvision's extractors are made anew in training, with the graph of it.
+    """
+    result = copy.deepcopy(model, memo)
+    if isinstance(model, nn.Module) and isinstance(result, nn.Module):
+        set_modes(result, modes_of(model))
+    return result
+
+
+def holds_one_mode(model: nn.Module) -> bool:
+    """Has it a part that refuses to change its mode, as ``torch.export`` makes modules?
+
+    No copy has such a ``train`` any more: it stands on the object.
+    """
+    return any(map(_refuses, model.modules()))
+
+
+def _refuses(part: nn.Module) -> bool:
+    own = vars(part).get("train")
+    if not isinstance(own, MethodType):
+        return False
+    try:
+        own.__func__(shell(part), part.training)
+    except NotImplementedError:
+        return True
+    return False
