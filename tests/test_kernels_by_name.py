@@ -143,11 +143,11 @@ class Normed(nn.Module):
         if self.kernels:
             batch, channels, tokens = rows.shape
             x = x + aten.native_layer_norm(x, [24], None, None, 1e-5)[0]
-            rows = x.transpose(1, 2)
+            rows = x.transpose(1, 2).contiguous()  # as torch 2.11 wants it
             group = aten.native_group_norm(rows, None, None, batch, channels, tokens, 4, 1e-5)[0]
             return x + group.transpose(1, 2) + aten._fused_rms_norm(x, [24], None, 1e-5)[0]
         x = x + nn.functional.layer_norm(x, [24])
-        rows = x.transpose(1, 2)
+        rows = x.transpose(1, 2).contiguous()
         group = nn.functional.group_norm(rows, 4)
         return x + group.transpose(1, 2) + nn.functional.rms_norm(x, [24], eps=1e-5)
 

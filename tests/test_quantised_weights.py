@@ -14,6 +14,7 @@ import tome_fx
 from tests.laws.common import TINY
 from tests.quantised import by_config, packed, quantisation_of, quantised
 from tests.tiny import images, tiny
+from tests.versions import lacks
 from tome_fx.measuring.kept import weights_of
 from tome_fx.profiling.traffic import moved
 
@@ -155,6 +156,7 @@ def test_four_bits_of_qlora() -> None:
     assert not fast.report.unmerges
 
 
+@lacks("makes a nested tensor in a way that Dynamo does not know")
 @torch.no_grad()
 def test_the_backend_leaves_nested_images_alone() -> None:
     rows = torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)], layout=torch.jagged)
