@@ -248,3 +248,9 @@ def test_a_whole_compiles_around_a_method(model: Tower, fast: Any) -> None:
     x = images()
     compiled = torch.compile(Whole(fast), backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), Whole(model)(x))
+
+
+def test_a_method_that_asks_a_part_for_more_than_weights_says_so() -> None:
+    fast = tome_fx.transform(tiny(img_size=32), 2)
+    with pytest.raises(tome_fx.ConfigError, match=r"set_input_size .* parts\s+hold weights alone"):
+        fast.set_input_size((64, 64))

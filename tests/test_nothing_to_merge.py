@@ -137,3 +137,29 @@ def test_a_new_r_that_does_not_pay_is_said() -> None:
     assert sum(fast.schedule) == 0
     fast.r = 40
     assert fast.schedule == (40, 40, 40, 38)
+
+
+class Additive(nn.Module):
+    """Attention by a sum of queries and keys (Bahdanau), without a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8)
+        self.score = nn.Linear(8, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image).flatten(2).transpose(1, 2)
+        q = self.mix(x)
+        logits = self.score((q[:, :, None] + q[:, None]).tanh()).squeeze(-1)
+        shares = logits.softmax(-1)
+        return x + shares @ x
+
+
+def test_a_softmax_of_no_product_is_told_with_its_place() -> None:
+    words = (
+        r"softmax at body \(test_nothing_to_merge\.py:\d+: shares = .*\): it is not of a product"
+    )
+    model = nn.Sequential()
+    model.add_module("body", Additive().eval())
+    with pytest.raises(tome_fx.NoAttentionFoundError, match=words):
+        tome_fx.transform(model, 2, example_inputs=images())

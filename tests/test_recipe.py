@@ -29,6 +29,13 @@ def test_a_recipe_makes_the_same_module(tmp_path: Path, r: Any) -> None:
     assert torch.equal(again(x), fast(x))
 
 
+def test_a_compiled_result_is_the_result(tmp_path: Path) -> None:
+    fast = tome_fx.transform(tiny(), 2)
+    compiled: Any = torch.compile(fast, backend="eager")
+    path = tome_fx.save_recipe(compiled, tmp_path / "recipe.json")
+    assert tome_fx.apply_recipe(tiny(), path).schedule == fast.schedule
+
+
 def test_weights_travel_as_safetensors(tmp_path: Path) -> None:
     model, other, x = tiny(), tiny(), images()
     with torch.no_grad():

@@ -19,6 +19,7 @@ from tome_fx.capturing.examples import (
     rejection,
 )
 from tome_fx.capturing.first_call import first_call
+from tome_fx.capturing.skeleton import unwrapped
 from tome_fx.capturing.source import Source, source_of
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import (
@@ -188,7 +189,7 @@ def explain(model: Any, r: Any = 16, **options: Any) -> Report:
     """
     unknown = {k: v for k, v in options.items() if k not in inspect.signature(transform).parameters}
     reject_unknown(unknown)
-    inner = _inside(model)
+    inner = unwrapped(model)
     if isinstance(inner, ToMeModule):
         return inner.report
     return transform(model, r, **options).report
@@ -229,18 +230,9 @@ def _check_call(inputs: Any, kwargs: Any, call: Any) -> None:
         )
 
 
-def _inside(model: Any) -> Any:
-    """What a wrapper that changes nothing holds."""
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-        return _inside(model._orig_mod)
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return _inside(model.module)
-    return model
-
-
 def _unwrapped(model: Any) -> Any:
     """The model inside a wrapper that changes nothing, or an error that says what to pass."""
-    model = _inside(model)
+    model = unwrapped(model)
     if isinstance(model, ToMeModule):
         raise AlreadyTransformedError(
             f"This model was transformed with r={model.r!r}. "

@@ -20,10 +20,10 @@ from tome_fx.capturing.ungraded import data_recorded, inference_recorded, region
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.kernels import kernel_name
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.single import is_of_one
 from tome_fx.marks import refuse_marked
+from tome_fx.nothing_found import nothing_found
 from tome_fx.options import Settings
 from tome_fx.passes.capture import Door, capture
 from tome_fx.passes.locate import locate
@@ -237,33 +237,5 @@ def _checked(program: Program, findings: Findings, next_step: str = WRITE_IN) ->
             f"No attention is found around it. {next_step}",
         )
     if not findings.sites and not (misses and all(miss.harmless for miss in misses)):
-        raise NoAttentionFoundError(_nothing_found(program, findings))
+        raise NoAttentionFoundError(nothing_found(program, findings))
     return Located(program, findings)
-
-
-def _nothing_found(program: Program, findings: Findings) -> str:
-    kinds: dict[str, int] = {}
-    for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload):
-            name = node.target._schema.name.replace("aten::", "")
-            kinds[name] = kinds.get(name, 0) + 1
-    common = sorted(kinds, key=lambda name: -kinds[name])[:5]
-    seen = ", ".join(f"{kinds[name]} {name}" for name in common)
-    text = "No self-attention over tokens with a residual add was found."
-    found: dict[str, list[str]] = {}
-    for miss in findings.misses:
-        found.setdefault(miss.reason, []).append(miss.node.name)
-    for reason, (first, *more) in sorted(found.items(), key=lambda item: -len(item[1]))[:3]:
-        text += f" {first}{f' and {len(more)} more' if more else ''}: {reason}."
-    text += f" The program holds {seen}."
-    kernels = sorted({name for node in program.graph.nodes if (name := kernel_name(node))})
-    if kernels:
-        return (
-            f"{text} Not read as attention, for what is asked of it or as nothing is known of it: "
-            f"{', '.join(kernels)}. Let the model call torch.nn.functional."
-            'scaled_dot_product_attention, in transformers by attn_implementation="sdpa".'
-        )
-    return (
-        f"{text} Token merging needs attention of tokens to each other, fused or by a softmax of "
-        "products, and a residual add behind it."
-    )

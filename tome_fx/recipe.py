@@ -14,6 +14,7 @@ from torch import nn
 
 from tome_fx.api import transform
 from tome_fx.capturing.modes import deep_copy
+from tome_fx.capturing.skeleton import unwrapped
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import ConfigError, InputError
 from tome_fx.files import file_path, replacing, unwritten
@@ -32,7 +33,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
     """Write how ``module`` was made, as JSON.
 
     Args:
-        module: the result of a transform.
+        module: the result of a transform, compiled or not.
         path: the file to write, ``something.json``.
         weights: write its parameters and buffers too, as ``something.safetensors`` beside it
             (needs the package safetensors), and no recipe where they cannot be. A name without
@@ -46,6 +47,7 @@ def save_recipe(module: ToMeModule, path: str | Path, *, weights: bool = False) 
         ConfigError: it was made with code of the user (rules, a matching), or ``path`` takes no
             file, or its weights have no values.
     """
+    module = unwrapped(module)
     if not isinstance(module, ToMeModule):
         raise TypeError(f"save_recipe takes the result of transform, not {type(module).__name__}.")
     path = file_path(path, "A recipe")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -47,4 +49,13 @@ def uncompiled(model: nn.Module) -> nn.Module:
         for name, child in module._modules.items():
             if isinstance(child, torch._dynamo.eval_frame.OptimizedModule):
                 module._modules[name] = child._orig_mod
+    return model
+
+
+def unwrapped(model: Any) -> Any:
+    """What a wrapper that changes nothing holds."""
+    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+        return unwrapped(model._orig_mod)
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return unwrapped(model.module)
     return model

@@ -65,7 +65,13 @@ def _told_of(method: Any) -> Any:
 
     @functools.wraps(method)
     def told(*args: Any, **kwargs: Any) -> Any:
-        result = method(*args, **kwargs)
+        try:
+            result = method(*args, **kwargs)
+        except AttributeError as error:
+            raise ConfigError(
+                f"{method.__name__} of the model's class fails on a transformed module, whose "
+                f"parts hold weights alone: {error}. Call it on the model, then transform that."
+            ) from error
         if result is None:
             warn(
                 f"{method.__name__} of the model's class has no result. Weights that it changed "

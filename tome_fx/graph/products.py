@@ -40,7 +40,8 @@ def _unfold(node: Node) -> None:
     if not _is_same(*leading) or min(x.meta["val"].dim() for x in (a, b)) < 2:
         return
     rows, columns = (x.meta["val"].shape for x in (a, b))
-    shape = (*torch.broadcast_shapes(rows[:-2], columns[:-2]), rows[-2], columns[-1])
+    images = torch.broadcast_shapes(rows[:-2], columns[:-2])  # type: ignore[no-untyped-call]
+    shape = (*images, rows[-2], columns[-1])
     for view in list(node.users):
         if calls(view, _VIEWS) and _is_same(view.meta["val"].shape, shape):
             view.target, view.args, view.kwargs = aten.matmul.default, (a, b), {}
