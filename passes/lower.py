@@ -2,6 +2,7 @@
 
     size1 = along(size, 4, 0, 3, 1, 0)         size1 = along(size, 4, 0, 3, 1, 0)
     size2 = along(size, 4, 0, 3, 1, 0)   ->    (uses of size2 read size1)
+    y = cat([x, merge(z, ..)], 1)        ->    y = cat([x, apart(merge(z, ..))], 1)
 
 Only functions of ``tome_fx.ops`` are shared: they are pure. The program's own nodes stay as they
 were captured.
@@ -20,6 +21,9 @@ from tome_fx import ops
 _PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops.assignment,
             ops.padding_last, ops.plan_of_pairs)  # fmt: skip
 
+# What ends with an addition in place, where it has no kernel of its own.
+_ADDED = (ops.merge, ops.merge_sum, ops.total)
+
 
 def lower(graph: Graph, scatter: bool = True) -> Graph:
     """Edit ``graph`` in place and return it; without ``scatter`` rows are placed by products."""
@@ -29,6 +33,8 @@ def lower(graph: Graph, scatter: bool = True) -> Graph:
             node.kwargs = {**node.kwargs, "onehot": True}
         if node.target is torch.ops.aten.sym_size.int:
             node.target = ops.size_of  # the op has no batching rule, so no vmap
+        if node.target is torch.ops.aten.cat.default:
+            _part(node)
         if node.op != "call_function" or not _is_op(node):
             continue
         key = (node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))
@@ -38,6 +44,16 @@ def lower(graph: Graph, scatter: bool = True) -> Graph:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
+
+
+def _part(row: Node) -> None:
+    """Let no piece of a row be a value that was added to in place."""
+    for piece in row.all_input_nodes:
+        if piece.target in _ADDED:
+            with row.graph.inserting_before(row):
+                own = row.graph.call_function(ops.apart, (piece,))
+            own.meta = {**piece.meta}
+            row.replace_input_with(piece, own)
 
 
 def _is_op(node: Node) -> bool:

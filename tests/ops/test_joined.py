@@ -10,12 +10,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import tome_fx
+from tests.rules.common import TINY
 from tome_fx import ops
 from tome_fx.ops import MergePlan
 
-N, R = 58, 6
+pytestmark = TINY
+N, R, C = 58, 6, 16
 
 
 def _of_sizes(plan: MergePlan, size: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,3 +50,32 @@ def test_a_piece_outlives_its_row(made: Callable[..., tuple[Tensor, Tensor]]) ->
     compiled = torch.compile(run)(plan, size, x)
     for one, other in zip(compiled, run(plan, size, x), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+class Remembering(nn.Module):
+    """A block whose MLP is given a token more, so that merged tokens are joined and added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
+        self.up, self.down = nn.Linear(C, C), nn.Linear(C, C)
+        self.memory = nn.Parameter(torch.randn(1, 1, C))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.first(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(heads.transpose(1, 2).flatten(2))
+        more = torch.cat([self.memory.expand(x.shape[0], -1, -1), x], 1)
+        return x + self.down(F.gelu(self.up(self.second(more))))[:, 1:]
+
+
+@pytest.mark.compiler
+@torch.no_grad()
+def test_merged_tokens_outlive_a_row_that_they_are_joined_to() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Remembering(), Remembering()).double().eval()
+    x = torch.randn(4, 24, C, dtype=torch.float64)
+    fast = tome_fx.transform(model, 4, example_inputs=x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(fast)(x), fast(x), rtol=1e-9, atol=1e-9)

@@ -55,6 +55,7 @@ from tome_fx.ops.pairs import joined as joined
 from tome_fx.ops.pairs import plan_of_pairs as plan_of_pairs
 from tome_fx.ops.pairs import single as single
 from tome_fx.ops.patches import embed_patches as embed_patches
+from tome_fx.ops.placing import apart as apart
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment
 from tome_fx.ops.plan import compose as compose

@@ -20,7 +20,8 @@ _NARROW = 32
 def permuted(place: Tensor, values: Tensor, onehot: bool = False) -> Tensor:
     """``result[b, place[b, i]] = values[b, i]`` for permutations ``[B, n]`` of ``0 .. n - 1``."""
     if not onehot:
-        return torch.zeros_like(values).scatter(1, place, values)
+        # By one too many, and back: see `apart`.
+        return torch.zeros_like(values).scatter(1, place, values + 1) - 1
     return (_hits(place, place.shape[1]) * values[:, None]).sum(-1)
 
 
@@ -42,6 +43,17 @@ def added(base: Tensor, place: Tensor, rows: Tensor, onehot: bool = False) -> Te
     else:
         sums = product(hits.to(rows.dtype), flat)
     return base + sums.reshape(base.shape)
+
+
+def apart(x: Tensor) -> Tensor:
+    """``x`` to its bits, for a row that is joined of pieces.
+
+    Inductor lets the pieces of a ``cat`` be views of it. Of one that it wrote to in place, as of
+    what was ``added``, it forgets that: once the row was read for the last time, its memory is
+    taken, and whoever reads the piece later reads something else. What an op makes of a piece is
+    safe, and that two signs are none is nothing that Inductor knows.
+    """
+    return x if x.dtype is torch.bool else x.neg().neg()
 
 
 def _hits(place: Tensor, count: int) -> Tensor:

@@ -34,8 +34,7 @@ def assignment(plan: MergePlan, onehot: bool = False) -> Tensor:
     batch, left = plan.keep.shape
     slots = torch.arange(left, device=plan.keep.device).expand(batch, left)
     order = torch.cat([plan.keep, plan.src], dim=1)
-    # By one too many, and back: what was written in place may not be joined (see `merged_size`).
-    return permuted(order, torch.cat([slots, plan.dst], dim=1) + 1, onehot) - 1
+    return permuted(order, torch.cat([slots, plan.dst], dim=1), onehot)
 
 
 def compose(later: Tensor, earlier: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool
         kept, joined = one.expand(plan.keep.shape), one.expand(plan.src.shape)
     else:
         kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
-    # Not added into `kept`: what Inductor writes to in place and then puts into a row (`along`) is
-    # a piece of that row's memory, which it takes for free once the row was read for the last time.
+    # Not added into `kept`, since sizes are joined (`along`): see `placing.apart`.
     return kept + added(torch.zeros_like(kept), plan.dst, joined, onehot)
 
 
