@@ -6,7 +6,7 @@
     y = dropout(x, p, False)   -> x
     y = to(x, device)          -> x, if it is there: its dtype is not asked for
     y = slice(x, 1, 0, end)    -> x, if that are all places
-    y = slice_scatter(x, z, 0) -> z, if that are all places
+    y = slice_scatter(x, z, 0) -> y = clone(z), if that are all places
     y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
@@ -87,9 +87,8 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
         elif _is_nothing(node) or takes_all(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif writes_all(node):
-            node.replace_all_uses_with(bind(node)["src"])
-            graph.erase_node(node)
+        elif writes_all(node):  # a copy, for it may leave the program
+            node.target, node.args, node.kwargs = aten.clone.default, (bind(node)["src"],), {}
         elif calls(node, VIEWS) and not node.kwargs:
             first = moved.setdefault((node.target, *map(frozen, node.args)), node)
             if first is not node:

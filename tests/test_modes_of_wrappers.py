@@ -99,15 +99,29 @@ def test_a_mode_that_cannot_be_captured_is_not_taken_on() -> None:
     assert fast(images(2)).shape[0] == 2
 
 
-@pytest.mark.parametrize("within", [False, True])
-def test_a_module_of_an_exported_program_holds_one_mode(within: bool) -> None:
-    """Its own ``train`` refuses, so that of its result must: the program is that of evaluation."""
-    model, x = tiny(drop_rate=0.5), images(2)
-    program = torch.export.export(model, (x,)).module()
-    whole = nn.Sequential(program) if within else program
-    fast = tome_fx.transform(whole, 2, example_inputs=x)
-    assert fast.training == within  # torch's word for what holds it
-    for result in (fast, copy.copy(fast), copy.deepcopy(fast)):
-        with pytest.raises(tome_fx.CaptureError, match="holds one mode only"):
-            result.train(not within)
-        assert torch.equal(result.train(within)(x), fast(x))
+def test_a_module_of_an_exported_program_holds_one_mode() -> None:
+    """Its own ``train`` refuses, so that of its result must."""
+    x = images(4)
+    for mode in (False, True):
+        program = torch.export.export(tiny(drop_rate=0.5).train(mode), (x,)).module()
+        fast = tome_fx.transform(program, 2, example_inputs=x)
+        for result in (fast, copy.copy(fast), copy.deepcopy(fast)):
+            assert result.training == mode
+            with pytest.raises(tome_fx.CaptureError, match="holds one mode only"):
+                result.train(not mode)
+            assert drops(result.train(mode)) == mode
+
+
+def test_what_holds_a_module_of_an_exported_program_has_both_modes() -> None:
+    program = torch.export.export(tiny(), (images(2),)).module()
+    fast = tome_fx.transform(nn.Sequential(program, nn.Dropout()), 2, example_inputs=images(2))
+    assert fast.training  # torch lets nobody say otherwise of the model
+    assert not torch.equal(fast(images(2)), fast(images(2)))
+    assert torch.equal(fast.eval()(images(2)), fast(images(2)))
+
+
+def test_a_train_of_an_object_is_not_called() -> None:
+    model, asked = tiny(), []
+    model.train = lambda mode=True: asked.append(mode)  # type: ignore[method-assign,assignment]
+    tome_fx.transform(model, 2)
+    assert not asked

@@ -226,3 +226,18 @@ def test_a_product_in_another_shape_stays_folded() -> None:
     graph = traced(lambda *sides: folded(*sides, (2, 3), (3, 2, 5, 6)), *given)
     write_products(graph)
     assert aten.bmm.default in {node.target for node in graph.nodes}
+
+
+@pytest.mark.parametrize("inner", [1, 6])
+def test_a_product_of_an_expanded_matrix_stays_folded(inner: int) -> None:
+    """It adds up what was expanded, which a product of what was not does not."""
+    given = torch.randn(2, 3, 5, 1).double(), torch.randn(2, 3, inner, 7).double()
+
+    def run(x: Tensor, w: Tensor) -> Tensor:
+        flat = x.expand(2, 3, 5, 6).reshape(6, 5, 6), w.expand(2, 3, 6, 7).reshape(6, 6, 7)
+        return aten.view.default(torch.bmm(*flat), [2, 3, 5, 7])
+
+    graph = traced(run, *given)
+    write_products(graph)
+    assert aten.bmm.default in {node.target for node in graph.nodes}
+    torch.testing.assert_close(torch.fx.GraphModule({}, graph)(*given), run(*given))

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.fx import GraphModule, Node
 
-from tome_fx.graph.shells import shell
+from tome_fx.graph.calls import bind
 
 _Model = TypeVar("_Model", bound=nn.Module | torch.export.ExportedProgram)
 
@@ -41,19 +42,20 @@ def deep_copy(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
 
 
 def holds_one_mode(model: nn.Module) -> bool:
-    """Has it a part that refuses to change its mode, as ``torch.export`` makes modules?
-
-    No copy has such a ``train`` any more: it stands on the object.
-    """
-    return any(map(_refuses, model.modules()))
+    """Does it refuse to change its mode, as a module that ``torch.export`` made of a program?"""
+    own = vars(model).get("train")
+    return isinstance(own, MethodType) and own.__func__.__module__.startswith("torch.export")
 
 
-def _refuses(part: nn.Module) -> bool:
-    own = vars(part).get("train")
-    if not isinstance(own, MethodType):
+def acts_in_training(program: nn.Module) -> bool:
+    """Does it drop values, or normalise by its batch? So does a program of training."""
+    nodes = program.graph.nodes if isinstance(program, GraphModule) else ()
+    return any(map(_is_of_training, nodes))
+
+
+def _is_of_training(node: Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    try:
-        own.__func__(shell(part), part.training)
-    except NotImplementedError:
-        return True
-    return False
+    call = bind(node)
+    drops = call.get("train", call.get("training")) is True and call.get("p", 1.0) != 0
+    return drops or bool(call.get("dropout_p"))

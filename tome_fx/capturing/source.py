@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.modes import deep_copy, holds_one_mode, modes_of, set_modes
+from tome_fx.capturing.modes import (
+    acts_in_training,
+    deep_copy,
+    holds_one_mode,
+    modes_of,
+    set_modes,
+)
 from tome_fx.capturing.skeleton import structure_copy
 from tome_fx.capturing.tensors import held_at, shape_of, tensors_of, with_tensors
 from tome_fx.errors import CaptureError, ConfigError
@@ -276,8 +282,8 @@ def source_of(model: nn.Module | torch.export.ExportedProgram) -> Source:
     if not isinstance(model, nn.Module):
         return Source(model, type(model.graph_module).__name__, False, None, True)
     skeleton, one_mode = structure_copy(model), holds_one_mode(model)
-    if "train" in vars(model) and one_mode:
-        skeleton.training = False  # an exported program as a module says True, whatever it holds
+    if one_mode:
+        skeleton.training = acts_in_training(skeleton)  # it says True, whatever it holds
     return Source(skeleton, type(model).__name__, skeleton.training, _weight(model), one_mode)
 
 

@@ -50,7 +50,8 @@ def _unfold(node: Node) -> None:
 def _before_folding(operand: Any) -> Any:
     """What was expanded, and copied maybe, and then folded into the three axes of ``operand``.
 
-    The axes in front are folded into one, and the two of the matrix stay. None if it was not.
+    The axes in front are folded into one, and the two of the matrix are neither folded nor
+    expanded. None if it was not.
     """
     if not calls(operand, _VIEWS):
         return None
@@ -58,8 +59,9 @@ def _before_folding(operand: Any) -> Any:
     expanded = copied.args[0] if calls(copied, ("aten.clone",)) else copied
     if not calls(expanded, ("aten.expand",)):
         return None
-    folded, whole = operand.meta["val"].shape, expanded.meta["val"].shape
-    return expanded if len(whole) > 2 and _is_same(folded[-2:], whole[-2:]) else None
+    folded, whole, own = (x.meta["val"].shape for x in (operand, expanded, expanded.args[0]))
+    kept = _is_same(folded[-2:], whole[-2:]) and _is_same(own[-2:], whole[-2:])
+    return expanded if len(whole) > 2 and kept else None
 
 
 def _is_same(shape: Sequence[Any], other: Sequence[Any]) -> bool:
