@@ -46,7 +46,7 @@ class Source:
     name: str
     training: bool
     born: tuple[torch.dtype, torch.device] | None
-    one_mode: bool
+    one_mode: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """An exported program has a file format of its own; its pickle cannot be read again."""
