@@ -16,6 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx import ops
+from tome_fx.graph.calls import calls
 
 # What places rows, by scatter or without.
 _PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops.assignment,
@@ -23,6 +24,8 @@ _PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops
 
 # What ends with an addition in place, where it has no kernel of its own.
 _ADDED = (ops.merge, ops.merge_sum, ops.total)
+# What a compiler may take away.
+_SAME = ("aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.to")
 
 
 def lower(graph: Graph, scatter: bool = True) -> Graph:
@@ -49,7 +52,10 @@ def lower(graph: Graph, scatter: bool = True) -> Graph:
 def _part(row: Node) -> None:
     """Let no piece of a row be a value that was added to in place."""
     for piece in row.all_input_nodes:
-        if piece.target in _ADDED:
+        made = piece
+        while calls(made, _SAME):
+            made = made.all_input_nodes[0]
+        if made.target in _ADDED:
             with row.graph.inserting_before(row):
                 own = row.graph.call_function(ops.apart, (piece,))
             own.meta = {**piece.meta}

@@ -55,8 +55,9 @@ def test_a_piece_outlives_its_row(made: Callable[..., tuple[Tensor, Tensor]]) ->
 class Remembering(nn.Module):
     """A block whose MLP is given a token more, so that merged tokens are joined and added to."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: bool) -> None:
         super().__init__()
+        self.copies = copies
         self.first, self.second = nn.LayerNorm(C), nn.LayerNorm(C)
         self.qkv, self.out = nn.Linear(C, 3 * C), nn.Linear(C, C)
         self.up, self.down = nn.Linear(C, C), nn.Linear(C, C)
@@ -66,15 +67,17 @@ class Remembering(nn.Module):
         q, k, v = self.qkv(self.first(x)).unflatten(2, (3, 2, -1)).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(heads.transpose(1, 2).flatten(2))
-        more = torch.cat([self.memory.expand(x.shape[0], -1, -1), x], 1)
+        whole = x.clone() if self.copies else x  # a copy that a compiler takes away
+        more = torch.cat([self.memory.expand(x.shape[0], -1, -1), whole], 1)
         return x + self.down(F.gelu(self.up(self.second(more))))[:, 1:]
 
 
 @pytest.mark.compiler
 @torch.no_grad()
-def test_merged_tokens_outlive_a_row_that_they_are_joined_to() -> None:
+@pytest.mark.parametrize("copies", [False, True])
+def test_merged_tokens_outlive_a_row_that_they_are_joined_to(copies: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(Remembering(), Remembering()).double().eval()
+    model = nn.Sequential(Remembering(copies), Remembering(copies)).double().eval()
     x = torch.randn(4, 24, C, dtype=torch.float64)
     fast = tome_fx.transform(model, 4, example_inputs=x)
     torch._dynamo.reset()
