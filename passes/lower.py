@@ -25,7 +25,7 @@ _PLACING = (ops.match, ops.merge, ops.merge_sum, ops.total, ops.merged_size, ops
 # What ends with an addition in place, where it has no kernel of its own.
 _ADDED = (ops.merge, ops.merge_sum, ops.total)
 # What a compiler may take away.
-_SAME = ("aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.to")
+_SAME = ("aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.to", "aten._to_copy")
 
 
 def lower(graph: Graph, scatter: bool = True) -> Graph:

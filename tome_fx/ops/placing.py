@@ -20,8 +20,7 @@ _NARROW = 32
 def permuted(place: Tensor, values: Tensor, onehot: bool = False) -> Tensor:
     """``result[b, place[b, i]] = values[b, i]`` for permutations ``[B, n]`` of ``0 .. n - 1``."""
     if not onehot:
-        # By one too many, and back: see `apart`.
-        return torch.zeros_like(values).scatter(1, place, values + 1) - 1
+        return apart(torch.zeros_like(values).scatter(1, place, values))
     return (_hits(place, place.shape[1]) * values[:, None]).sum(-1)
 
 

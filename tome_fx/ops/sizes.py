@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tome_fx.ops.placing import added
+from tome_fx.ops.placing import added, apart
 from tome_fx.ops.plan import MergePlan
 from tome_fx.ops.rows import cast, ones, wide
 
@@ -21,8 +21,7 @@ def merged_size(plan: MergePlan, size: Tensor | None, like: Tensor, onehot: bool
         kept, joined = one.expand(plan.keep.shape), one.expand(plan.src.shape)
     else:
         kept, joined = size.gather(1, plan.keep), size.gather(1, plan.src)
-    # Not added into `kept`, since sizes are joined (`along`): see `placing.apart`.
-    return kept + added(torch.zeros_like(kept), plan.dst, joined, onehot)
+    return apart(added(kept, plan.dst, joined, onehot))  # sizes are joined, by `along`
 
 
 def along(
