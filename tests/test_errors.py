@@ -179,6 +179,27 @@ def test_inputs_that_the_model_rejects(name: str) -> None:
     assert own_words in text
 
 
+def test_weights_that_are_brought_for_each_call() -> None:
+    model, x = tiny(), images()
+    head, forward = model.head, model.forward
+    kept, away = head.weight.detach(), nn.Parameter(head.weight.detach().to("meta"))
+
+    def offloaded(x: Tensor) -> Tensor:
+        assert not torch.compiler.is_exporting(), "no values for a trace"
+        head.weight = nn.Parameter(kept.clone())
+        outputs = forward(x)
+        head.weight = away
+        return outputs
+
+    head.weight, model.forward = away, offloaded
+    assert model(x).isfinite().all()
+    with pytest.raises(tome_fx.ConfigError) as caught:  # (`failure` looks at weights' values)
+        tome_fx.transform(model, example_inputs=x)
+    text = str(caught.value)
+    assert "'head.weight' among them, are on the meta device, and yet it runs" in text
+    assert "remove_hook_from_module" in text
+
+
 NOT_INFERRED: dict[str, tuple[Any, str]] = {
     "empty": ((), "no tensor"),
     "a number": (3, "no tensor"),

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from tome_fx.capturing.blame import is_own_code
 from tome_fx.capturing.examples import (
     Example,
+    away,
     given_example,
     inferred_examples,
     none_accepted,
@@ -207,6 +208,8 @@ def _captured(
             # Whose fault is it? Only a failure asks for a run of the model itself.
             problem = rejection(model, example)
             if problem is None:
+                if missing := away(model):
+                    raise ConfigError(missing) from None
                 raise
             if given:
                 named = len(given.args) == 1 and isinstance(given.args[0], Mapping)

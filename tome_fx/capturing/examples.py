@@ -106,6 +106,20 @@ def rejection(model: nn.Module, example: Example) -> str | None:
     return None
 
 
+def away(model: nn.Module) -> str | None:
+    """What to do about weights that a model which runs does not hold itself; None if it does."""
+    names = [name for name, weight in model.named_parameters() if weight.is_meta]
+    if not names:
+        return None
+    return (
+        f"{len(names)} of its weights, {names[0]!r} among them, are on the meta device, and yet it "
+        "runs: something brings their values for each call, as accelerate's offloading does "
+        "(cpu_offload; a device_map with 'cpu' or 'disk'). Take that off for the transform "
+        "(accelerate.hooks.remove_hook_from_module(model, recurse=True)), and offload the result "
+        "instead if it has to be, whole: preload_module_classes=['ToMeModule']."
+    )
+
+
 def run_apart(model: nn.Module, example: Example, gradients: bool = False) -> Any:
     """The model's result for the example; the run leaves it and the random state as they were.
 
