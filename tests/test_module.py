@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,26 @@ def test_attributes() -> None:
     assert fast.patch_embed.proj.weight is model.patch_embed.proj.weight
     assert fast.training is False
     assert (fast.r, fast.schedule) == (2, (2, 2))
+
+
+def test_numbers_of_parts() -> None:
+    """Who has a part of a model asks that for its patches and heads."""
+    model = tiny()
+    fast = tome_fx.transform(model, 2)
+    for one in (fast, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert one.patch_embed.grid_size == model.patch_embed.grid_size
+        assert one.blocks[1].attn.num_heads == model.blocks[1].attn.num_heads
+        assert one.blocks[1].attn.scale == model.blocks[1].attn.scale
+
+
+def test_numbers_that_the_program_does_not_look_at() -> None:
+    fast = tome_fx.transform(tiny(), 2)
+    fast.blocks[0].attn.fused_attn = fast.blocks[0].attn.fused_attn  # what it computes with
+    with pytest.raises(tome_fx.ConfigError, match=r"scale=1.0 would change nothing.*scale=0\.\d+"):
+        fast.blocks[0].attn.scale = 1.0
+    with pytest.warns(tome_fx.ToMeWarning, match=r"global_pool='avg' changes nothing that is comp"):
+        fast.global_pool = "avg"
+    fast.note, fast.blocks[0].note = "whose own", "it is"
 
 
 def test_the_program_is_readable() -> None:

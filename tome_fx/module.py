@@ -22,6 +22,7 @@ from tome_fx.capturing.source import Source
 from tome_fx.errors import ToMeWarning, warn
 from tome_fx.graph.extras import Extras, born, extras_of, put
 from tome_fx.graph.functions import rewritten
+from tome_fx.graph.numbers import warn_of_change
 from tome_fx.graph.places import refuse_change, refuse_deletion, switch
 from tome_fx.index_maps import side_by_side
 from tome_fx.locating import LOCK, Located, locate_program
@@ -172,6 +173,8 @@ class ToMeModule(Switches, GraphModule):
         if name in SWITCHES and name in vars(self):
             self._follow_switch(name, value)
             return
+        if "_born" in vars(self) and isinstance(self._source.skeleton, nn.Module):
+            warn_of_change(self._source.skeleton, name, value)
         super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:

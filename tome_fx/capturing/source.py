@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from tome_fx.capturing.checkpoints import SWITCHES
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.modes import (
     acts_in_training,
@@ -29,6 +30,7 @@ from tome_fx.errors import CaptureError, ConfigError
 from tome_fx.graph.attributes import set_attribute, tell_kind
 from tome_fx.graph.extras import constants_of
 from tome_fx.graph.inherited import inherit
+from tome_fx.graph.numbers import is_data
 from tome_fx.graph.places import hold
 from tome_fx.graph.shells import owner_of
 from tome_fx.locating import LOCK, Located
@@ -107,9 +109,9 @@ class Source:
         if isinstance(self.skeleton, nn.Module):
             for path, module in self.skeleton.named_modules(remove_duplicate=False):
                 if path:
-                    hold(target, path, module)
+                    hold(target, path, module, but=SWITCHES)
             for name, value in vars(self.skeleton).items():
-                if _is_plain(name, value) and not hasattr(target, name):
+                if is_data(name, value) and not hasattr(target, name):
                     object.__setattr__(target, name, value)
             tell_kind(target, self.skeleton)
             inherit(target, self.skeleton)
@@ -291,10 +293,3 @@ def _weight(model: nn.Module) -> tuple[torch.dtype, torch.device] | None:
     """dtype and device of the first floating parameter."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     return None if weight is None else (weight.dtype, weight.device)
-
-
-def _is_plain(name: str, value: Any) -> bool:
-    """An attribute that people read (``config``, ``num_classes``): data, not structure."""
-    if name.startswith("_") or name == "training":
-        return False
-    return not isinstance(value, (Tensor, nn.Module)) and not callable(value)

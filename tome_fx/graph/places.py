@@ -9,7 +9,7 @@ class, they would do nothing without a word.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -19,13 +19,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from tome_fx.errors import ConfigError, warn
 from tome_fx.graph.insides import QUANTISE, refuse_other_kind
+from tome_fx.graph.numbers import is_same, numbers_of
 
 # What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
 _KINDS = (
     nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.Embedding, _NormBase, _ConvNd,
 )  # fmt: skip
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-_NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
 class Held(nn.Module):
@@ -54,7 +54,7 @@ class Held(nn.Module):
         if name == "qconfig":
             raise ConfigError(QUANTISE.format("torch.ao.quantization"))
         told = self._tome_fx_told.get(name, value)
-        if told is not value and not (isinstance(value, _NUMBERS) and value == told):
+        if not is_same(told, value):
             raise ConfigError(
                 f"{name}={value!r} would change nothing: a transformed module computes with "
                 f"{name}={told!r}, as the model did. Change the model, then transform "
@@ -206,10 +206,11 @@ def _refuse_change() -> NoReturn:
     )
 
 
-def hold(root: nn.Module, path: str, like: nn.Module) -> None:
-    """Let the place at ``path`` be of the class of ``like``, if it is one that is looked for.
+def hold(root: nn.Module, path: str, like: nn.Module, but: Collection[str] = ()) -> None:
+    """Let the place at ``path`` say what ``like`` says: numbers, and its class if that is asked.
 
-    Once everything has its place; what has no tensor below it has none.
+    So ``patch_embed.grid_size`` is there to be read. Once everything has its place; what has no
+    tensor below it has none. Numbers in ``but`` are those of the whole alone.
     """
     base = _base_of(like)
     *parents, leaf = path.split(".")
@@ -218,12 +219,15 @@ def hold(root: nn.Module, path: str, like: nn.Module) -> None:
         if child is None:
             return
         root = child
-    old = root._modules.get(leaf)
-    if base is None or not isinstance(old, Held):
+    old, told = root._modules.get(leaf), numbers_of(like, but)
+    if not isinstance(old, Held):
         return
-    if issubclass(base, _CONTAINERS) and list(like._modules) != list(old._modules):
-        return  # it would count them otherwise
-    new, told = _blank(base), _plain(like)
+    counted = base is not None and issubclass(base, _CONTAINERS)
+    if base is None or (counted and list(like._modules) != list(old._modules)):
+        free = {name: value for name, value in told.items() if not hasattr(old, name)}
+        vars(old).update({**free, "_tome_fx_told": free})
+        return  # a container with others would count them otherwise
+    new = _blank(base)
     vars(new).update({**told, **vars(old), "_tome_fx_told": told})
     vars(new)["_tome_fx_is_torchs"] = issubclass(base, _KINDS) and _is_as_torch_has_it(like, base)
     for table in ("_parameters", "_buffers"):
@@ -273,12 +277,3 @@ def _blank(base: type[nn.Module]) -> Held:
     new: Held = _class_of(base).__new__(_class_of(base))
     nn.Module.__init__(new)
     return new
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """The numbers that a module was made with."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, _NUMBERS) and not name.startswith("_") and name != "training"
-    }
