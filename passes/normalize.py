@@ -13,6 +13,7 @@
     y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
     y = view_as(x, z)          -> y = reshape(x, sizes of z): no matter how z was merged
     y = batch_norm(x, mean)    -> y = batch_norm(x, clone(mean)), where it writes to mean later
+    y = as_strided(x, ..)      -> y = reshape(permute(reshape(permute(x)))), or by an index
     y = einsum("bhnd->bnhd",x) -> y = permute(x, [0, 2, 1, 3])
     y = einsum("bnc->bc", x)   -> y = sum(x, [1])
     y = einsum(.., x, w, z)    -> y = einsum(.., einsum(.., x, w), z), the pairs that it takes
@@ -27,10 +28,10 @@
     y = attention(.., bias + ones) -> y = attention(.., bias), where they are truths
     y = attention(...), unread -> (gone)
 
-A ``view`` depends on strides, which merging changes; a ``reshape`` does not. Valid before, valid
-after; shapes of the result stay as they are, and so do its bits, but for attention without its mask
-of ones, which rounds as the model does where it makes none, and for what a decomposition wrote.
-Dropout in training, casts, copies and everything with a random number stay too.
+A ``view`` and ``as_strided`` depend on strides, which merging changes; a ``reshape`` does not.
+Valid before, valid after; shapes of the result stay as they are, and so do its bits, but for
+attention without its mask of ones, which rounds as the model does where it makes none, and for what
+a decomposition wrote. Dropout in training, casts, copies and what draws random numbers stay too.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from tome_fx.graph.kernels import write_kernels
 from tome_fx.graph.literals import Literals
 from tome_fx.graph.products import write_products
 from tome_fx.graph.softmaxes import leads_to_softmax
+from tome_fx.graph.strided import STRIDED, write_strided
 from tome_fx.graph.values import needed_for
 from tome_fx.graph.widened import WIDENED, write_widened
 from tome_fx.rules.base import Rule
@@ -98,6 +100,8 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
                 literals.read(node)
         elif node.target is aten.scaled_dot_product_attention.default:
             _attend(node, literals)
+        elif node.target in STRIDED:
+            write_strided(node, images)
         elif node.target in _REWRITES:
             _REWRITES[node.target](node)
         elif node.target in (aten.sub.Tensor, aten.add.Tensor):
