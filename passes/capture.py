@@ -27,11 +27,11 @@ from torch.fx import GraphModule
 
 from tome_fx.capturing.backwards import OWN_GRADIENT, Backwards
 from tome_fx.capturing.branches import within
-from tome_fx.capturing.by_export import by_export, decided_by
+from tome_fx.capturing.by_export import by_export, decided_by, with_one_batch
 from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import images_of
 from tome_fx.capturing.examples import Example
-from tome_fx.capturing.exporting import from_export, from_exported_program
+from tome_fx.capturing.exporting import from_exported_program
 from tome_fx.capturing.faithful import check_faithful, treats_one_apart
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.original import Original
@@ -93,7 +93,7 @@ def capture(
         if not isinstance(model, GraphModule) and not shared:
             return _module(source, example, door, compare)
         if shared:
-            program = from_export(source, example, shared=True)
+            program = with_one_batch(source, example)
         else:
             program = from_graph_module(model, model, example, "graph_module")
         compare(program)

@@ -92,6 +92,27 @@ def shared(x: Tensor) -> Tensor:
     return (likeness(x).softmax(-1) + own(x)) @ x.mean(-1, keepdim=True)
 
 
+def given_out(x: Tensor) -> Tensor:
+    """A rollout's step: of the sum of a group nobody knows whose the token itself was."""
+    return (likeness(x).softmax(-1) + own(x)) / 2
+
+
+def without_itself(x: Tensor) -> Tensor:
+    return likeness(x).softmax(-1) * (1 - own(x))
+
+
+def running(x: Tensor) -> Tensor:
+    return (own(x) - 0.5 * likeness(x).softmax(-1)).cumsum(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head", [given_out, without_itself, running])
+def test_shares_that_leave_with_the_token_itself(head: Head) -> None:
+    model, fast, x = result_of(head)
+    assert any("tells each token from all others" in u.reason for u in fast.report.unmerges)
+    assert distance(fast(x), model(x)) < 1e-12
+
+
 def sloped(x: Tensor) -> Tensor:
     """A table that is no identity: that of a group is its representative's."""
     place = torch.arange(x.shape[1], dtype=x.dtype)

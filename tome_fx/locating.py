@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_lost
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
@@ -113,7 +114,8 @@ class _Reading:
             with contextlib.suppress(CaptureError):
                 again, better = self._captured(example, shared=True)
                 more = len(better.sites) > len(found.sites)
-                program, found = (again, better) if more else (program, found)
+                tied = replace(again, tied=True)
+                program, found = (tied, better) if more else (program, found)
         if not found.sites and example is not None and leaves_of(program.graph):
             # What reads a grid may stay a call, and the attention with it.
             given = example.single or example
@@ -210,7 +212,12 @@ def _of_one(found: Findings) -> bool:
 
 def _several_inputs(program: Program) -> bool:
     given = [node for node in program.graph.nodes if node.op == "placeholder"]
-    return sum(isinstance(node.meta.get("val"), torch.Tensor) for node in given) > 1
+    return sum(_rank(node) is not None for node in given) > 1
+
+
+def _rank(node: Node) -> int | None:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 def _lost_images(program: Program, found: Findings) -> bool:
@@ -223,7 +230,11 @@ def _lost_images(program: Program, found: Findings) -> bool:
         if all(batch_axis(type_) is None for type_ in found.types.get(miss.node, ()))
     ]
     cones = cones_of(program.graph)
-    images = [node for node in cones.order if node.name in program.batched]
+    given = [node for node in cones.order if node.op == "placeholder"]
+    batched = {node for node in given if node.name in program.batched}
+    ranks = {rank for rank in map(_rank, batched) if rank is not None and rank > 2}
+    # Images of another input may have a batch of their own, as texts do, which keep theirs.
+    images = [node for node in given if node in batched or _rank(node) in ranks]
     return any(cones.depends(node, image) for node in lost for image in images)
 
 

@@ -35,6 +35,7 @@ class Program:
         least: images that it is for; for fewer the model's own code goes another way.
         most: the same for more, if there are such.
         times: its code takes images in groups of so many, the frames of a clip, say.
+        tied: its inputs have one batch in it, though the model would take several.
         guarded: whoever runs it checks the shapes of its inputs.
         checkpointed: the model's own code checkpoints its gradients.
         backwards: by module, functions with a gradient of their own that the program does not have.
@@ -53,6 +54,7 @@ class Program:
     least: int = 1
     most: int | None = None
     times: int = 1
+    tied: bool = False
     guarded: bool = False
     checkpointed: bool = False
     backwards: Mapping[str, str] = field(default_factory=dict)

@@ -184,7 +184,7 @@ def _misses(findings: Findings) -> Iterable[NearMiss]:
 
 def _mask_varies(core: Core, findings: Findings, padding: frozenset[Node]) -> bool:
     """Does a mask of an attention tell the tokens of each image apart, and is none of padding?"""
-    for mask, *_ in (last for whole in masks_of(core) for last in last_parts_of(*whole)):
+    for mask, *_ in (last for own in masks_of(core) for last in last_parts_of(*own, padding)):
         # What is added to logits may be a bias from the image, which is averaged: no mask.
         if mask in padding or (core.kind != "sdpa" and not is_truth(mask)):
             continue
@@ -273,6 +273,8 @@ def _program_notes(program: Program) -> Iterable[str]:
             f"the model's code branches on the values of {', '.join(program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
+    if program.tied:
+        yield "all inputs with a batch have the same one: with one of its own not all would merge"
     if program.times > 1:
         yield f"the model's own code takes its images in groups of {program.times}"
     if program.most is not None or program.least > 2:

@@ -79,6 +79,17 @@ def by_export(model: nn.Module, example: Example) -> Program:
     raise list(failures.values())[-1]
 
 
+def with_one_batch(model: nn.Module, example: Example) -> Program:
+    """By export with the same batch for all inputs, also where code takes that as a number.
+
+    Raises:
+        CaptureError: there is no such program.
+    """
+    with contextlib.suppress(CaptureError):
+        return from_export(model, example, shared=True)
+    return from_export(structure_copy(model), example, shared=True, strict=True)
+
+
 def _tries(
     ways: Sequence[_Known], failures: Mapping[_Known, CaptureError]
 ) -> Iterator[tuple[_Known, bool]]:

@@ -82,7 +82,7 @@ def from_export(
         program = _exported(model, example, _sizes(example, torch.export.Dim.AUTO), strict)
     limits = None if _divides(program) else batches_of(program, example.batch)
     if limits is None:
-        grouped = None if strict else _in_groups(model, example, program)
+        grouped = _in_groups(model, example, program, strict)
         program = grouped or _exported(model, example, None, strict)
     else:
         program = replace(program, least=limits[0], most=limits[1])
@@ -104,14 +104,16 @@ def _sizes(example: Example, images: Any) -> Any:
     return pytree.tree_map(spec, (example.args, dict(example.kwargs)))
 
 
-def _in_groups(model: nn.Module, example: Example, program: Program) -> Program | None:
+def _in_groups(
+    model: nn.Module, example: Example, program: Program, strict: bool
+) -> Program | None:
     """The program for any number of groups of images, where the code takes them in such."""
     times = group_of(program, example.batch)
     if times is None:
         return None
     groups = torch.export.Dim("groups", min=1)
     with contextlib.suppress(CaptureError):
-        grouped = _exported(model, example, _sizes(example, times * groups), strict=False)
+        grouped = _exported(model, example, _sizes(example, times * groups), strict)
         if not _divides(grouped) and batches_of(grouped, example.batch // times) == (1, None):
             return replace(grouped, times=times)
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -40,20 +40,22 @@ class Part(NamedTuple):
     own: int = 2
 
 
-def parts_of(mask: Node, hides: bool = False) -> list[Part]:
-    """A mask and its parts, the nearest first."""
+def parts_of(mask: Node, hides: bool = False, whole: Collection[Node] = ()) -> list[Part]:
+    """A mask and its parts, the nearest first; those in ``whole`` without what they are made of."""
     found = {Part(mask, hides): None}
     waiting = [*found]
     while waiting:
-        more = [part for part in _direct(waiting.pop(0)) if part not in found]
+        part = waiting.pop(0)
+        more = [] if part.node in whole else [p for p in _direct(part) if p not in found]
         found.update(dict.fromkeys(more))
         waiting += more
     return list(found)
 
 
-def last_parts_of(mask: Node, hides: bool = False) -> list[Part]:
-    """Those of its parts that are put together from no others."""
-    return [part for part in parts_of(mask, hides) if not any(True for _ in _direct(part))]
+def last_parts_of(mask: Node, hides: bool = False, whole: Collection[Node] = ()) -> list[Part]:
+    """Those of its parts that are put together from no others, and those in ``whole``."""
+    parts = parts_of(mask, hides, whole)
+    return [p for p in parts if p.node in whole or not any(True for _ in _direct(p))]
 
 
 def _direct(part: Part) -> Iterator[Part]:

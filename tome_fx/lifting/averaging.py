@@ -76,9 +76,14 @@ class Averages:
         return cones_of(self.program.graph)
 
     @cached_property
+    def padding(self) -> frozenset[Node]:
+        """Masks of padding: members of a group are of one kind."""
+        return frozenset(padding_masks(self.findings, self.program))
+
+    @cached_property
     def of_images(self) -> frozenset[Node]:
         """Captured values that differ from image to image, but for masks of padding."""
-        found = self.program.of_images - padding_masks(self.findings, self.program)
+        found = self.program.of_images - self.padding
         inputs = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         values = ((n, tensor_value(n)) for n in inputs)
         pixels = [n for n, v in values if v is not None and v.is_floating_point()]
@@ -181,11 +186,28 @@ class Averages:
                 yield node, f"values that an image has for each position {how} in each group"
             elif path in skips and node in self.of_images:
                 yield node, "tokens from before a merge are averaged in each group"
+        for node in self.represented(user, operands):
+            yield node, "rows of a table for each place are their representative's in each group"
+
+    def represented(self, user: Node, operands: Operands) -> list[Node]:
+        """The tables behind all sites of which each group would have its representative's row.
+
+        On the way to a site that is what merging means: a token has one place, one angle.
+        """
+        tables = [
+            operands.nodes[path]
+            for path in operands.brought_down()
+            if self.is_table(operands.nodes[path], operands.have[path])
+            and operands.nodes[path] not in self.padding
+            and any(s.level and not s.extensive for s in operands.want[path].streams)
+        ]
+        return [] if not tables or self._leads_to_a_site(user) else tables
 
     def leads_on(self, user: Node) -> bool:
         """Is ``user`` on the way to a later merge, where averages are allowed at all?"""
-        if self.remerge == "never":
-            return False
+        return self.remerge != "never" and self._leads_to_a_site(user)
+
+    def _leads_to_a_site(self, user: Node) -> bool:
         return any(self.cones.depends(site.node, user) for site in self.findings.sites)
 
     def _is_foreign(self, node: Node, have: TensorType) -> bool:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cached_property
 
 import torch
 from torch.fx import Node
 
 from tome_fx.finding.infer import Types, picked_type
-from tome_fx.graph.axes import is_merged
-from tome_fx.graph.calls import Call, bind
+from tome_fx.graph.axes import is_extensive, is_merged
+from tome_fx.graph.calls import Call, bind, calls
 from tome_fx.macs import macs_of
 from tome_fx.program import Program
 from tome_fx.rules.base import Lifted, Refusal
+
+_CUTS = ("aten.select", "aten.slice")
+
+
+class _End(Enum):
+    """What becomes of merged tokens first: a product, all tokens, one value of them, or a cut."""
+
+    WORK = auto()
+    BACK = auto()
+    POOL = auto()
+    CUT = auto()
 
 
 @dataclass
@@ -35,20 +47,42 @@ class Behind:
         Work is a product of merged tokens: all else costs next to nothing. Where no token comes
         back, since a pool or a class token is all that is read, the answer is no.
         """
-        if user in self.work:
-            return False
-        held, back = {user: types}, False
+        return self._end(user, types) is _End.BACK
+
+    def is_told_idle(self, user: Node, types: Types) -> bool:
+        """The same, and yes where a pool reads them, of which each member has a part."""
+        return self._end(user, types) in (_End.BACK, _End.POOL)
+
+    def come_back_as_totals(self, user: Node, types: Types) -> bool:
+        """Do all tokens come back where each group still has what its members have together?"""
+        held = {user: types}
         for node in _after(user):
-            if not any(source in held for source in node.all_input_nodes):
+            if held.keys().isdisjoint(node.all_input_nodes):
                 continue
             results = self._results(node, held)
             if results is None:
-                back = True
+                return True
+            if any(is_extensive(axis) for type_ in results for axis in type_.axes):
+                held[node] = results
+        return False
+
+    def _end(self, user: Node, types: Types) -> _End:
+        if user in self.work:
+            return _End.WORK
+        held, end = {user: types}, _End.CUT
+        for node in _after(user):
+            if held.keys().isdisjoint(node.all_input_nodes):
+                continue
+            results = self._results(node, held)
+            if results is None:
+                end = _End.BACK
             elif node in self.work:
-                return False
+                return _End.WORK
             elif any(map(is_merged, results)):
                 held[node] = results
-        return back
+            elif results and end is _End.CUT and not calls(node, _CUTS):
+                end = _End.POOL
+        return end
 
     def _results(self, node: Node, held: Mapping[Node, Types]) -> Types | None:
         """The types of what a call makes of merged tokens; None where all of them come back."""

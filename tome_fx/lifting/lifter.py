@@ -206,8 +206,9 @@ class Lifter:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
         have, want = operands.have, operands.want
         merged = user in self.findings.itself and any(map(is_merged, want.values()))
-        # Beside totals the table is one too.
-        if merged and not any(map(is_extensive, itertools.chain(*(t.axes for t in have.values())))):
+        # Beside totals the table is one too, for a product over the tokens.
+        totals = any(map(is_extensive, itertools.chain(*(t.axes for t in have.values()))))
+        if merged and (not totals or self.behind.come_back_as_totals(user, answer.results)):
             return self.findings.itself[user]
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"
@@ -223,6 +224,10 @@ class Lifter:
             self.parted |= rows
             return "it meets rows of places, of each of which one value has merged"
         reason = self.averages.refused(user, operands)
+        tables = not reason and self.averages.represented(user, operands)
+        never = self.averages.remerge == "never"
+        if tables and (never or self.behind.is_told_idle(user, answer.results)):
+            return "it meets a table of what is at each place"
         if reason or not averages or self.averages.leads_on(user):
             return reason
         idle = self.behind.come_back_idle(user, answer.results)
