@@ -72,3 +72,30 @@ def test_one_group_that_goes_another_way_is_refused() -> None:
     assert distance(run(fast, x), run(model, x)) < 1e-12
     with pytest.raises(tome_fx.ShapeError, match="else than for 4 images or more"):
         fast(x[:2])
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance as DiT has it, with code that takes the batch as a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = tiny()
+
+    def forward(self, image: Tensor, told: Tensor) -> Tensor:
+        half = image[: len(image) // 2]
+        out = self.body(torch.cat([half, half])) + told
+        with_it, without = torch.split(out, len(out) // 2, dim=0)
+        half = without + 4 * (with_it - without)
+        return torch.cat([half, half])
+
+
+@torch.no_grad()
+def test_halves_that_are_the_same_images() -> None:
+    model, x = Guided().eval().double(), images(10).double()
+    told = torch.randn(10, WIDTH, dtype=torch.float64)
+    fast = tome_fx.transform(model, 2, example_inputs=(x[:4], told[:4]))
+    assert fast.schedule == (2, 2)
+    assert "in groups of 2" in str(fast.report)
+    model.body = tome_fx.transform(model.body, 2, example_inputs=x)
+    for number in (2, 4, 10):
+        assert distance(fast(x[:number], told[:number]), model(x[:number], told[:number])) < 1e-12

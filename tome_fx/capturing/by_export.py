@@ -125,7 +125,7 @@ def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
     if sum(map(example.has_rows, example.leaves)) > 1:
         with contextlib.suppress(CaptureError):
             # A size of one input that is compared with that of another is no number.
-            return from_export(model, example, shared=True)
+            return with_one_batch(model, example)
     return program if example.single is None else from_export(model, example.single)
 
 
