@@ -66,6 +66,11 @@ NORMS = {
     "response normalisation": lambda x: x * x.norm(dim=1, keepdim=True).softmax(-1),
     "logsumexp": lambda x: x.logsumexp(1),
     "logsumexp of scores": lambda x: (x @ x.transpose(1, 2)).logsumexp(-1),
+    "log of shares": lambda x: x.log_softmax(1),
+    "the same in another dtype": lambda x: x.float().log_softmax(1, dtype=torch.float64),
+    "log of shares of keys": lambda x: (x @ x.transpose(1, 2)).log_softmax(-1),
+    "entropy": lambda x: (scores(x) * scores(x).log()).sum(-1),
+    "entropy by the logarithm": lambda x: (x.softmax(1) * x.log_softmax(1)).sum(1),
 }
 
 
@@ -121,7 +126,6 @@ TELLS_APART = {
     "place and value": lambda x: ties(x).max(1),
     "sorted": lambda x: x.sort(1)[0],
     "the three largest": lambda x: x.topk(3, dim=1)[0],
-    "log of shares": lambda x: x.log_softmax(1),
     "number of values": lambda x: x.relu().norm(p=0, dim=1),
     "norm of a matrix": lambda x: torch.linalg.norm(x, dim=(1, 2)),
     "adaptive pool": lambda x: F.adaptive_avg_pool1d(x.transpose(1, 2), 2),
@@ -130,7 +134,7 @@ TELLS_APART = {
 
 def test_needs_all_tokens() -> None:
     expected = {"prod", "median", "cumsum", "logcumsumexp", "argmax", "max", "sort", "topk",
-                "log_softmax", "linalg_norm", "linalg_vector_norm",
+                "linalg_norm", "linalg_vector_norm",
                 "adaptive_avg_pool1d"}  # fmt: skip
     assert unmerged(TELLS_APART, how="aside") == expected
 

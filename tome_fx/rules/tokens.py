@@ -45,24 +45,31 @@ _EXTREMES = ("aten.amax", "aten.amin", "aten.any", "aten.all", "aten.max", "aten
 def softmax(context: Context) -> Lifted | Refusal:
     """Softmax over tokens: ``softmax(logits + log size)``, proportional attention (eq. 1).
 
-    The result holds group totals along that axis: ``s`` equal logits have ``s`` equal shares.
+    The result holds group totals along that axis: ``s`` equal logits have ``s`` equal shares. The
+    logarithm of a share is that of a member's.
     """
     type_ = as_intensive(context.types["self"])
     dim = context.dim(context.call["dim"], type_.rank)
     axis = type_.axes[dim]
     if mixes_images(type_, (dim,)):
         return Refusal("it mixes images")
-    axes = (*type_.axes[:dim], extensive(axis), *type_.axes[dim + 1 :])
+    logarithm = context.call.name == "aten.log_softmax"
+    kind = axis if logarithm else extensive(axis)
+    axes = (*type_.axes[:dim], kind, *type_.axes[dim + 1 :])
     demanded = {"self": type_}
     if not merged_along(type_, (dim,)):
         return one(TensorType(axes), operands=demanded)
     if token_factor(axis) is None or grid_axis(axis):
         return Refusal("its tokens share an axis with others, or are spread over several")
-    if context.call.name == "aten.log_softmax":
-        return Refusal("a logarithm of shares is neither a total nor a member's value")
 
     def build(builder: Builder, operands: Operands) -> Any:
         logits, size = operands["self"], builder.key_size_along(type_, dim)
+        if logarithm and size is not None:
+            if operands["dtype"] is not None:
+                logits = builder.call(aten.to.dtype, logits, operands["dtype"])
+            weighed = builder.call(ops.add_log_size, logits, size)
+            total = builder.call(aten.logsumexp.default, weighed, [dim], True)
+            return builder.call(aten.sub.Tensor, logits, total)
         if size is not None:
             logits = builder.call(ops.add_log_size, logits, size)
         extra = {k: v for k, v in operands.items() if k in ("dtype", "half_to_float")}
