@@ -113,6 +113,16 @@ def test_shares_that_leave_with_the_token_itself(head: Head) -> None:
     assert distance(fast(x), model(x)) < 1e-12
 
 
+def rollout(x: Tensor) -> Tensor:
+    p = likeness(x).softmax(-1) + own(x)
+    return (p / p.sum(-1, keepdim=True)) @ x
+
+
+def clipped(x: Tensor) -> Tensor:
+    """Of a sum of a group the identity is not one part for each."""
+    return (likeness(x).softmax(-1) - own(x)).relu() @ x
+
+
 def sloped(x: Tensor) -> Tensor:
     """A table that is no identity: that of a group is its representative's."""
     place = torch.arange(x.shape[1], dtype=x.dtype)
@@ -120,8 +130,18 @@ def sloped(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("head", [shared, sloped])
+@pytest.mark.parametrize("head", [shared, sloped, rollout])
 def test_what_a_group_can_follow_stays_merged(head: Head) -> None:
     model, fast, x = result_of(head)
     assert not any("tells each token" in unmerge.reason for unmerge in fast.report.unmerges)
+    assert not any(unmerge.kind == "merge" for unmerge in fast.report.unmerges)
     assert distance(fast(x), model(x)) < 1e-12
+
+
+@torch.no_grad()
+def test_before_a_product_that_is_listed() -> None:
+    model, fast, x = result_of(clipped)
+    assert distance(fast(x), model(x)) > 1e-3
+    assert any("rows of a table" in unmerge.reason for unmerge in fast.report.unmerges)
+    exact = tome_fx.transform(model, [4, 3, 2], example_inputs=x, min_ratio=0, remerge="never")
+    assert distance(exact(x), model(x)) < 1e-12

@@ -126,6 +126,15 @@ def test_numbers_that_the_program_does_not_look_at() -> None:
     fast.note, fast.blocks[0].note = "whose own", "it is"
 
 
+def test_names_that_a_result_has_itself() -> None:
+    model = tiny()
+    model.r, model.schedule, model.unknown = 5, "cosine", float("nan")
+    fast = tome_fx.transform(model, 2)
+    fast.r = 1
+    fast.unknown = float("nan")
+    assert fast.schedule == (1, 1)
+
+
 def test_the_program_is_readable() -> None:
     fast = tome_fx.transform(tiny(), 2)
     for name in ("match", "merge", "scaled_dot_product_attention"):

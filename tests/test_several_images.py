@@ -73,9 +73,40 @@ def test_all_images_merge_for_any_batch(kind: type[Shared], towers: int) -> None
 def test_it_says_that_they_have_one_batch() -> None:
     model = Two().eval()
     fast = tome_fx.transform(model, 2, example_inputs=given(model, 2))
-    assert "all inputs with a batch have the same one" in str(fast.report)
+    assert "all inputs of images have one batch" in str(fast.report)
     with pytest.raises(tome_fx.ShapeError, match="b has 5 rows and a has 2"):
         fast(images(2), images(5))
+
+
+def test_an_example_of_other_numbers_ties_none() -> None:
+    model, a, b = Contrast().eval(), images(1), images(2)
+    fast = tome_fx.transform(model, 2, example_inputs=(a, b))
+    assert "have one batch" not in str(fast.report)
+    assert fast(a, b).shape == (1, 2)
+
+
+def test_texts_that_are_embedded_keep_theirs_too() -> None:
+    class WithEmbedded(Shared):
+        def forward(self, a: Tensor, texts: Tensor) -> Tensor:
+            return self.encode(a) @ texts.mean(1).T
+
+    class OfPatches(nn.Module):
+        """Patches and texts, both with three axes, each through attention."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.texts = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, patches: Tensor, texts: Tensor) -> Tensor:
+            return self.layer(patches).mean(1) @ self.texts(texts).mean(1).T
+
+    model, patches, texts = OfPatches().eval(), torch.randn(2, 16, 8), torch.randn(2, 7, 8)
+    fast = tome_fx.transform(model, 2, example_inputs=(patches, texts))
+    assert fast(torch.randn(5, 16, 8), torch.randn(3, 7, 8)).shape == (5, 3)
+    other = WithEmbedded().eval()
+    fast = tome_fx.transform(other, 2, example_inputs=(images(2), torch.randn(2, 4, 10)))
+    assert fast(images(5), torch.randn(3, 4, 10)).shape == (5, 3)
 
 
 def test_texts_keep_a_batch_of_their_own() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_lost
@@ -21,6 +21,7 @@ from tome_fx.capturing.ungraded import data_recorded, inference_recorded, region
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
+from tome_fx.graph.extents import known_size
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.single import is_of_one
 from tome_fx.marks import refuse_marked
@@ -109,6 +110,7 @@ class _Reading:
             return whole
         read = program.fixed or program.decided  # by a way that shares no batch
         several = program.how == "export" and not read and _several_inputs(program)
+        several = several and not _of_own_numbers(example)
         if several and _lost_images(program, found):
             # What picks tokens by an index of its own has the batch of the index.
             with contextlib.suppress(CaptureError):
@@ -215,6 +217,21 @@ def _several_inputs(program: Program) -> bool:
     return sum(_rank(node) is not None for node in given) > 1
 
 
+def _of_own_numbers(example: Example | None) -> bool:
+    """Does the example show several images in one input, and another number in the next?"""
+    given = [] if example is None else (example.single or example).leaves
+    return len({leaf.shape[0] for leaf in given if isinstance(leaf, Tensor) and leaf.dim() > 3}) > 1
+
+
+def _as_images(node: Node) -> tuple[int, ...] | None:
+    """What inputs of images are alike in: their number in the example, and channels or patches."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dim() < 3:
+        return None
+    inner = value.shape[1:] if value.dim() == 3 else value.shape[1:-2]
+    return value.dim(), known_size(value.shape[0]), *map(known_size, inner)
+
+
 def _rank(node: Node) -> int | None:
     value = node.meta.get("val")
     return value.dim() if isinstance(value, torch.Tensor) else None
@@ -232,9 +249,9 @@ def _lost_images(program: Program, found: Findings) -> bool:
     cones = cones_of(program.graph)
     given = [node for node in cones.order if node.op == "placeholder"]
     batched = {node for node in given if node.name in program.batched}
-    ranks = {rank for rank in map(_rank, batched) if rank is not None and rank > 2}
     # Images of another input may have a batch of their own, as texts do, which keep theirs.
-    images = [node for node in given if node in batched or _rank(node) in ranks]
+    like = {_as_images(node) for node in batched} - {None}
+    images = [node for node in given if node in batched or _as_images(node) in like]
     return any(cones.depends(node, image) for node in lost for image in images)
 
 

@@ -173,8 +173,9 @@ class ToMeModule(Switches, GraphModule):
         if name in SWITCHES and name in vars(self):
             self._follow_switch(name, value)
             return
-        if "_born" in vars(self) and isinstance(self._source.skeleton, nn.Module):
-            warn_of_change(self._source.skeleton, name, value)
+        model = self._source.skeleton if "_born" in vars(self) else None
+        if isinstance(model, nn.Module) and not hasattr(type(self), name):
+            warn_of_change(model, name, value)
         super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:

@@ -274,7 +274,11 @@ def _program_notes(program: Program) -> Iterable[str]:
             "program is the one for what they hold now; transform again when they change"
         )
     if program.tied:
-        yield "all inputs with a batch have the same one: with one of its own not all would merge"
+        yield (
+            "all inputs of images have one batch: with batches of their own, which the model would "
+            "take, only the first would merge. A program that torch.export made with a Dim for "
+            "each has them"
+        )
     if program.times > 1:
         yield f"the model's own code takes its images in groups of {program.times}"
     if program.most is not None or program.least > 2:

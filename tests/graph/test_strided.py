@@ -141,6 +141,18 @@ def test_duplicates_merge_without_a_trace(grid: Callable[[Tensor], Tensor]) -> N
     torch.testing.assert_close(fast(halves), model(halves), rtol=0, atol=1e-9)
 
 
+@TINY
+def test_behind_a_cut_and_a_view() -> None:
+    def cut(x: Tensor) -> Tensor:
+        x = torch.cat([x[:, :1], x], 1)[:, 1:].view(x.shape[0], 16, 32)
+        return x.as_strided((x.shape[0], 32, 4, 4), (17 * 32, 1, 4 * 32, 32), 32)
+
+    model, x = OnGrid(cut).double().eval(), images(2, 64).double()
+    fast = tome_fx.transform(model, 3, example_inputs=x)
+    alike = images(3, 64)[..., :1, :1].expand(-1, -1, 64, 64).double().contiguous()
+    torch.testing.assert_close(fast(alike), model(alike), rtol=0, atol=1e-9)
+
+
 def test_what_lies_around_is_refused() -> None:
     def around(x: Tensor) -> Tensor:
         x = x * 1.0

@@ -111,7 +111,7 @@ class Source:
                 if path:
                     hold(target, path, module, but=SWITCHES)
             for name, value in vars(self.skeleton).items():
-                if is_data(name, value) and not hasattr(target, name):
+                if is_data(name, value) and not (name in own or hasattr(target, name)):
                     object.__setattr__(target, name, value)
             tell_kind(target, self.skeleton)
             inherit(target, self.skeleton)

@@ -31,7 +31,9 @@ def numbers_of(module: nn.Module, but: Collection[str] = ()) -> dict[str, Any]:
 
 def is_same(told: Any, value: Any) -> bool:
     """Is ``value`` what was told, or equal to it?"""
-    return told is value or (_is_number(value) and bool(value == told))
+    if told is value:
+        return True
+    return _is_number(value) and (value == told or (value != value and told != told))  # (nan)
 
 
 def warn_of_change(model: nn.Module, name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 # What shows the memory of its operand.
 _SHOWN = (
-    "aten.view", "aten.transpose", "aten.mT", "aten.permute", "aten.unsqueeze", "aten.squeeze",
+    "aten.transpose", "aten.mT", "aten.permute", "aten.unsqueeze", "aten.squeeze",
     "aten.slice", "aten.select", "aten.expand", "aten.detach", "aten.alias",
 )  # fmt: skip
 
@@ -60,13 +60,24 @@ def write_strided(node: Node, images: Collection[Node]) -> None:
         if _runs(held) == _runs(shown):
             _rearrange(node, source, held, shown, call["size"])
             return
-    while not _is_dense(source.meta["val"], extents) and calls(source, _SHOWN):
+    if 0 in map(extents.of, value.shape):
+        return  # it reads nothing
+    while not _is_dense(source.meta["val"], extents) and _shows(source, extents):
         source = source.args[0]
     if source.op != "call_function":
         return  # as it was given, or made once: so is its memory
     dense = _is_dense(source.meta["val"], extents)
     if not (dense and _choose(node, source, extents)) and source in images:
         raise _too_far(node)
+
+
+def _shows(node: Node, extents: Extents) -> bool:
+    """Does a value lie in the memory of what it is made of?"""
+    if not calls(node, ("aten.reshape",)):
+        return calls(node, _SHOWN)
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    starts = [extents.of(value.storage_offset()) for value in (before, after)]
+    return starts[0] == starts[1] and _runs(_axes(before, extents)) == _runs(_axes(after, extents))
 
 
 def _too_far(node: Node) -> CaptureError:

@@ -186,16 +186,11 @@ class Averages:
                 yield node, f"values that an image has for each position {how} in each group"
             elif path in skips and node in self.of_images:
                 yield node, "tokens from before a merge are averaged in each group"
-        for node in self.represented(user, operands):
-            yield node, "rows of a table for each place are their representative's in each group"
 
-    def represented(self, user: Node, operands: Operands) -> list[Node]:
-        """The tables behind all sites of which each group would have its representative's row.
-
-        On the way to a site that is what merging means: a token has one place, one angle.
-        """
+    def represented(self, user: Node, operands: Operands) -> list[str]:
+        """The paths of tables behind all sites of which a group would have one row."""
         tables = [
-            operands.nodes[path]
+            path
             for path in operands.brought_down()
             if self.is_table(operands.nodes[path], operands.have[path])
             and operands.nodes[path] not in self.padding

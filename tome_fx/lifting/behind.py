@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,7 +18,15 @@ from tome_fx.macs import macs_of
 from tome_fx.program import Program
 from tome_fx.rules.base import Lifted, Refusal
 
-_CUTS = ("aten.select", "aten.slice")
+# A token that is read behind them is read by itself.
+_CUTS = ("aten.select", "aten.slice", "aten.narrow")
+# What of a sum is the sum of its parts, whatever these are.
+_LINEAR = (
+    "aten.add", "aten.sub", "aten.neg", "aten.mul", "aten.div", "aten.sum", "aten.mean",
+    "aten.reshape", "aten.permute", "aten.transpose", "aten.mT", "aten.unsqueeze", "aten.squeeze",
+    "aten.expand", "aten.flatten", "aten.unflatten", "aten.to", "aten.clone", "aten.contiguous",
+    "aten.detach", "aten.alias", *_CUTS,
+)  # fmt: skip
 
 
 class _End(Enum):
@@ -47,28 +56,33 @@ class Behind:
         Work is a product of merged tokens: all else costs next to nothing. Where no token comes
         back, since a pool or a class token is all that is read, the answer is no.
         """
-        return self._end(user, types) is _End.BACK
+        return user not in self.work and self._end(user, types) is _End.BACK
 
-    def is_told_idle(self, user: Node, types: Types) -> bool:
-        """The same, and yes where a pool reads them, of which each member has a part."""
+    def are_told_idle(self, user: Node, types: Types) -> bool:
+        """The same, and yes where a pool reads them, of which each member has a part.
+
+        ``user`` itself may be a product, with a row for each of them.
+        """
         return self._end(user, types) in (_End.BACK, _End.POOL)
 
-    def come_back_as_totals(self, user: Node, types: Types) -> bool:
-        """Do all tokens come back where each group still has what its members have together?"""
+    def are_told(self, user: Node, types: Types) -> bool:
+        """Is more read of them than tokens that are cut out, which stand for no others?"""
+        return self._end(user, types) is not _End.CUT
+
+    def are_told_of_totals(self, user: Node, types: Types) -> bool:
+        """Is more done with what the members of a group have together than sums and products?"""
         held = {user: types}
         for node in _after(user):
             if held.keys().isdisjoint(node.all_input_nodes):
                 continue
             results = self._results(node, held)
-            if results is None:
+            if results is None or not (node in self.work or _is_linear(node, held)):
                 return True
             if any(is_extensive(axis) for type_ in results for axis in type_.axes):
                 held[node] = results
         return False
 
     def _end(self, user: Node, types: Types) -> _End:
-        if user in self.work:
-            return _End.WORK
         held, end = {user: types}, _End.CUT
         for node in _after(user):
             if held.keys().isdisjoint(node.all_input_nodes):
@@ -80,7 +94,7 @@ class Behind:
                 return _End.WORK
             elif any(map(is_merged, results)):
                 held[node] = results
-            elif results and end is _End.CUT and not calls(node, _CUTS):
+            elif results and end is _End.CUT and not calls(node, _CUTS) and not _picks(node):
                 end = _End.POOL
         return end
 
@@ -93,6 +107,21 @@ class Behind:
             return None
         answer = self.ask(bind(node), held)
         return None if isinstance(answer, Refusal) else answer.results
+
+
+def _is_linear(node: Node, held: Mapping[Node, Types]) -> bool:
+    """Is a call linear in what is held? Two numbers of a group are no product of their sums."""
+    if not calls(node, _LINEAR):
+        return False
+    call = bind(node)
+    other = call.get("other") in held
+    return not (calls(node, ("aten.div",)) and other) and not (
+        calls(node, ("aten.mul",)) and other and call["self"] in held
+    )
+
+
+def _picks(node: Node) -> bool:
+    return node.target is operator.getitem
 
 
 def _after(user: Node) -> Iterator[Node]:

@@ -35,6 +35,7 @@ from tome_fx.lifting.behind import Behind
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lost import hides_images, hides_of_all_frames, loses_frames
 from tome_fx.lifting.meeting import Meeting
+from tome_fx.lifting.placed import Placed
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.ask import ask
@@ -76,6 +77,7 @@ class Lifter:
         self.averages = Averages(self.program, self.findings, self.remerge)
         self.names = Names(self.program, self.findings.streams)
         self.behind = Behind(self.program, self._answer)
+        self.placed = Placed(self.averages, self.behind)
 
     def lift(self, node: Node) -> None:
         """Append what a captured call becomes."""
@@ -168,7 +170,7 @@ class Lifter:
         if reason:
             self._unmerged(call.node, reason)
             return
-        for node, why in made:
+        for node, why in made + self.placed.made(call.node, operands, answer.results):
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         for path, node in paths.items():
             if _is_deeper(have[path], met[path]):
@@ -208,7 +210,7 @@ class Lifter:
         merged = user in self.findings.itself and any(map(is_merged, want.values()))
         # Beside totals the table is one too, for a product over the tokens.
         totals = any(map(is_extensive, itertools.chain(*(t.axes for t in have.values()))))
-        if merged and (not totals or self.behind.come_back_as_totals(user, answer.results)):
+        if merged and (not totals or self.behind.are_told_of_totals(user, answer.results)):
             return self.findings.itself[user]
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
             return "it is not known which image its operand belongs to"
@@ -224,10 +226,7 @@ class Lifter:
             self.parted |= rows
             return "it meets rows of places, of each of which one value has merged"
         reason = self.averages.refused(user, operands)
-        tables = not reason and self.averages.represented(user, operands)
-        never = self.averages.remerge == "never"
-        if tables and (never or self.behind.is_told_idle(user, answer.results)):
-            return "it meets a table of what is at each place"
+        reason = reason or self.placed.reason(user, operands, answer.results)
         if reason or not averages or self.averages.leads_on(user):
             return reason
         idle = self.behind.come_back_idle(user, answer.results)
