@@ -153,6 +153,17 @@ def test_behind_a_cut_and_a_view() -> None:
     torch.testing.assert_close(fast(alike), model(alike), rtol=0, atol=1e-9)
 
 
+@TINY
+@pytest.mark.parametrize("grid", [by_hand, overlapping])
+def test_as_a_backend(grid: Callable[[Tensor], Tensor]) -> None:
+    model, x = OnGrid(grid).eval(), images(2, 64)
+    options = {"r": 2, "inner_backend": "eager"}
+    compiled = torch.compile(model, backend="tome_fx", options=options)
+    with torch.no_grad():
+        wanted = tome_fx.transform(model, 2, example_inputs=x)(x)
+        torch.testing.assert_close(compiled(x), wanted)
+
+
 def test_what_lies_around_is_refused() -> None:
     def around(x: Tensor) -> Tensor:
         x = x * 1.0

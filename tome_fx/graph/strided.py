@@ -6,6 +6,7 @@ and what came back from it, lies otherwise in memory than the model's values did
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.fx import Node
 
 from tome_fx.errors import CaptureError
@@ -181,5 +183,6 @@ def _call(reader: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A node for what ``reader`` is made of."""
     made = reader.graph.call_function(target, args, kwargs)
     given, named = torch.fx.map_arg((args, kwargs), lambda node: node.meta["val"])
-    made.meta = {**reader.meta, "val": target(*given, **named)}
+    with detect_fake_mode([reader.meta["val"]]) or contextlib.nullcontext():
+        made.meta = {**reader.meta, "val": target(*given, **named)}
     return made
