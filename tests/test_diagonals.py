@@ -105,8 +105,14 @@ def running(x: Tensor) -> Tensor:
     return (own(x) - 0.5 * likeness(x).softmax(-1)).cumsum(-1)
 
 
+def against_itself(x: Tensor) -> Tensor:
+    """Sums of a group meet sums of it: one of both has to be of members."""
+    neighbours = likeness(x).softmax(-1) + own(x)
+    return neighbours @ neighbours.mT
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("head", [given_out, without_itself, running])
+@pytest.mark.parametrize("head", [given_out, without_itself, running, against_itself])
 def test_shares_that_leave_with_the_token_itself(head: Head) -> None:
     model, fast, x = result_of(head)
     assert any("tells each token from all others" in u.reason for u in fast.report.unmerges)

@@ -21,7 +21,7 @@ from tome_fx.capturing.ungraded import data_recorded, inference_recorded, region
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
 from tome_fx.graph.cones import cones_of
-from tome_fx.graph.extents import known_size
+from tome_fx.graph.extents import known_size, tensor_value
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.single import is_of_one
 from tome_fx.marks import refuse_marked
@@ -214,7 +214,7 @@ def _of_one(found: Findings) -> bool:
 
 def _several_inputs(program: Program) -> bool:
     given = [node for node in program.graph.nodes if node.op == "placeholder"]
-    return sum(_rank(node) is not None for node in given) > 1
+    return sum(tensor_value(node) is not None for node in given) > 1
 
 
 def _of_own_numbers(example: Example | None) -> bool:
@@ -225,16 +225,11 @@ def _of_own_numbers(example: Example | None) -> bool:
 
 def _as_images(node: Node) -> tuple[int, ...] | None:
     """What inputs of images are alike in: their number in the example, and channels or patches."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.dim() < 3:
+    value = tensor_value(node)
+    if value is None or value.dim() < 3:
         return None
     inner = value.shape[1:] if value.dim() == 3 else value.shape[1:-2]
     return value.dim(), known_size(value.shape[0]), *map(known_size, inner)
-
-
-def _rank(node: Node) -> int | None:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, torch.Tensor) else None
 
 
 def _lost_images(program: Program, found: Findings) -> bool:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from tome_fx.graph.calls import bind, calls, writes
+from tome_fx.graph.emitting import emit
 from tome_fx.graph.extents import same_size, size_before, tensor_value
 from tome_fx.graph.inplace import make_plain
 from tome_fx.graph.provenance import origin_of
@@ -64,11 +65,7 @@ class Writer:
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """A call of an op, its value being what fake tensors make of it."""
-        made = self._node.graph.call_function(target, args, kwargs)
-        known, named = map_arg((args, kwargs), lambda node: node.meta["val"])
-        with self._mode or contextlib.nullcontext(), torch.no_grad():
-            made.meta = {**self._origin, "val": target(*known, **named)}
-        return made
+        return emit(self._node, self._mode, target, *args, **kwargs)
 
     def attention(self, query: Node, key: Node, value: Node, mask: Any, **options: Any) -> Node:
         """Fused attention, without the questions that the op asks of sizes."""

@@ -6,7 +6,6 @@ and what came back from it, lies otherwise in memory than the model's values did
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +18,8 @@ from torch.fx import Node
 
 from tome_fx.errors import CaptureError
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.extents import Extents
+from tome_fx.graph.emitting import emit
+from tome_fx.graph.extents import Extents, settled
 from tome_fx.graph.provenance import source_line
 
 aten = torch.ops.aten
@@ -130,18 +130,17 @@ def _choose(node: Node, source: Node, extents: Extents) -> bool:
     value, whole = node.meta["val"], source.meta["val"]
     held, shown = _axes(whole, extents), _axes(value, extents)
     open_held, open_shown = (
-        [axis for axis in axes if _is_open(tensor.shape[axis.dim])]
+        [axis for axis in axes if not isinstance(settled(tensor.shape[axis.dim]), int)]
         for axes, tensor in ((held, whole), (shown, value))
     )
     pairs = [[(axis.size, axis.step) for axis in axes] for axes in (open_held, open_shown)]
-    start = value.storage_offset()
+    start = extents.of(value.storage_offset())
     if pairs[0] != pairs[1] or open_held != held[: len(open_held)] or len(open_held) > 1:
         return False
     inner = [axis for axis in shown if axis not in open_shown]
     places = prod(axis.size for axis in held[len(open_held) :])
-    numbers = [start, *(number for axis in inner for number in (axis.size, axis.step))]
     last = start + sum((axis.size - 1) * axis.step for axis in inner)
-    if not all(isinstance(number, int) for number in numbers) or not 0 <= last < places:
+    if not 0 <= last < places:
         return False
     size = bind(node)["size"]
     with node.graph.inserting_before(node):
@@ -162,10 +161,6 @@ def _choose(node: Node, source: Node, extents: Extents) -> bool:
     return True
 
 
-def _is_open(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
-
-
 def _in_order(node: Node, source: Node, axes: Sequence[_Axis]) -> Node:
     """``source`` with its axes in the order of memory, and those of one place last."""
     order = [axis.dim for axis in axes]
@@ -180,9 +175,4 @@ def _back(axes: Sequence[_Axis]) -> list[int]:
 
 
 def _call(reader: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
-    """A node for what ``reader`` is made of."""
-    made = reader.graph.call_function(target, args, kwargs)
-    given, named = torch.fx.map_arg((args, kwargs), lambda node: node.meta["val"])
-    with detect_fake_mode([reader.meta["val"]]) or contextlib.nullcontext():
-        made.meta = {**reader.meta, "val": target(*given, **named)}
-    return made
+    return emit(reader, detect_fake_mode([reader.meta["val"]]), target, *args, **kwargs)

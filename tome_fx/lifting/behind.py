@@ -12,21 +12,14 @@ import torch
 from torch.fx import Node
 
 from tome_fx.finding.infer import Types, picked_type
-from tome_fx.graph.axes import is_extensive, is_merged
-from tome_fx.graph.calls import Call, bind, calls
+from tome_fx.graph.axes import TensorType, is_extensive, is_merged
+from tome_fx.graph.calls import Call, bind, calls, tensor_operands
 from tome_fx.macs import macs_of
 from tome_fx.program import Program
 from tome_fx.rules.base import Lifted, Refusal
 
 # A token that is read behind them is read by itself.
 _CUTS = ("aten.select", "aten.slice", "aten.narrow")
-# What of a sum is the sum of its parts, whatever these are.
-_LINEAR = (
-    "aten.add", "aten.sub", "aten.neg", "aten.mul", "aten.div", "aten.sum", "aten.mean",
-    "aten.reshape", "aten.permute", "aten.transpose", "aten.mT", "aten.unsqueeze", "aten.squeeze",
-    "aten.expand", "aten.flatten", "aten.unflatten", "aten.to", "aten.clone", "aten.contiguous",
-    "aten.detach", "aten.alias", *_CUTS,
-)  # fmt: skip
 
 
 class _End(Enum):
@@ -76,11 +69,23 @@ class Behind:
             if held.keys().isdisjoint(node.all_input_nodes):
                 continue
             results = self._results(node, held)
-            if results is None or not (node in self.work or _is_linear(node, held)):
+            if results is None or self._takes_members(node, held):
                 return True
-            if any(is_extensive(axis) for type_ in results for axis in type_.axes):
+            if any(map(has_totals, results)):
                 held[node] = results
         return False
+
+    def _takes_members(self, node: Node, held: Mapping[Node, Types]) -> bool:
+        """Does a call read an equal part for each member in totals that are ``held``?"""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return False
+        call = bind(node)
+        answer = self.ask(call, held)
+        return isinstance(answer, Refusal) or any(
+            path in answer.operands and not has_totals(answer.operands[path])
+            for path, operand in tensor_operands(call)
+            if operand in held
+        )
 
     def _end(self, user: Node, types: Types) -> _End:
         held, end = {user: types}, _End.CUT
@@ -94,7 +99,9 @@ class Behind:
                 return _End.WORK
             elif any(map(is_merged, results)):
                 held[node] = results
-            elif results and end is _End.CUT and not calls(node, _CUTS) and not _picks(node):
+            elif node.target is operator.getitem or calls(node, _CUTS):
+                continue
+            elif results and end is _End.CUT:
                 end = _End.POOL
         return end
 
@@ -109,19 +116,9 @@ class Behind:
         return None if isinstance(answer, Refusal) else answer.results
 
 
-def _is_linear(node: Node, held: Mapping[Node, Types]) -> bool:
-    """Is a call linear in what is held? Two numbers of a group are no product of their sums."""
-    if not calls(node, _LINEAR):
-        return False
-    call = bind(node)
-    other = call.get("other") in held
-    return not (calls(node, ("aten.div",)) and other) and not (
-        calls(node, ("aten.mul",)) and other and call["self"] in held
-    )
-
-
-def _picks(node: Node) -> bool:
-    return node.target is operator.getitem
+def has_totals(type_: TensorType) -> bool:
+    """Does a value hold what the members of groups have together, along any axis?"""
+    return any(map(is_extensive, type_.axes))
 
 
 def _after(user: Node) -> Iterator[Node]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,6 @@ from tome_fx.graph.axes import (
     Axis,
     TensorType,
     has_stream,
-    is_extensive,
     is_merged,
     map_type,
 )
@@ -31,11 +29,11 @@ from tome_fx.graph.grids import is_whole
 from tome_fx.graph.provenance import origin_of
 from tome_fx.graph.values import needed_for
 from tome_fx.lifting.averaging import Averages, Operands
-from tome_fx.lifting.behind import Behind
+from tome_fx.lifting.behind import Behind, has_totals
 from tome_fx.lifting.coerce import Coercer
 from tome_fx.lifting.lost import hides_images, hides_of_all_frames, loses_frames
 from tome_fx.lifting.meeting import Meeting
-from tome_fx.lifting.placed import Placed
+from tome_fx.lifting.placed import OF_A_TABLE, Placed
 from tome_fx.options import Remerge
 from tome_fx.program import Coerced, Findings, Program
 from tome_fx.rules.ask import ask
@@ -166,11 +164,12 @@ class Lifter:
         want = {path: answer.operands.get(path, met[path]) for path in paths}
         operands = Operands(paths, have, want)
         made = list(self.averages.made(call.node, operands))
-        reason = self._reason(call.node, answer, operands, bool(made))
+        tables = self.placed.tables(call.node, operands, answer.results)
+        reason = self._reason(call.node, answer, operands, bool(made), bool(tables))
         if reason:
             self._unmerged(call.node, reason)
             return
-        for node, why in made + self.placed.made(call.node, operands, answer.results):
+        for node, why in made + [(table, OF_A_TABLE) for table in tables]:
             self.coerced.append(Coerced("merge", call.node, why, self._bytes(node)))
         for path, node in paths.items():
             if _is_deeper(have[path], met[path]):
@@ -204,12 +203,14 @@ class Lifter:
         context = Context(call, met, shapes, self.sizes, self.program.one_image, self.program.tiles)
         return ask(context, self.findings.rules)
 
-    def _reason(self, user: Node, answer: Lifted, operands: Operands, averages: bool) -> str:
+    def _reason(
+        self, user: Node, answer: Lifted, operands: Operands, averages: bool, tables: bool
+    ) -> str:
         """Why a call that has an answer is unmerged all the same; "" if it is not."""
         have, want = operands.have, operands.want
         merged = user in self.findings.itself and any(map(is_merged, want.values()))
         # Beside totals the table is one too, for a product over the tokens.
-        totals = any(map(is_extensive, itertools.chain(*(t.axes for t in have.values()))))
+        totals = any(map(has_totals, have.values()))
         if merged and (not totals or self.behind.are_told_of_totals(user, answer.results)):
             return self.findings.itself[user]
         if any(hides_images(have[path], want[path]) for path in operands.nodes):
@@ -226,7 +227,8 @@ class Lifter:
             self.parted |= rows
             return "it meets rows of places, of each of which one value has merged"
         reason = self.averages.refused(user, operands)
-        reason = reason or self.placed.reason(user, operands, answer.results)
+        if tables and not reason:
+            reason = self.placed.refused(user, answer.results)
         if reason or not averages or self.averages.leads_on(user):
             return reason
         idle = self.behind.come_back_idle(user, answer.results)
