@@ -7,6 +7,7 @@
     y = to(x, device)          -> x, if it is there: its dtype is not asked for
     y = slice(x, 1, 0, end)    -> x, if that are all places
     y = slice_scatter(x, z, 0) -> y = clone(z), if that are all places
+    y[:, :1], y[:, 1:] = x, z  -> y = cat([x, z], 1)
     y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
@@ -48,6 +49,7 @@ from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.masks import is_of_truth, is_truth_in_numbers
 from tome_fx.graph.alike import repeat_alike
 from tome_fx.graph.calls import bind, calls
+from tome_fx.graph.canvases import join_pieces
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.composites import write_out
 from tome_fx.graph.cones import made_of_inputs
@@ -82,6 +84,7 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
     moved: dict[Any, Node] = {}
     write_kernels(graph)
     write_products(graph)
+    join_pieces(graph)
     write_out(graph, lambda call: rule_for(call, rules) is not None)
     for node in list(graph.nodes):
         if is_check(node):
