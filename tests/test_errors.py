@@ -134,30 +134,7 @@ def test_r_too_large_is_an_error_under_strict() -> None:
     assert tome_fx.transform(tiny(), [4, 2], strict=True).schedule == (4, 2)
 
 
-# --- inputs and control flow ---------------------------------------------------------------------
-
-
-def looks_at_values(body: nn.Module, x: Tensor) -> Tensor:
-    if x.sum() > 0:  # the line to be quoted
-        x = x + 1
-    return body(x)
-
-
-def cuts_by_values(body: nn.Module, x: Tensor) -> Tensor:
-    count = int((x > 0).sum().item())
-    return body(x)[:, :count]
-
-
-@pytest.mark.parametrize("capture", ["auto", "export", "symbolic_trace"])
-@pytest.mark.parametrize(
-    ("function", "line"),
-    [(looks_at_values, "if x.sum() > 0:"), (cuts_by_values, "count = int((x > 0).sum().item())")],
-)
-def test_control_flow_on_values(capture: str, function: Any, line: str) -> None:
-    model = Around(function)
-    text = failure(model, tome_fx.CaptureError, example_inputs=images(), capture=capture)
-    assert line in text
-    assert "test_errors.py" in text
+# --- inputs --------------------------------------------------------------------------------------
 
 
 REJECTED: dict[str, tuple[dict[str, Any], str]] = {

@@ -80,14 +80,18 @@ def _same(node: Node, size: Any) -> bool:
     return same_size(node.meta["val"].shape[0], size)
 
 
+# What to do beside that about a number that is made of an image.
+_STAYS = " What is made of an image can stay a tensor: without item(), int() and float()."
+
+
 def _refuse_read_values(graph: Graph) -> None:
     for node in graph.nodes:
         if node.target in _READS and not is_only_checked(node):
             raise CaptureError(
                 f"{module_path(node) or 'forward'} reads a number out of a tensor "
-                f"({source_line(node)}), so shapes depend on the values of an input.",
+                f"({source_line(node)}), so what follows depends on the values of an input.",
                 module_path(node),
-                WRITE_IN + _elsewhere(graph, node),
+                WRITE_IN + _STAYS + _elsewhere(graph, node),
                 reads_values=True,
             )
 

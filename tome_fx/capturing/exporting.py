@@ -16,6 +16,7 @@ import torch
 import torch.export._trace as export_trace
 from torch import nn
 from torch._functorch._aot_autograd import frontend_utils
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -56,6 +57,8 @@ _NUMBERS = (bool, int, float, torch.SymBool, torch.SymInt, torch.SymFloat)
 # What is logged of an export that fails, and where.
 _LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 _TOLD = ("Unable to find user code corresponding to", "failed while attempting to run meta for")
+# What to do beside that about code that reads what is made of an image.
+_BOTH = " Of what an image decides there is no graph: torch.where(condition, a, b) computes both."
 # What torch says where it cannot take apart what ``forward`` returns.
 UNKNOWN_RESULT = "in output, which is not a known type"
 _PACKED = (
@@ -133,7 +136,7 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
     except Exception as error:
         text = f"torch.export cannot capture it: {blame(error)}"
         if _reads_values(error):
-            raise CaptureError(text, next_step=WRITE_IN, reads_values=True) from error
+            raise CaptureError(text, next_step=WRITE_IN + _BOTH, reads_values=True) from error
         if "fake tensor in the exported program constant" in str(error):
             text = f"{LOST} ({blame(error).rpartition(' At ')[2] or 'forward'})."
             raise CaptureError(text, next_step=KEPT) from error
@@ -246,7 +249,7 @@ def _decomposed(exported: torch.export.ExportedProgram) -> nn.Module:
 
 
 def _reads_values(error: Exception) -> bool:
-    return "data-dependent" in str(error)
+    return isinstance(error, DataDependentOutputException) or "data-dependent" in str(error)
 
 
 def _edited(
