@@ -211,6 +211,8 @@ SUMS: dict[str, Callable[..., Tensor]] = {
         (heads(q) @ behind(k).mT).sigmoid() @ behind(v.sin()) / N
     ),
     "softmax by hand": lambda q, k, v: joined(by_hand(heads(q) @ heads(k).mT) @ heads(v)),
+    "alone": lambda q, k, v: v + torch.einsum("bnc,oc->bo", k / N, WEIGHT)[:, None],
+    "totals alone": lambda q, k, v: torch.einsum("bhqk,hc->bqc", shares_of(q, k) ** 2, WEIGHT[:H]),
     "gram": lambda q, k, v: torch.bmm(q, torch.bmm(k.transpose(1, 2), v)) / N,
     "added": lambda q, k, v: torch.baddbmm(v, q, k.transpose(1, 2) @ v / N),
     "addmm": lambda q, k, v: torch.addmm(WEIGHT[0], v.reshape(-1, C), WEIGHT).view_as(v),
@@ -219,10 +221,14 @@ SUMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def shares_of(q: Tensor, k: Tensor) -> Tensor:
+    return (heads(q) @ heads(k).mT).softmax(-1)
+
+
 # Those whose result meets values of the same tokens again are attention: tokens merge behind them.
 LINEAR = ("cross-covariance", "linear", "efficient", "einsum", "gram", "added", "no softmax",
           "relu", "sigmoid", "with memories", "softmax by hand", "three operands",
-          "all in one")  # fmt: skip
+          "all in one", "totals alone")  # fmt: skip
 
 
 def by_hand(scores: Tensor) -> Tensor:

@@ -269,11 +269,12 @@ def _weigh(
     if not any(map(has_stream, axes)):
         return None
     own = [has_stream(a) for p in paths for a in _axis(context, p, paths, letters, letter)]
-    if len(own) != 2 or not all(own):
+    if not all(own):
         merged = any(map(is_merged_axis, axes))
         return Refusal("it mixes tokens by a weight for each position") if merged else None
     if any(token_factor(axis) is None for axis in axes):
         return Refusal("it sums over tokens for each of other tokens")
+    # What one operand has alone is summed as it stands, else one of both weighs the other.
     totals = [holder for holder, axis in zip(holders, axes, strict=True) if is_extensive(axis)]
     if len(totals) != 1:
         path, place = holders[1] if totals else holders[0]
