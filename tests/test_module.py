@@ -68,6 +68,20 @@ def test_weights_are_shared_with_the_source() -> None:
     assert torch.equal(fast(x), other(x))
 
 
+def test_casts_of_a_result_leave_the_gradients_of_its_model() -> None:
+    model, x = tiny(), images()
+    model(x).square().sum().backward()
+    held = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
+    fast = tome_fx.transform(model, 2)
+    for cast in (fast.bfloat16, fast.double, lambda: fast.to("meta")):
+        cast()
+        assert all(p.grad.dtype == p.dtype for p in fast.parameters())
+        for name, p in model.named_parameters():
+            own, before = held[name]
+            assert p.grad is own
+            assert torch.equal(own, before)
+
+
 def test_weights_loaded_by_assignment() -> None:
     model, x = tiny(), images()
     fast = tome_fx.transform(tiny(), 2)
@@ -219,6 +233,26 @@ def test_a_list_as_r_is_a_copy() -> None:
     fast.r = mine
     mine[0] = -1
     assert fast.eval().schedule == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "copier", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_an_entry_of_r_alone_is_not_changed(copier: Callable[[Any], Any]) -> None:
+    fast = copier(tome_fx.transform(tiny(), [2, 1]))
+    before = fast.r
+    for change in (
+        lambda r: r.__setitem__(0, 0),
+        lambda r: r.__iadd__([1]),
+        lambda r: r.append(1),
+        lambda r: r.sort(),
+        lambda r: r.pop(),
+    ):
+        with pytest.raises(tome_fx.ConfigError, match=r"fast\.r = \["):
+            change(fast.r)
+    assert (fast.r, fast.report.r, fast.train().schedule) == ([2, 1], [2, 1], (2, 1))
+    fast.r = [*before[:1], 0]
+    assert (fast.r, fast.schedule) == ([2, 0], (2, 0))
 
 
 def test_a_linear_without_bias_is_shown() -> None:

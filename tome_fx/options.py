@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from tome_fx.costs.hardware import DeviceModel, device_model
+from tome_fx.entries import Entries
 from tome_fx.errors import ConfigError
 from tome_fx.grouping import Align
 from tome_fx.ops import FORMS
@@ -101,7 +102,7 @@ def _plain(r: Any) -> Any:
     if isinstance(r, tuple):
         return tuple(map(_plain, r))
     if is_list(r):
-        return list(map(_plain, r))
+        return Entries(map(_plain, r))
     if isinstance(r, float):
         return float(r)
     return operator.index(r) if hasattr(r, "__index__") else copy.copy(r)

@@ -15,7 +15,8 @@ def unshared(module: nn.Module) -> Iterator[None]:
     """Within, ``module`` holds parameters of its own on the same storage.
 
     ``nn.Module`` casts by writing to ``parameter.data``, which would cast every module that holds
-    the parameter. On leaving, a parameter that did not change is the shared object again.
+    the parameter, and to ``parameter.grad.data`` likewise. On leaving, a parameter that did not
+    change is the shared object again.
     """
     own: dict[nn.Parameter, nn.Parameter] = {}
     for table in _tables(module):
@@ -24,7 +25,7 @@ def unshared(module: nn.Module) -> Iterator[None]:
                 continue
             if shared not in own:
                 own[shared] = nn.Parameter(shared.detach(), shared.requires_grad)
-                own[shared].grad = shared.grad
+                own[shared].grad = None if shared.grad is None else shared.grad.detach()
             table[name] = own[shared]
     try:
         yield
