@@ -15,6 +15,7 @@ from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_lost
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.fixed import has_numbers
+from tome_fx.capturing.forgetting import modes_forgotten
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.original import Original
 from tome_fx.capturing.ungraded import data_recorded, inference_recorded, regions_recorded
@@ -61,6 +62,7 @@ def locate_program(
         torch.inference_mode(False),
         torch.set_grad_enabled(torch.is_grad_enabled() and not _of_inference(model)),
         torch.random.fork_rng(devices=[]),
+        modes_forgotten(),
         inference_recorded(),
         data_recorded(),
         regions_recorded(),
