@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 
 import tome_fx
 from tests.laws.common import TINY, distance
@@ -76,3 +78,18 @@ def test_which_weights_do_not_decay(copier: Callable[[Any], Any]) -> None:
     assert fast.group_matcher(coarse=True) == model.group_matcher(coarse=True)
     plain = tome_fx.transform(Freezing(), 2, example_inputs=images(2))
     assert not hasattr(plain, "no_weight_decay")
+
+
+@pytest.mark.filterwarnings("ignore:Hooks on:tome_fx.ToMeWarning")
+@pytest.mark.parametrize(
+    "copier", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_pruned_model_that_was_called(copier: Callable[[Any], Any]) -> None:
+    """Its weight is a value of the call before, with what its gradient would need."""
+    model, x = tiny(), images()
+    l1_unstructured(model.blocks[0].mlp.fc1, "weight", 0.5)
+    fast = tome_fx.transform(model, 2, example_inputs=x)
+    model(x).sum().backward()
+    again = tome_fx.transform(model, 2, example_inputs=x)
+    for one in (fast, again):
+        torch.testing.assert_close(copier(one)(x), fast(x), rtol=0, atol=0)

@@ -110,16 +110,18 @@ def _tries(
 
 def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
     """By export as it is, with a batch if there is a way; ``strict``: it may read the code."""
+    # Export puts other containers in the places of those that code wrote to.
+    unread = structure_copy(model) if strict and example.batch > 1 else model
     program = from_export(model, example)
     if not program.static_batch or example.batch < 2:
         return program
     if strict:
         with contextlib.suppress(CaptureError):
             # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
-            read = from_export(structure_copy(model), example, strict=True)
+            read = from_export(structure_copy(unread), example, strict=True)
             if picks_across(read):
                 with contextlib.suppress(CaptureError):
-                    return from_export(structure_copy(model), example, shared=True, strict=True)
+                    return from_export(unread, example, shared=True, strict=True)
             if not read.static_batch:
                 return read
     if sum(map(example.has_rows, example.leaves)) > 1:

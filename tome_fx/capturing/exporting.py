@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -59,6 +60,7 @@ _LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor
 _TOLD = ("Unable to find user code corresponding to", "failed while attempting to run meta for")
 # What to do beside that about code that reads what is made of an image.
 _BOTH = " Of what an image decides there is no graph: torch.where(condition, a, b) computes both."
+_SIDE_EFFECTS = "While compiling, we found certain side effects"
 # What torch says where it cannot take apart what ``forward`` returns.
 UNKNOWN_RESULT = "in output, which is not a known type"
 _PACKED = (
@@ -153,7 +155,8 @@ def _untold() -> Iterator[None]:
 
     It prints the graph so far, and logs that a value which it cannot know has no name in code, and
     the trace of an op that refuses its operands: the error says so too. It warns that what code
-    keeps for later calls should be a buffer: a copy need not care for that.
+    keeps for later calls should be a buffer, and that code writes to what is no tensor: a copy need
+    not care for that.
     """
     logs = [logging.getLogger(name) for name in _LOGS]
     for log in logs:
@@ -163,7 +166,9 @@ def _untold() -> Iterator[None]:
         with (
             patch.object(export_trace, "print", lambda *args, **kwargs: None, create=True),
             patch.object(frontend_utils, "warnings", quiet),  # of which it has no others
+            warnings.catch_warnings(),
         ):
+            warnings.filterwarnings("ignore", _SIDE_EFFECTS)
             yield
     finally:
         for log in logs:

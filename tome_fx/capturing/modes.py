@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from tome_fx.capturing.closures import bring_along
 from tome_fx.graph.calls import bind
 
 _Model = TypeVar("_Model", bound=nn.Module | torch.export.ExportedProgram)
@@ -31,12 +32,14 @@ def set_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
 
 
 def deep_copy(model: _Model, memo: dict[int, Any] | None = None) -> _Model:
-    """``copy.deepcopy``, in the modes that the parts have.
+    """``copy.deepcopy``, in the modes that the parts have, with functions of the copy's own.
 
     torchvision's extractors are made anew in training, with the graph of it.
     """
-    result = copy.deepcopy(model, memo)
+    made = {} if memo is None else memo
+    result = copy.deepcopy(model, made)
     if isinstance(model, nn.Module) and isinstance(result, nn.Module):
+        bring_along(result, made)
         set_modes(result, modes_of(model))
     return result
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tome_fx.capturing.closures import bring_along
 from tome_fx.capturing.modes import deep_copy
 from tome_fx.graph.shells import shell
 
@@ -14,11 +16,11 @@ from tome_fx.graph.shells import shell
 def structure_copy(model: nn.Module) -> nn.Module:
     """A deep copy that shares every parameter and buffer.
 
-    Where an attribute cannot be copied (a lock, a value with a gradient), the modules are copied
-    one by one and share their plain attributes.
+    Where an attribute cannot be copied (a lock), the modules are copied one by one and share their
+    plain attributes.
     """
     copied = _copied(model)
-    result = shell(model) if copied is None else copied
+    result = _shared(model) if copied is None else copied
     for module in result.modules():
         # They have no place in a program, and would wrap every value of it.
         module._backward_hooks.clear()
@@ -35,12 +37,30 @@ def fresh(model: nn.Module) -> nn.Module:
     return model if copied is None else copied
 
 
+def _shared(model: nn.Module) -> nn.Module:
+    made: dict[int, Any] = {}
+    result = shell(model, made)
+    bring_along(result, made)
+    return result
+
+
 def _copied(model: nn.Module) -> nn.Module | None:
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
+        # A value of a call before, a pruned weight say, which its hook makes anew.
+        memo |= {id(value): value.detach() for value in _plain(model) if not value.is_leaf}
         return deep_copy(model, memo)
     except Exception:
         return None
+
+
+def _plain(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors that modules hold as attributes, or in a table or list."""
+    for module in model.modules():
+        for held in list(vars(module).values()):
+            values = held.values() if isinstance(held, dict) else held
+            row = values if isinstance(held, (dict, list, tuple)) else [held]
+            yield from (value for value in row if isinstance(value, Tensor))
 
 
 def uncompiled(model: nn.Module) -> nn.Module:

@@ -1,0 +1,160 @@
+"""Functions on a copied model that reach for the original, by a closure say, reach for the copy.
+
+    def patched(attention):
+        def forward(x):
+            return attention.proj(mix(attention.qkv(x)))  # the original's, also in a copy
+        return forward
+
+    for block in model.blocks:
+        block.attn.forward = patched(block.attn)
+
+``copy.deepcopy`` takes functions and weak references as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator, Mapping
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+
+def bring_along(copied: nn.Module, made: Mapping[int, Any]) -> None:
+    """Edit the modules of a copy so that their functions hold what was copied with them.
+
+    Args:
+        made: what stands in the copy for an object of the original, by its ``id``.
+    """
+    moved = _Moved(made)
+    for module in copied.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, dict):
+                moved.within(value)
+            elif isinstance(value, list):
+                value[:] = map(moved.of, value)
+            else:
+                new = moved.of(value)
+                if new is not value:
+                    vars(module)[name] = new
+
+
+class _Moved:
+    """What values are in a copy: themselves, unless they lead to something that was copied."""
+
+    def __init__(self, made: Mapping[int, Any]) -> None:
+        self._made = made
+        # What an object became, beside the object itself: no other one may get its id.
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def within(self, table: dict[Any, Any]) -> None:
+        """Edit a table that belongs to the copy."""
+        for key, value in list(table.items()):
+            new = self.of(value)
+            if new is not value:
+                table[key] = new
+
+    def of(self, value: Any) -> Any:
+        """The value as it is in the copy."""
+        if id(value) not in self._known:
+            if self._is_copied(value):
+                self._known[id(value)] = value, self._made[id(value)]
+            elif self._leads_there(value):
+                self._known[id(value)] = value, self._anew(value)
+            else:
+                self._known[id(value)] = value, value
+        return self._known[id(value)][1]
+
+    def _is_copied(self, value: Any) -> bool:
+        return self._made.get(id(value), value) is not value
+
+    def _leads_there(self, value: Any) -> bool:
+        waiting, seen = [value], {id(value): value}
+        while waiting:
+            for inner in self._inside(waiting.pop()):
+                if self._is_copied(inner):
+                    return True
+                if id(inner) not in seen:
+                    seen[id(inner)] = inner
+                    waiting.append(inner)
+        return False
+
+    def _inside(self, value: Any) -> list[Any]:
+        kind = type(value)
+        if kind is FunctionType:
+            cells = [held for cell in value.__closure__ or () for held in _content(cell)]
+            defaults = [value.__defaults__, value.__kwdefaults__]
+            return [*cells, *defaults, *vars(value).values(), *self._globals(value).values()]
+        if kind is MethodType:
+            return [value.__self__, value.__func__]
+        if kind is weakref.ref:
+            return [value()]
+        if kind is functools.partial:
+            return [value.func, value.args, value.keywords]
+        if kind is dict:
+            return [*value.values()]
+        return [*value] if kind in (list, tuple, set) else []
+
+    def _anew(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is FunctionType:
+            return self._function(value)
+        if kind is MethodType:
+            return MethodType(self.of(value.__func__), self.of(value.__self__))
+        if kind is weakref.ref:
+            return weakref.ref(self.of(value()))
+        if kind is functools.partial:
+            func, args, keywords = map(self.of, (value.func, value.args, value.keywords))
+            return functools.partial(func, *args, **keywords)
+        if kind is dict:
+            own: dict[Any, Any] = dict(value)
+            self._known[id(value)] = value, own  # it may hold itself
+            self.within(own)
+            return own
+        return kind(map(self.of, value))
+
+    def _function(self, function: FunctionType) -> FunctionType:
+        """The same code with cells of its own, where what they hold was copied."""
+        cells = function.__closure__ or ()
+        own = tuple(CellType() if any(map(self._moves, _content(c))) else c for c in cells)
+        held = function.__globals__
+        others = {name: self.of(value) for name, value in self._globals(function).items()}
+        known = {**held, **others} if others else held
+        twin = FunctionType(function.__code__, known, function.__name__, None, own)
+        self._known[id(function)] = function, twin  # it may hold itself
+        for cell, mine in zip(cells, own, strict=True):
+            if mine is not cell:
+                mine.cell_contents = self.of(cell.cell_contents)
+        twin.__defaults__ = self.of(function.__defaults__)
+        twin.__kwdefaults__ = self.of(function.__kwdefaults__)
+        twin.__dict__.update({name: self.of(value) for name, value in vars(function).items()})
+        twin.__qualname__, twin.__doc__ = function.__qualname__, function.__doc__
+        twin.__module__, twin.__annotations__ = function.__module__, function.__annotations__
+        return twin
+
+    def _moves(self, value: Any) -> bool:
+        return self._is_copied(value) or self._leads_there(value)
+
+    def _globals(self, function: FunctionType) -> dict[str, Any]:
+        """What has a global name in the code of a function, and was copied with the model."""
+        known = function.__globals__
+        named = {name: known[name] for name in _names(function.__code__) if name in known}
+        return {name: value for name, value in named.items() if self._is_copied(value)}
+
+
+def _content(cell: CellType) -> list[Any]:
+    """What is in a cell, if anything is yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names in code, and in that of the functions in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
