@@ -32,7 +32,7 @@ from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import images_of
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_exported_program
-from tome_fx.capturing.faithful import check_faithful, treats_one_apart
+from tome_fx.capturing.faithful import check_faithful, remembered, treats_one_apart
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.original import Original
 from tome_fx.capturing.results import register_results
@@ -101,7 +101,11 @@ def capture(
 
     program = captured(example)
     if asked is not None and treats_one_apart(program, asked, example):
-        program = _for_several_or_one(program, captured, example)
+        kept = remembered(program, asked, example)
+        if kept:
+            program = replace(program, remembers=kept)
+        else:
+            program = _for_several_or_one(program, captured, example)
     return _with_given(program, example)
 
 

@@ -123,3 +123,34 @@ def test_what_is_kept_for_one_image_has_values() -> None:
     model, x = Around(kept), images(1)
     tome_fx.transform(model, 2, example_inputs=x)
     assert not isinstance(model(x), FakeTensor)
+
+
+class Remembering(nn.Module):
+    """Frames that are smoothed by the one before, or a factor that grows with each call."""
+
+    def __init__(self, kept: str) -> None:
+        super().__init__()
+        self.body, self.kept, self.before, self.calls = tiny(), kept, None, 0
+        self.map: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        self.map = y
+        if self.kept == "calls":
+            self.calls += 1
+            return y * min(1.0, self.calls / 10)
+        if self.kept == "before":
+            smooth = y if self.before is None else (y + self.before) / 2
+            self.before = y.detach()
+            return smooth
+        return y
+
+
+@pytest.mark.parametrize("kept", ["before", "calls", "map"])
+def test_what_a_call_changes_for_the_next_one_is_told(kept: str) -> None:
+    model = Remembering(kept)
+    report = tome_fx.transform(model, 2, example_inputs=images(), check=True).report
+    told = [note for note in report.notes if "a call of the model changes the next one" in note]
+    assert bool(told) == (kept != "map")  # which no call reads
+    assert all(f"{kept}" in note for note in told)
+    assert "another way" not in str(report)

@@ -40,6 +40,7 @@ class Program:
         checkpointed: the model's own code checkpoints its gradients.
         backwards: by module, functions with a gradient of their own that the program does not have.
         decided: buffers whose values decided which of its code was captured.
+        remembers: attributes by which a call of the model changes the next one.
         fixed: inputs of whole numbers that decided shapes, with the values that it is for.
         given: tensors that the example held for other inputs than the images, by their names.
     """
@@ -59,6 +60,7 @@ class Program:
     checkpointed: bool = False
     backwards: Mapping[str, str] = field(default_factory=dict)
     decided: tuple[str, ...] = ()
+    remembers: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 

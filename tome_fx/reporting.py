@@ -23,10 +23,8 @@ from tome_fx.graph.axes import (
     streams_of_axis,
 )
 from tome_fx.graph.extents import Extents, is_truth
-from tome_fx.graph.leaves import leaves_of
 from tome_fx.graph.provenance import module_path, source_line
 from tome_fx.macs import macs_of
-from tome_fx.ops.check import batches
 from tome_fx.options import Settings
 from tome_fx.own_matching import OwnMatching, name_of
 from tome_fx.passes.lift import LiftedGraph
@@ -41,6 +39,7 @@ from tome_fx.program import (
     Step,
     StreamDef,
 )
+from tome_fx.program_notes import notes_of
 from tome_fx.report import Block, NearMiss, Protected, Report, Unmerge
 
 
@@ -203,16 +202,6 @@ def _asked(step: Step, settings: Settings) -> str:
     return f"r={step.asked}" if own else f"{step.asked} tokens asked for,"
 
 
-def _gradients(backwards: Mapping[str, str]) -> str:
-    """Of functions with a gradient of their own, by module, that the program has not."""
-    (path, name), *more = backwards.items()
-    where = f"{path or 'the model itself'}{f' and {len(more)} more modules' if more else ''}"
-    return (
-        f"gradients through {name}, in {where}, are those of what its forward computes, not its "
-        "own; train() keeps its own where it can, and refuses otherwise"
-    )
-
-
 def _notes(done: Done, settings: Settings) -> Iterable[str]:
     for index, step in enumerate(done.schedule.steps):
         if step.asked > step.before // 2:
@@ -224,7 +213,7 @@ def _notes(done: Done, settings: Settings) -> Iterable[str]:
         yield f"what merges is chosen by {name_of(settings.matching)}"
     yield from frame_notes(done.findings)
     yield from _mask_notes(done, settings.matching is not None)
-    yield from _program_notes(done.program)
+    yield from notes_of(done.program)
 
 
 def _mask_notes(done: Done, own_matching: bool) -> Iterable[str]:
@@ -258,42 +247,3 @@ def _mask_notes(done: Done, own_matching: bool) -> Iterable[str]:
             "merge first, unless it differs from head to head, and a group sees what its "
             "representative sees, which is not exact where its members differ in that"
         )
-
-
-def _program_notes(program: Program) -> Iterable[str]:
-    for path, reason in {leaf.path: leaf.reason for leaf in leaves_of(program.graph)}.items():
-        yield (
-            f"{path} stays a call, and all tokens that it makes are patches unless protect= says "
-            f"otherwise: {reason}"
-        )
-    if program.backwards:
-        yield _gradients(program.backwards)
-    if program.decided:
-        yield (
-            f"the model's code branches on the values of {', '.join(program.decided)}: the "
-            "program is the one for what they hold now; transform again when they change"
-        )
-    if program.tied:
-        yield (
-            "all inputs of images have one batch: with batches of their own, which the model would "
-            "take, only the first would merge. A program that torch.export made with a Dim for "
-            "each has them"
-        )
-    if program.times > 1:
-        yield f"the model's own code takes its images in groups of {program.times}"
-    if program.most is not None or program.least > 2:
-        yield (
-            "the model's own code goes another way for other batches: this program is for "
-            f"{batches(program.least, program.most)}"
-        )
-    elif program.least > 1:
-        yield (
-            "the model's own code goes another way for one image than for several: this program is "
-            "for several; transform again with one image as example for the other"
-        )
-    for name, values in program.fixed.items():
-        yield f"the program is for {name} = {values}, which the model's code reads shapes from"
-    if not program.batched:
-        yield "the program is for one image: the first axis of its inputs is none of images"
-    elif program.static_batch:
-        yield f"the model's own code fixes the batch at {program.batch}"

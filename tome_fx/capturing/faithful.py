@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,6 +84,27 @@ def treats_one_apart(program: Program, original: Original, example: Example) -> 
         return bool(_difference(expected, run_program(program, one), precision_of(program.graph)))
     except Exception:
         return True
+
+
+def remembered(program: Program, original: Original, example: Example) -> tuple[str, ...]:
+    """The attributes by which a call of the model changes the next one.
+
+    Asked where the model and its program differ for one image, which may follow upon several.
+    """
+    one, again = (example.first(program.times) for _ in range(2))
+    try:
+        original.run(replace(example))
+        before = original.attributes()
+        same = not _difference(original.run(one), original.run(again), precision_of(program.graph))
+    except Exception:  # it may refuse one image, or one that follows upon several
+        return ()
+    after = original.attributes()
+    changed = [name for name in after if not _is_same(before.get(name), after[name])]
+    return () if same else (*changed,) or ("what it keeps",)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (isinstance(other, (bool, int, float, str)) and bool(value == other))
 
 
 def _compare(

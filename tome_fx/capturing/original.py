@@ -64,6 +64,15 @@ class Original:
             with contextlib.suppress(Exception):  # what is wrong with it is said where it matters
                 self.run(some)
 
+    def attributes(self) -> dict[str, Any]:
+        """What the modules hold beside tensors of the model's own, parts and hooks, by path."""
+        return {
+            f"{path}.{name}".removeprefix("."): value
+            for path, module in self.module.named_modules()
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+        }
+
     def to_trace(self, model: nn.Module) -> nn.Module:
         """``model``, or one like it that has the buffers which a first call registers.
 
