@@ -64,3 +64,20 @@ def test_a_number_that_an_image_decides() -> None:
     text = refused(Scaled())
     assert "return y / y.amax().item()" in text
     assert "without item()" in text
+
+
+def test_a_size_as_a_key() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.tables = tiny(), dict[Any, Tensor]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] not in self.tables:
+                self.tables[x.shape[0]] = torch.ones(x.shape[0], 1)
+            y: Tensor = self.body(x)
+            return y * self.tables[x.shape[0]]
+
+    text = refused(Kept())
+    assert "if x.shape[0] not in self.tables" in text
+    assert "int(size)" in text

@@ -60,6 +60,10 @@ _LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor
 _TOLD = ("Unable to find user code corresponding to", "failed while attempting to run meta for")
 # What to do beside that about code that reads what is made of an image.
 _BOTH = " Of what an image decides there is no graph: torch.where(condition, a, b) computes both."
+_KEY = (
+    "The size of a batch is no key of a dict while it is traced: keep what is made for one image "
+    "and expand it, or look it up by int(size), which fixes the batch."
+)
 _SIDE_EFFECTS = "While compiling, we found certain side effects"
 # What torch says where it cannot take apart what ``forward`` returns.
 UNKNOWN_RESULT = "in output, which is not a known type"
@@ -142,6 +146,8 @@ def _exported(model: nn.Module, example: Example, shapes: Any, strict: bool) -> 
         if "fake tensor in the exported program constant" in str(error):
             text = f"{LOST} ({blame(error).rpartition(' At ')[2] or 'forward'})."
             raise CaptureError(text, next_step=KEPT) from error
+        if "unhashable type: non-nested SymInt" in str(error):
+            raise CaptureError(text, next_step=_KEY) from error
         if "__obj_flatten__" in str(error):
             text = f"torch.export cannot capture an object of C++: {blame(error)}"
             raise CaptureError(text, next_step=_PACKED) from error

@@ -1,7 +1,7 @@
 """The search: start from known shapes, move merges between layers, and measure what is best.
 
-Both goals end with measured schedules to choose from, the best constant one among them: the answer
-is never worse than a constant ``r`` that was measured to be as fast.
+Both goals end with measured schedules to choose from, a constant one among them: the answer is
+never worse than a constant ``r`` that was measured to be as fast.
 """
 
 from __future__ import annotations
