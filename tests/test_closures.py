@@ -131,7 +131,30 @@ def by_a_default(model: Model) -> Callable[[Model], Any]:
     return lambda model: model.last[:, 0]  # type: ignore[index]
 
 
-CHANGES = [patched, controlled, hooked, by_a_global, by_weak_references, by_a_default]
+def by_a_name_of_both(model: Model) -> Callable[[Model], Any]:
+    """One function writes a name, and another one reads it."""
+    last: Any = None
+
+    def write(block: nn.Module, x: Any, y: Tensor) -> None:
+        nonlocal last
+        last = y
+
+    def read(model: Model) -> Any:
+        return last[:, 0]
+
+    model.blocks[0].register_forward_hook(write)
+    return read
+
+
+CHANGES = [
+    by_a_name_of_both,
+    patched,
+    controlled,
+    hooked,
+    by_a_global,
+    by_weak_references,
+    by_a_default,
+]
 
 
 @pytest.mark.parametrize("called", [False, True], ids=["fresh", "called"])
@@ -182,6 +205,22 @@ def test_what_is_not_copied_is_the_same_function() -> None:
     assert twin.again(2) == later
     assert twin.act is F.gelu
     assert twin.tools[0].func is F.softmax
+
+
+def test_what_is_written_is_written_in_the_copy() -> None:
+    model, count = nn.Linear(2, 2), 0
+
+    def more() -> int:
+        def step() -> None:
+            nonlocal count
+            count += 1
+
+        step()
+        return count
+
+    model.more, model.told = more, lambda: count  # type: ignore[assignment]
+    twin: Any = deep_copy(model)
+    assert (twin.more(), twin.more(), twin.told(), count) == (1, 2, 2, 0)
 
 
 def test_a_function_that_holds_itself() -> None:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import weakref
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ def bring_along(copied: nn.Module, made: Mapping[int, Any]) -> None:
         made: what stands in the copy for an object of the original, by its ``id``.
     """
     moved = _Moved(made)
+    moved.note_writes(_held_by(copied))
     for module in copied.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, dict):
@@ -41,6 +43,13 @@ def bring_along(copied: nn.Module, made: Mapping[int, Any]) -> None:
                     vars(module)[name] = new
 
 
+def _held_by(model: nn.Module) -> list[Any]:
+    """What the modules have as attributes, and in their tables."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    tables = [value for value in values if isinstance(value, dict)]
+    return [*values, *(value for table in tables for value in table.values())]
+
+
 class _Moved:
     """What values are in a copy: themselves, unless they lead to something that was copied."""
 
@@ -48,6 +57,15 @@ class _Moved:
         self._made = made
         # What an object became, beside the object itself: no other one may get its id.
         self._known: dict[int, tuple[Any, Any]] = {}
+        self._written: dict[int, CellType] = {}
+
+    def note_writes(self, values: list[Any]) -> None:
+        """Let cells that functions among the values write to be the copy's own, empty ones too."""
+        for function in self._reached(values):
+            if type(function) is FunctionType and function.__closure__:
+                written = set(_written(function.__code__))
+                cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+                self._written |= {id(cell): cell for name, cell in cells if name in written}
 
     def within(self, table: dict[Any, Any]) -> None:
         """Edit a table that belongs to the copy."""
@@ -71,22 +89,26 @@ class _Moved:
         return self._made.get(id(value), value) is not value
 
     def _leads_there(self, value: Any) -> bool:
-        waiting, seen = [value], {id(value): value}
+        reached = self._reached([value])
+        return any(self._is_copied(one) or id(one) in self._written for one in reached)
+
+    def _reached(self, values: list[Any]) -> Iterator[Any]:
+        """The values, and all that they lead to."""
+        waiting, seen = [*values], dict[int, Any]()
         while waiting:
-            for inner in self._inside(waiting.pop()):
-                if self._is_copied(inner):
-                    return True
-                if id(inner) not in seen:
-                    seen[id(inner)] = inner
-                    waiting.append(inner)
-        return False
+            one = waiting.pop()
+            if id(one) not in seen:
+                seen[id(one)] = one
+                yield one
+                waiting += self._inside(one)
 
     def _inside(self, value: Any) -> list[Any]:
         kind = type(value)
         if kind is FunctionType:
-            cells = [held for cell in value.__closure__ or () for held in _content(cell)]
-            defaults = [value.__defaults__, value.__kwdefaults__]
-            return [*cells, *defaults, *vars(value).values(), *self._globals(value).values()]
+            defaults = [value.__defaults__, value.__kwdefaults__, *vars(value).values()]
+            return [*(value.__closure__ or ()), *defaults, *self._globals(value).values()]
+        if kind is CellType:
+            return _content(value)
         if kind is MethodType:
             return [value.__self__, value.__func__]
         if kind is weakref.ref:
@@ -116,17 +138,17 @@ class _Moved:
         return kind(map(self.of, value))
 
     def _function(self, function: FunctionType) -> FunctionType:
-        """The same code with cells of its own, where what they hold was copied."""
+        """The same code with cells of its own, where what they hold was copied or is written."""
         cells = function.__closure__ or ()
-        own = tuple(CellType() if any(map(self._moves, _content(c))) else c for c in cells)
+        own = tuple(map(self._cell, cells))
         held = function.__globals__
         others = {name: self.of(value) for name, value in self._globals(function).items()}
         known = {**held, **others} if others else held
         twin = FunctionType(function.__code__, known, function.__name__, None, own)
         self._known[id(function)] = function, twin  # it may hold itself
         for cell, mine in zip(cells, own, strict=True):
-            if mine is not cell:
-                mine.cell_contents = self.of(cell.cell_contents)
+            for content in _content(cell) if mine is not cell else ():
+                mine.cell_contents = self.of(content)
         twin.__defaults__ = self.of(function.__defaults__)
         twin.__kwdefaults__ = self.of(function.__kwdefaults__)
         twin.__dict__.update({name: self.of(value) for name, value in vars(function).items()})
@@ -134,8 +156,12 @@ class _Moved:
         twin.__module__, twin.__annotations__ = function.__module__, function.__annotations__
         return twin
 
-    def _moves(self, value: Any) -> bool:
-        return self._is_copied(value) or self._leads_there(value)
+    def _cell(self, cell: CellType) -> CellType:
+        """One for all functions that share the cell; empty, where it is another one."""
+        if id(cell) not in self._known:
+            self._known[id(cell)] = cell, CellType() if self._leads_there(cell) else cell
+        mine: CellType = self._known[id(cell)][1]
+        return mine
 
     def _globals(self, function: FunctionType) -> dict[str, Any]:
         """What has a global name in the code of a function, and was copied with the model."""
@@ -150,6 +176,16 @@ def _content(cell: CellType) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:
         return []
+
+
+def _written(code: CodeType) -> Iterator[str]:
+    """The names of other scopes that code, and that of the functions in it, assigns to."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars:
+            yield step.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from (name for name in _written(constant) if name in code.co_freevars)
 
 
 def _names(code: CodeType) -> Iterator[str]:
