@@ -36,7 +36,10 @@ def bring_along(copied: nn.Module, made: Mapping[int, Any]) -> None:
             if isinstance(value, dict):
                 moved.within(value)
             elif isinstance(value, list):
-                value[:] = map(moved.of, value)
+                for place, one in enumerate(value):
+                    new = moved.of(one)
+                    if new is not one:
+                        value[place] = new
             else:
                 new = moved.of(value)
                 if new is not value:
@@ -58,6 +61,7 @@ class _Moved:
         # What an object became, beside the object itself: no other one may get its id.
         self._known: dict[int, tuple[Any, Any]] = {}
         self._written: dict[int, CellType] = {}
+        self._spaces: dict[int, dict[str, Any]] = {}
 
     def note_writes(self, values: list[Any]) -> None:
         """Let cells that functions among the values write to be the copy's own, empty ones too."""
@@ -89,8 +93,14 @@ class _Moved:
         return self._made.get(id(value), value) is not value
 
     def _leads_there(self, value: Any) -> bool:
-        reached = self._reached([value])
-        return any(self._is_copied(one) or id(one) in self._written for one in reached)
+        passed = []
+        for one in self._reached([value]):
+            known = self._known.get(id(one), (one, one))[1]
+            if known is not one or self._is_copied(one) or id(one) in self._written:
+                return True
+            passed.append(one)
+        self._known |= {id(one): (one, one) for one in passed}
+        return False
 
     def _reached(self, values: list[Any]) -> Iterator[Any]:
         """The values, and all that they lead to."""
@@ -100,7 +110,7 @@ class _Moved:
             if id(one) not in seen:
                 seen[id(one)] = one
                 yield one
-                waiting += self._inside(one)
+                waiting += self._inside(one) if id(one) not in self._known else []
 
     def _inside(self, value: Any) -> list[Any]:
         kind = type(value)
@@ -112,7 +122,8 @@ class _Moved:
         if kind is MethodType:
             return [value.__self__, value.__func__]
         if kind is weakref.ref:
-            return [value()]
+            # Nobody else would hold another function that it is of.
+            return [value()] if self._is_copied(value()) else []
         if kind is functools.partial:
             return [value.func, value.args, value.keywords]
         if kind is dict:
@@ -141,10 +152,9 @@ class _Moved:
         """The same code with cells of its own, where what they hold was copied or is written."""
         cells = function.__closure__ or ()
         own = tuple(map(self._cell, cells))
-        held = function.__globals__
         others = {name: self.of(value) for name, value in self._globals(function).items()}
-        known = {**held, **others} if others else held
-        twin = FunctionType(function.__code__, known, function.__name__, None, own)
+        space = self._space(function.__globals__, others)
+        twin = FunctionType(function.__code__, space, function.__name__, None, own)
         self._known[id(function)] = function, twin  # it may hold itself
         for cell, mine in zip(cells, own, strict=True):
             for content in _content(cell) if mine is not cell else ():
@@ -155,6 +165,14 @@ class _Moved:
         twin.__qualname__, twin.__doc__ = function.__qualname__, function.__doc__
         twin.__module__, twin.__annotations__ = function.__module__, function.__annotations__
         return twin
+
+    def _space(self, held: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+        """One for all functions of a module that name what was copied."""
+        if others:
+            own: dict[str, Any] = self._spaces.setdefault(id(held), {**held})
+            own.update(others)
+            return own
+        return held
 
     def _cell(self, cell: CellType) -> CellType:
         """One for all functions that share the cell; empty, where it is another one."""

@@ -48,7 +48,8 @@ def _copied(model: nn.Module) -> nn.Module | None:
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
         # A value of a call before, a pruned weight say, which its hook makes anew.
-        memo |= {id(value): value.detach() for value in _plain(model) if not value.is_leaf}
+        made = {id(value): value.detach() for value in _plain(model) if not value.is_leaf}
+        memo = {**made, **memo}
         return deep_copy(model, memo)
     except Exception:
         return None

@@ -6,7 +6,8 @@ rest = slice(y, 1, 1)                  ->   z = cat([token, 2 * rest], 1)
 z = slice_scatter(y, 2 * rest, 1, 1)
 
 ``x[:, :1] += y[:, :1]; x[:, 1:] += y[:, 1:]`` is a residual so, of tokens that nothing was written
-to yet, and what is only written over is not read. Stretches of unknown places stay as they are.
+to yet, and what is only written over is not read. Stretches of unknown places stay as they are, and
+so do several of more than one place.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class _Stretch:
     end: int
 
     def meets(self, start: int, end: int) -> bool:
-        return start < self.end and self.start < end
+        return max(start, self.start) < min(end, self.end)
 
 
 def join_pieces(graph: Graph) -> None:
@@ -67,7 +68,7 @@ def _read_past_writes(node: Node) -> None:
     row, written = cut.row, _written(cut.row, cut.dim)
     while written is not None and not written.meets(cut.start, cut.end):
         row, written = written.row, _written(written.row, cut.dim)
-    if row is not cut.row:
+    if row is not cut.row and _is_own(row):
         node.replace_input_with(cut.row, row)
 
 
@@ -89,24 +90,33 @@ def _whole_of(node: Node) -> Node | None:
 
 
 def _join(node: Node) -> None:
-    """A write as the row of what was written last to each of its places."""
+    """A write as the row of what was written last to each of its places.
+
+    With one of several places alone, as class tokens are beside the patches: of others each would
+    be a row of its own.
+    """
     last = _written(node)
     if last is None:
         return
     dim, row = last.dim, node
     free = [(0, int(settled(node.meta["val"].shape[dim])))]
-    pieces: dict[int, Node] = {}
+    found: list[tuple[int, int, _Stretch | Node]] = []
+    while free and (written := _written(row, dim)) is not None:
+        for place in [place for place in free if written.meets(*place)]:
+            free.remove(place)
+            free += _without(place, written)
+            found.append((max(place[0], written.start), min(place[1], written.end), written))
+        row = written.row
+    found += [(*place, row) for place in free]
+    if sum(end - start > 1 for start, end, _ in found) > 1 or len(found) < 2:
+        return
     with node.graph.inserting_before(node):
-        while free and (written := _written(row, dim)) is not None:
-            for start, end in free:
-                if written.meets(start, end):
-                    place = max(start, written.start), min(end, written.end)
-                    pieces[place[0]] = _cut(_widened(written, node), dim, written.start, *place)
-            free = [rest for place in free for rest in _without(place, written)]
-            row = written.row
-        for start, end in free:
-            pieces[start] = _cut(row, dim, 0, start, end)
-    values = [pieces[start] for start in sorted(pieces)]
+        values = [
+            _cut(source, dim, 0, start, end)
+            if isinstance(source, Node)
+            else _cut(_widened(source, node), dim, source.start, start, end)
+            for start, end, source in sorted(found, key=lambda piece: piece[0])
+        ]
     node.target, node.args, node.kwargs = aten.cat.default, (values, dim), {}
 
 
@@ -137,6 +147,14 @@ def _cut(row: Node, dim: int, first: int, start: int, end: int) -> Node:
     cut = row.graph.call_function(aten.slice.Tensor, (row, *place))
     cut.meta = {**row.meta, "val": aten.slice.Tensor(value, *place)}
     return cut
+
+
+def _is_own(row: Node) -> bool:
+    """Is a row memory of the program's own, and no view of a weight or an input?"""
+    op = row.target
+    return isinstance(op, torch._ops.OpOverload) and not any(
+        result.alias_info is not None for result in op._schema.returns
+    )
 
 
 def _uncopied(row: Node) -> Node:
