@@ -12,37 +12,17 @@ so do several of more than one place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch.fx import Graph, Node
 
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.cuts import writes_all
-from tome_fx.graph.extents import settled, tensor_value
+from tome_fx.graph.cuts import Cut, stretch_of, writes_all
+from tome_fx.graph.extents import settled
+from tome_fx.graph.inplace import aliases
 
 aten = torch.ops.aten
 _CUTS = ("aten.slice", "aten.narrow", "aten.select")
 _WRITES = ("aten.slice_scatter", "aten.select_scatter")
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Places ``start`` to ``end`` along axis ``dim``: what a call cuts out of a row, or writes to.
-
-    Attributes:
-        piece: what is cut out, or written; without the axis, if it is one place.
-    """
-
-    piece: Node
-    row: Node
-    dim: int
-    start: int
-    end: int
-
-    def meets(self, start: int, end: int) -> bool:
-        return max(start, self.start) < min(end, self.end)
 
 
 def join_pieces(graph: Graph) -> None:
@@ -62,12 +42,14 @@ def join_pieces(graph: Graph) -> None:
 
 def _read_past_writes(node: Node) -> None:
     """Let a cut read the row as it was before writes beside it."""
-    cut = _stretch(node, node)
+    cut = stretch_of(node, node)
     if cut is None or any(user.op == "output" for user in node.users):
         return  # what leaves the program shares no memory that it did not share
-    row, written = cut.row, _written(cut.row, cut.dim)
-    while written is not None and not written.meets(cut.start, cut.end):
-        row, written = written.row, _written(written.row, cut.dim)
+    row = cut.row
+    while (written := _written(row, cut.dim)) is not None:
+        if _meets(written[1], cut.start, cut.end):
+            break
+        row = written[1].row
     if row is not cut.row and _is_own(row):
         node.replace_input_with(cut.row, row)
 
@@ -98,38 +80,41 @@ def _join(node: Node) -> None:
     last = _written(node)
     if last is None:
         return
-    dim, row = last.dim, node
+    dim, row = last[1].dim, node
     free = [(0, int(settled(node.meta["val"].shape[dim])))]
-    found: list[tuple[int, int, _Stretch | Node]] = []
+    # The places, what they are cut out of, and the place of that.
+    found: list[tuple[int, int, Node, int]] = []
     while free and (written := _written(row, dim)) is not None:
-        for place in [place for place in free if written.meets(*place)]:
-            free.remove(place)
-            free += _without(place, written)
-            found.append((max(place[0], written.start), min(place[1], written.end), written))
-        row = written.row
-    found += [(*place, row) for place in free]
-    if sum(end - start > 1 for start, end, _ in found) > 1 or len(found) < 2:
+        piece, place = written
+        for start, end in [some for some in free if _meets(place, *some)]:
+            free.remove((start, end))
+            free += _without((start, end), place)
+            found.append((max(start, place.start), min(end, place.end), piece, place.start))
+        row = place.row
+    found += [(start, end, row, 0) for start, end in free]
+    if sum(end - start > 1 for start, end, _, _ in found) > 1 or len(found) < 2:
         return
     with node.graph.inserting_before(node):
         values = [
-            _cut(source, dim, 0, start, end)
-            if isinstance(source, Node)
-            else _cut(_widened(source, node), dim, source.start, start, end)
-            for start, end, source in sorted(found, key=lambda piece: piece[0])
+            _cut(_widened(source, dim, node), dim, first, start, end)
+            for start, end, source, first in sorted(found, key=lambda piece: piece[0])
         ]
     node.target, node.args, node.kwargs = aten.cat.default, (values, dim), {}
 
 
-def _without(place: tuple[int, int], written: _Stretch) -> list[tuple[int, int]]:
+def _meets(place: Cut, start: int, end: int) -> bool:
+    return max(start, place.start) < min(end, place.end)
+
+
+def _without(some: tuple[int, int], place: Cut) -> list[tuple[int, int]]:
     """What is left of some places in front of a stretch and behind it."""
-    start, end = place
-    left = (start, min(end, written.start)), (max(start, written.end), end)
+    start, end = some
+    left = (start, min(end, place.start)), (max(start, place.end), end)
     return [(first, last) for first, last in left if first < last]
 
 
-def _widened(written: _Stretch, like: Node) -> Node:
+def _widened(piece: Node, dim: int, like: Node) -> Node:
     """What was written, with the axis that it is written along."""
-    piece, dim = written.piece, written.dim
     value = piece.meta["val"]
     if value.dim() == like.meta["val"].dim():
         return piece
@@ -151,10 +136,7 @@ def _cut(row: Node, dim: int, first: int, start: int, end: int) -> Node:
 
 def _is_own(row: Node) -> bool:
     """Is a row memory of the program's own, and no view of a weight or an input?"""
-    op = row.target
-    return isinstance(op, torch._ops.OpOverload) and not any(
-        result.alias_info is not None for result in op._schema.returns
-    )
+    return isinstance(row.target, torch._ops.OpOverload) and not aliases(row.target)
 
 
 def _uncopied(row: Node) -> Node:
@@ -167,30 +149,13 @@ def _uncopied(row: Node) -> Node:
     return row
 
 
-def _written(row: Node, dim: int | None = None) -> _Stretch | None:
+def _written(row: Node, dim: int | None = None) -> tuple[Node, Cut] | None:
     """What was written last to a row, along an axis if one is given, in the row's own dtype."""
     row = _uncopied(row)
     if not calls(row, _WRITES):
         return None
-    written = _stretch(row, bind(row)["src"])
-    if written is None or (dim is not None and written.dim != dim):
+    piece = bind(row)["src"]
+    place = stretch_of(row, piece)
+    if place is None or (dim is not None and place.dim != dim):
         return None
-    same = written.piece.meta["val"].dtype == row.meta["val"].dtype
-    return written if same else None
-
-
-def _stretch(call: Node, piece: Any) -> _Stretch | None:
-    """The places that a call cuts out or writes to; None if they are no known stretch."""
-    bound = bind(call)
-    row, own = bound["self"], tensor_value(piece)
-    whole = tensor_value(row)
-    if whole is None or own is None or bound.get("step", 1) != 1:
-        return None
-    dim = bound["dim"] % whole.dim()
-    single = own.dim() < whole.dim()
-    start = bound["index"] if single else bound["start"] or 0
-    length, extent = 1 if single else settled(own.shape[dim]), settled(whole.shape[dim])
-    if not all(isinstance(number, int) for number in (start, length, extent)):
-        return None
-    start = max(0, start + extent if start < 0 else start)
-    return _Stretch(piece, row, dim, start, start + int(length))
+    return (piece, place) if piece.meta["val"].dtype == row.meta["val"].dtype else None

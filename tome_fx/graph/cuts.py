@@ -29,6 +29,11 @@ class Cut:
     length: int
     views: tuple[View, ...] = ()
 
+    @property
+    def end(self) -> int:
+        """The place behind the last one."""
+        return self.start + self.length
+
 
 def cut_of(value: Any) -> Cut | None:
     """What a value is cut out of; None if it is no stretch of another one, or not a known one.
@@ -42,18 +47,31 @@ def cut_of(value: Any) -> Cut | None:
     call = value.args[0] if several else value
     if not isinstance(call, Node) or not calls(call, _SEVERAL if several else _ONE):
         return None
+    if not several:
+        return stretch_of(call, value)
+    before, dim = call.meta["val"][: value.args[1]], bind(call)["dim"]
+    return stretch_of(call, value, sum(settled(part.shape[dim]) for part in before))
+
+
+def stretch_of(call: Node, piece: Any, start: Any = None) -> Cut | None:
+    """The places along an axis that a call takes out of its row, or writes to.
+
+    None where they are not known, or do not follow each other.
+
+    Args:
+        piece: what is there; without the axis, if it is one place.
+        start: the first place; None where the call says it.
+    """
     bound = bind(call)
-    row, dim, own = bound["self"], bound["dim"], tensor_value(value)
+    row, own = bound["self"], tensor_value(piece)
     whole = tensor_value(row)
-    if own is None or whole is None or bound.get("step", 1) != 1:
+    if whole is None or own is None or bound.get("step", 1) != 1:
         return None
-    dim %= whole.dim()
-    if several:
-        before = call.meta["val"][: value.args[1]]
-        start = sum(settled(part.shape[dim]) for part in before)
-    else:
-        start = bound["start"] or 0
-    length, extent = settled(own.shape[dim]), settled(whole.shape[dim])
+    dim = bound["dim"] % whole.dim()
+    single = own.dim() < whole.dim()
+    if start is None:
+        start = bound["index"] if single else bound["start"] or 0
+    length, extent = 1 if single else settled(own.shape[dim]), settled(whole.shape[dim])
     if not all(isinstance(number, int) for number in (start, length, extent)):
         return None
     return Cut(row, dim, max(0, start + extent) if start < 0 else start, int(length))

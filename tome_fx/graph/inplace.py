@@ -147,7 +147,7 @@ def _plain_overload(node: Node) -> torch._ops.OpOverload | None:
         return None
     packet = getattr(getattr(torch.ops, space), name[:-1], None)
     plain = getattr(packet, op._overloadname, None)
-    return None if plain is None or _aliases(plain) else plain
+    return None if plain is None or aliases(plain) else plain
 
 
 def _is_last(reader: Node, value: object, order: Mapping[Node, int]) -> bool:
@@ -161,7 +161,7 @@ def _is_last(reader: Node, value: object, order: Mapping[Node, int]) -> bool:
 def is_fresh(node: Node, order: Mapping[Node, int]) -> bool:
     """Is the result of ``node`` a tensor in memory of its own?"""
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or _aliases(op):
+    if not isinstance(op, torch._ops.OpOverload) or op._schema.is_mutable or aliases(op):
         return False
     if not torch._C._dispatch_has_kernel_for_dispatch_key(op._name, _COMPOSITE):
         return True
@@ -181,7 +181,8 @@ def _is_alike(plain: torch._ops.OpOverload, node: Node) -> bool:
     return isinstance(made, Tensor) and isinstance(old, Tensor) and made.dtype == old.dtype
 
 
-def _aliases(op: torch._ops.OpOverload) -> bool:
+def aliases(op: torch._ops.OpOverload) -> bool:
+    """Does an op say that what it makes may be memory of what it reads?"""
     return any(result.alias_info is not None for result in op._schema.returns)
 
 
