@@ -42,7 +42,7 @@ def attended(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 class Model(nn.Module):
     """Two blocks; what ``read`` returns comes out beside the class token."""
 
-    def __init__(self, change: Callable[[Model], Callable[[Model], Any]]) -> None:
+    def __init__(self, change: Callable[[Any], Callable[[Any], Any]]) -> None:
         super().__init__()
         self.stem, self.token = nn.Conv2d(3, C, 2, 2), nn.Parameter(torch.randn(1, 1, C))
         self.blocks = nn.ModuleList(Attention() for _ in range(2))
@@ -58,11 +58,11 @@ class Model(nn.Module):
         return x[:, 0], self.read(self)
 
 
-def none(model: Model) -> None:
+def none(model: Any) -> None:
     return None
 
 
-def patched(model: Model) -> Callable[[Model], Any]:
+def patched(model: Any) -> Callable[[Any], Any]:
     """Attention that is taken over, as editors of prompts do."""
 
     def taken(attention: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -73,7 +73,7 @@ def patched(model: Model) -> Callable[[Model], Any]:
     return none
 
 
-def controlled(model: Model) -> Callable[[Model], Any]:
+def controlled(model: Any) -> Callable[[Any], Any]:
     maps: list[Tensor] = []
 
     def taken(attention: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -86,15 +86,15 @@ def controlled(model: Model) -> Callable[[Model], Any]:
 
     for block in model.blocks:
         block.forward = taken(block)
-    model.maps = maps  # type: ignore[assignment]
+    model.maps = maps
     model.blocks[0].register_forward_pre_hook(lambda *_: maps.clear())
-    return lambda model: model.maps[0].sum((1, 2, 3))  # type: ignore[union-attr, operator]
+    return lambda model: model.maps[0].sum((1, 2, 3))
 
 
-def hooked(model: Model) -> Callable[[Model], Any]:
-    model.feature = None  # type: ignore[assignment]
+def hooked(model: Any) -> Callable[[Any], Any]:
+    model.feature = None
     model.blocks[0].register_forward_hook(lambda block, x, y: setattr(model, "feature", y))
-    return lambda model: model.feature[:, 0]  # type: ignore[index]
+    return lambda model: model.feature[:, 0]
 
 
 ACTIVATIONS: dict[str, Tensor] = {}
@@ -107,31 +107,31 @@ def keep(name: str) -> Callable[..., None]:
     return hook
 
 
-def by_a_global(model: Model) -> Callable[[Model], Any]:
+def by_a_global(model: Any) -> Callable[[Any], Any]:
     """A table that the model and its hooks share, as MiDaS has it."""
     model.blocks[1].register_forward_hook(keep("1"))
-    model.activations = ACTIVATIONS  # type: ignore[assignment]
-    return lambda model: model.activations["1"][:, 0]  # type: ignore[index]
+    model.activations = ACTIVATIONS
+    return lambda model: model.activations["1"][:, 0]
 
 
-def by_weak_references(model: Model) -> Callable[[Model], Any]:
-    def told(whose: weakref.ref[Any], block: nn.Module, x: Any, y: Tensor) -> None:
-        whose().last = y  # type: ignore[union-attr]
+def by_weak_references(model: Any) -> Callable[[Any], Any]:
+    def told(whose: Callable[[], Any], block: nn.Module, x: Any, y: Tensor) -> None:
+        whose().last = y
 
-    model.parent = weakref.ref(model)  # type: ignore[assignment]
-    model.blocks[0].register_forward_hook(partial(told, model.parent))  # type: ignore[arg-type]
-    return lambda model: model.parent().last[:, 0]  # type: ignore[operator, union-attr]
+    model.parent = weakref.ref(model)
+    model.blocks[0].register_forward_hook(partial(told, model.parent))
+    return lambda model: model.parent().last[:, 0]
 
 
-def by_a_default(model: Model) -> Callable[[Model], Any]:
+def by_a_default(model: Any) -> Callable[[Any], Any]:
     def hook(block: nn.Module, x: Any, y: Tensor, held: Any = (model,), **more: Any) -> None:
         held[0].last = y
 
     model.blocks[0].register_forward_hook(hook)
-    return lambda model: model.last[:, 0]  # type: ignore[index]
+    return lambda model: model.last[:, 0]
 
 
-def by_a_name_of_both(model: Model) -> Callable[[Model], Any]:
+def by_a_name_of_both(model: Any) -> Callable[[Any], Any]:
     """One function writes a name, and another one reads it."""
     last: Any = None
 
@@ -139,7 +139,7 @@ def by_a_name_of_both(model: Model) -> Callable[[Model], Any]:
         nonlocal last
         last = y
 
-    def read(model: Model) -> Any:
+    def read(model: Any) -> Any:
         return last[:, 0]
 
     model.blocks[0].register_forward_hook(write)
@@ -192,14 +192,14 @@ def test_modes_reach_the_functions(change: Any) -> None:
 
 def test_what_is_not_copied_is_the_same_function() -> None:
     """Also one that holds itself, or what is not there yet."""
-    model = nn.Linear(2, 2)
+    model: Any = nn.Linear(2, 2)
 
     def again(n: int) -> int:
         return again(n - 1) if n else later
 
-    model.again = again  # type: ignore[assignment]
-    model.act = F.gelu  # type: ignore[assignment]
-    model.tools = [partial(F.softmax, dim=-1)]  # type: ignore[assignment]
+    model.again = again
+    model.act = F.gelu
+    model.tools = [partial(F.softmax, dim=-1)]
     twin: Any = deep_copy(model)
     later = 3
     assert twin.again(2) == later
@@ -208,7 +208,8 @@ def test_what_is_not_copied_is_the_same_function() -> None:
 
 
 def test_what_is_written_is_written_in_the_copy() -> None:
-    model, count = nn.Linear(2, 2), 0
+    model: Any = nn.Linear(2, 2)
+    count = 0
 
     def more() -> int:
         def step() -> None:
@@ -218,18 +219,33 @@ def test_what_is_written_is_written_in_the_copy() -> None:
         step()
         return count
 
-    model.more, model.told = more, lambda: count  # type: ignore[assignment]
+    model.more, model.told = more, lambda: count
     twin: Any = deep_copy(model)
     assert (twin.more(), twin.more(), twin.told(), count) == (1, 2, 2, 0)
 
 
 def test_a_function_that_holds_itself() -> None:
-    model = nn.Linear(2, 2)
+    model: Any = nn.Linear(2, 2)
 
     def counted(n: int) -> Any:
         return counted(n - 1) if n else model
 
-    model.counted = counted  # type: ignore[assignment]
+    model.counted = counted
     twin: Any = deep_copy(model)
     assert twin.counted(2) is twin
-    assert model.counted(2) is model  # type: ignore[operator]
+    assert model.counted(2) is model
+
+
+def test_lists_of_functions_that_hold_them() -> None:
+    """A list that is no part of the model, and leads to it and to itself."""
+    model: Any = nn.Linear(2, 2)
+    row: list[Any] = [model]
+    row.append(row)
+    row.append(lambda: row)
+    model.rows = lambda: row
+    twin: Any = deep_copy(model)
+    own = twin.rows()
+    assert own[0] is twin
+    assert own[1] is own
+    assert own[2]() is own
+    assert row[0] is model

@@ -33,13 +33,8 @@ def bring_along(copied: nn.Module, made: Mapping[int, Any]) -> None:
     moved.note_writes(_held_by(copied))
     for module in copied.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, dict):
+            if isinstance(value, (dict, list)):
                 moved.within(value)
-            elif isinstance(value, list):
-                for place, one in enumerate(value):
-                    new = moved.of(one)
-                    if new is not one:
-                        value[place] = new
             else:
                 new = moved.of(value)
                 if new is not value:
@@ -71,9 +66,9 @@ class _Moved:
                 cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
                 self._written |= {id(cell): cell for name, cell in cells if name in written}
 
-    def within(self, table: dict[Any, Any]) -> None:
-        """Edit a table that belongs to the copy."""
-        for key, value in list(table.items()):
+    def within(self, table: dict[Any, Any] | list[Any]) -> None:
+        """Edit a table, or a list, that belongs to the copy."""
+        for key, value in list(table.items() if isinstance(table, dict) else enumerate(table)):
             new = self.of(value)
             if new is not value:
                 table[key] = new
@@ -141,8 +136,8 @@ class _Moved:
         if kind is functools.partial:
             func, args, keywords = map(self.of, (value.func, value.args, value.keywords))
             return functools.partial(func, *args, **keywords)
-        if kind is dict:
-            own: dict[Any, Any] = dict(value)
+        if kind in (dict, list):
+            own: dict[Any, Any] | list[Any] = kind(value)
             self._known[id(value)] = value, own  # it may hold itself
             self.within(own)
             return own
