@@ -35,9 +35,17 @@ class _Known:
     ranges: bool = False
 
     def export(
-        self, model: nn.Module, example: Example, buffers: DecidedByBuffers | None = None
+        self,
+        model: nn.Module,
+        example: Example,
+        buffers: DecidedByBuffers | None,
+        unread: nn.Module,
     ) -> Program:
-        """By ``torch.export``, knowing that, and ``buffers``."""
+        """By ``torch.export``, knowing that, and ``buffers``.
+
+        Args:
+            unread: what the model is a copy of.
+        """
         with contextlib.ExitStack() as known:
             if self.numbers:
                 known.enter_context(as_constants(model, example))
@@ -48,7 +56,7 @@ class _Known:
                 known.enter_context(followed_in(model, buffers))
             # It is of no use to rows beside a grid, which have no batch.
             batched = self == _Known() or _has_images(example)
-            program = _plainly(model, example, strict=batched)
+            program = _plainly(model, example, unread if batched else None)
         return replace(program, fixed=fixed_inputs(program, example)) if self.numbers else program
 
 
@@ -67,7 +75,7 @@ def by_export(model: nn.Module, example: Example) -> Program:
         if reading is not None and not reading.serves:
             continue
         try:
-            program = known.export(tried, example, reading)
+            program = known.export(tried, example, reading, model)
         except CaptureError as failure:
             failure.module = failure.module or culprit(failure, tried)
             if UNKNOWN_RESULT in failure.found:
@@ -108,20 +116,23 @@ def _tries(
         yield from ((known, True) for known in ways if known != plain or not looked_up)
 
 
-def _plainly(model: nn.Module, example: Example, strict: bool) -> Program:
-    """By export as it is, with a batch if there is a way; ``strict``: it may read the code."""
-    # Export puts other containers in the places of those that code wrote to.
-    unread = structure_copy(model) if strict and example.batch > 1 else model
+def _plainly(model: nn.Module, example: Example, unread: nn.Module | None) -> Program:
+    """By export as it is, with a batch if there is a way.
+
+    Args:
+        unread: the same, for another try that reads its code; None if there is to be none. Export
+            puts other containers in the places of those that code wrote to.
+    """
     program = from_export(model, example)
     if not program.static_batch or example.batch < 2:
         return program
-    if strict:
+    if unread is not None:
         with contextlib.suppress(CaptureError):
             # ``len(x)`` and ``int(windows / per_image)`` are plain numbers to code that runs.
             read = from_export(structure_copy(unread), example, strict=True)
             if picks_across(read):
                 with contextlib.suppress(CaptureError):
-                    return from_export(unread, example, shared=True, strict=True)
+                    return from_export(structure_copy(unread), example, shared=True, strict=True)
             if not read.static_batch:
                 return read
     if sum(map(example.has_rows, example.leaves)) > 1:
