@@ -102,10 +102,7 @@ def capture(
     program = captured(example)
     if asked is not None and treats_one_apart(program, asked, example):
         kept = remembered(program, asked, example)
-        if kept:
-            program = replace(program, remembers=kept)
-        else:
-            program = _for_several_or_one(program, captured, example)
+        program = replace(_for_several_or_one(program, captured, example), remembers=kept)
     return _with_given(program, example)
 
 

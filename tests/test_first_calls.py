@@ -154,3 +154,19 @@ def test_what_a_call_changes_for_the_next_one_is_told(kept: str) -> None:
     assert bool(told) == (kept != "map")  # which no call reads
     assert all(f"{kept}" in note for note in told)
     assert "another way" not in str(report)
+
+
+class OneApart(Remembering):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return 2 * y if len(x) == 1 else y
+
+
+def test_what_remembers_and_treats_one_image_apart_is_for_several() -> None:
+    x = images()
+    fast = tome_fx.transform(OneApart("calls"), 2, example_inputs=x)
+    notes = str(fast.report.notes)
+    assert "changes the next one" in notes
+    assert "cannot be told beside that" in notes
+    with pytest.raises(tome_fx.ShapeError):
+        fast(x[:1])

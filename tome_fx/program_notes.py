@@ -23,11 +23,6 @@ def notes_of(program: Program) -> Iterable[str]:
             f"the model's code branches on the values of {', '.join(program.decided)}: the "
             "program is the one for what they hold now; transform again when they change"
         )
-    if program.remembers:
-        yield (
-            f"a call of the model changes the next one ({', '.join(program.remembers)}): the "
-            "program keeps nothing from call to call, and computes what the first one does"
-        )
     if program.tied:
         yield (
             "all inputs of images have one batch: with batches of their own, which the model would "
@@ -36,22 +31,37 @@ def notes_of(program: Program) -> Iterable[str]:
         )
     if program.times > 1:
         yield f"the model's own code takes its images in groups of {program.times}"
-    if program.most is not None or program.least > 2:
-        yield (
-            "the model's own code goes another way for other batches: this program is for "
-            f"{batches(program.least, program.most)}"
-        )
-    elif program.least > 1:
-        yield (
-            "the model's own code goes another way for one image than for several: this program is "
-            "for several; transform again with one image as example for the other"
-        )
+    yield from _ways(program)
     for name, values in program.fixed.items():
         yield f"the program is for {name} = {values}, which the model's code reads shapes from"
     if not program.batched:
         yield "the program is for one image: the first axis of its inputs is none of images"
     elif program.static_batch:
         yield f"the model's own code fixes the batch at {program.batch}"
+
+
+def _ways(program: Program) -> Iterable[str]:
+    """Where a model goes another way than its program: in later calls, and for other batches."""
+    if program.remembers:
+        yield (
+            f"a call of the model changes the next one ({', '.join(program.remembers)}): the "
+            "program keeps nothing from call to call, and computes what the first one does"
+        )
+    if program.most is not None or program.least > 2:
+        yield (
+            "the model's own code goes another way for other batches: this program is for "
+            f"{batches(program.least, program.most)}"
+        )
+    elif program.least > 1 and program.remembers:
+        yield (
+            "whether the model's own code treats one image apart cannot be told beside that: this "
+            "program is for several; transform again with one image as example for one"
+        )
+    elif program.least > 1:
+        yield (
+            "the model's own code goes another way for one image than for several: this program is "
+            "for several; transform again with one image as example for the other"
+        )
 
 
 def _gradients(backwards: Mapping[str, str]) -> str:
