@@ -29,6 +29,7 @@ def tiny(**options: Any) -> Case:
 
 SMALL = {
     "targets": [tiny(), tiny(r="3")],
+    "families": [tiny()],
     "r": [tiny(r="2"), tiny(r="4")],
     "batch": [tiny(batch_size=1), tiny(batch_size=3)],
     "tokens": [tiny(), tiny(img_size=96)],
@@ -39,6 +40,7 @@ SMALL = {
     "depth": [tiny(depth=1), tiny(depth=2)],
     "profile": [tiny(), tiny(batch_size=3)],
 }  # fmt: skip
+CPU = cases.CPU
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +233,7 @@ def test_results_go_to_the_clone_or_to_outputs(tmp_path: Path) -> None:
 
 def test_the_real_suites_name_models_that_exist(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    for known in (cases.ACCELERATOR, cases._suites(SMALL)):
+    for known in (cases.ACCELERATOR, CPU):
         for suite in known.values():
             keys = [case.key for case in suite.cases]
             assert len(keys) == len(set(keys)), "two rows with one key"

@@ -65,6 +65,7 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
             name: Suite(name, kind, title, tuple(cases[name]))
             for name, (kind, title) in {
                 "targets": ("speed", "Share of the FLOP limit"),
+                "families": ("speed", "Share of the FLOP limit by family"),
                 "r": ("speed", "Throughput against r"),
                 "batch": ("speed", "Speed-up against the batch size"),
                 "tokens": ("speed", "Speed-up against the number of tokens"),
@@ -77,6 +78,14 @@ def _suites(cases: Mapping[str, Sequence[Case]]) -> Mapping[str, Suite]:
     )
 
 
+# Tables in the logits; angles and gates; registers and scales of layers; pooling by attention;
+# mixed heads; attention between channels; windows that are pooled.
+FAMILIES = (
+    ("beit_base_patch16_224", "16", None), ("eva02_small_patch14_224", "16", None),
+    ("vit_small_patch14_reg4_dinov2", "16", None), ("vit_base_patch16_siglip_224", "16", None),
+    ("cait_xxs24_224", "8", 12), ("xcit_small_12_p16_224", "13", None),
+    ("hiera_small_224", "8", None),
+)  # fmt: skip
 DEPTH = [Case(TI, "4", 2, depth=depth, mode=EAGER, rounds=3) for depth in (12, 24, 48)]
 
 # Two cores: meant to take about three quarters of an hour in all, compiling included.
@@ -88,6 +97,7 @@ CPU = _suites(
             Case(B, "16", 16, rounds=8), Case(B, "16", 8, rounds=12), Case(B, "16", 4, rounds=12),
             Case(L, "8", 16, rounds=4), Case(L, "8", 8, rounds=5), Case(L, "8", 4, rounds=8),
         ],
+        "families": [Case(model, r, 8, depth=depth) for model, r, depth in FAMILIES],
         "r": [Case(S, str(r), 8) for r in (2, 4, 8, 13, 16)],
         "batch": [Case(TI, "13", batch, rounds=rounds)
                   for batch, rounds in ((1, 20), (4, 16), (16, 12), (64, 6), (256, 3))],
@@ -120,6 +130,7 @@ ACCELERATOR = _suites(
     {
         "targets": [Case(model, r, 256, side, mode=mode, rounds=rounds) for mode in COMPILED
                     for model, r, side, rounds in LARGE],
+        "families": [Case(model, r, 256, depth=depth, rounds=20) for model, r, depth in FAMILIES],
         "r": [Case(B, str(r), 256, rounds=40) for r in (4, 8, 12, 16)],
         "batch": [Case(B, "16", batch, mode=mode, rounds=40) for mode in COMPILED[:2]
                   for batch in (1, 8, 64, 256)],

@@ -158,6 +158,7 @@ def _steps(axes: Any, rows: Sequence[Record]) -> None:
 
 _DRAWING: dict[str, Callable[[Any, Sequence[Record]], None]] = {
     "targets": _shares,
+    "families": _shares,
     "r": _throughput,
     "batch": _against("batch_size", "images a batch"),
     "tokens": _against("tokens", "tokens"),
