@@ -149,8 +149,10 @@ def _emitted(call: Call, builds: dict[str, Build], axis: int, size: int) -> Node
         changed[f"{name}.{axis}"] = size
     args, kwargs = unbind(call, changed)
     node = call.node.graph.call_function(call.op, args, kwargs)
-    values = map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta = {**call.node.meta, "val": call.op(*values[0], **values[1])}
+    # Computing it might fix the batch: some kernels ask how large it is.
+    part = call.node.meta["val"]
+    shape = [size if place == axis else one for place, one in enumerate(part.shape)]
+    node.meta = {**call.node.meta, "val": part.new_empty(shape)}
     return node
 
 
