@@ -60,6 +60,10 @@ def put_together(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tenso
     return plain(q, at, k, v, b).transpose(1, 2).flatten(2)
 
 
+def taken_apart(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    return plain(q, at, k, v, b).unflatten(3, (2, 2)).flatten(3).contiguous()
+
+
 def reshaped(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
     out = plain(q, at, k, v, b).permute(0, 2, 1, 3)
     return out.reshape(out.shape[0], out.shape[1], H * C)
@@ -67,7 +71,7 @@ def reshaped(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
 
 FUNCTIONS: list[tuple[Chunk, int]] = [
     (plain, 2), (fused, 2), (biased, 2), (masked, 2), (by_hand, 2), (normed, 2),
-    (the_other_way_round, 2), (put_together, 1), (reshaped, 1),
+    (the_other_way_round, 2), (taken_apart, 2), (put_together, 1), (reshaped, 1),
 ]  # fmt: skip
 
 
@@ -133,6 +137,11 @@ def scaled_by_place(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Te
     return (q[:, :, at] @ k.mT * (1 + at.start)).softmax(-1) @ v
 
 
+def by_a_row_for_each_chunk(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    own = b[:, :3][:, at.start // 4 : at.start // 4 + 1, :3]
+    return (q[:, :, at] @ k[:, :, :3].mT + own).softmax(-1) @ v[:, :, :3]
+
+
 def of_no_product(q: Tensor, at: slice, k: Tensor, v: Tensor, b: Tensor) -> Tensor:
     return q[:, :, at].relu()
 
@@ -143,7 +152,7 @@ HALVES = [slice(0, 6), slice(6, 12)]
 @pytest.mark.parametrize(
     "chunk",
     [by_other_keys, causal, over_the_chunk, by_a_table_of_its_own, by_the_same_table,
-     scaled_by_place, of_no_product],
+     scaled_by_place, by_a_row_for_each_chunk, of_no_product],
 )  # fmt: skip
 def test_what_is_another_function_for_each_chunk_stays(chunk: Chunk) -> None:
     places = stretches(4, 8) if chunk is not by_the_same_table else HALVES

@@ -94,26 +94,28 @@ class _Joined:
         if axes[0] is None or any(own != axes[0] for own in axes):
             return None
         builds: dict[str, Build] = {}
+        sizes = [_size(part, axis) for part in parts]
         for path, operand in tensor_operands(first):
             operands = tuple(_at(call, path) for call in rows)
             if not all(isinstance(one, Node) for one in operands):
                 return None
             place = axes[0].get(path)
             if all(is_alike(operand, one) for one in operands[1:]):
-                if place is not None and operand.meta["val"].shape[place] != 1:
+                if place is not None and _size(operand, place) != 1:
                     return None
                 continue
-            build = None if place is None else self.whole(operands, place)
+            if place is None or [_size(one, place) for one in operands] != sizes:
+                return None
+            build = self.whole(operands, place)
             if build is None:
                 return None
             builds[path] = build
-        size = sum(settled(part.meta["val"].shape[axis]) for part in parts)
         given = [_plain(call, axis) for call in rows]
         if not builds or any(one != given[0] for one in given):
             return None
         self.of_written |= first.name in _PRODUCTS
         self.of_product |= first.name in (*_PRODUCTS, _ATTENTION)
-        return lambda: _emitted(first, builds, axis, size)
+        return lambda: _emitted(first, builds, axis, sum(sizes))
 
 
 def _once(build: Build | None) -> Build | None:
@@ -138,8 +140,11 @@ def _row_of(parts: Parts, axis: int) -> Node | None:
         if (cut.dim, cut.start) != (axis, end):
             return None
         end = cut.end
-    whole = first is not None and end == settled(first.row.meta["val"].shape[axis])
-    return first.row if whole and first is not None else None
+    return first.row if first is not None and end == _size(first.row, axis) else None
+
+
+def _size(node: Node, axis: int) -> Any:
+    return settled(node.meta["val"].shape[axis])
 
 
 def _emitted(call: Call, builds: dict[str, Build], axis: int, size: int) -> Node:
@@ -237,6 +242,10 @@ def _of_moved(call: Call, axis: int) -> int | None:
         dim = call["dim"] % rank
         place = axis + int(call.name == "aten.select" and dim <= axis)
         return None if place == dim else place
+    if call.name == "aten.unflatten" and call["dim"] % rank <= axis < call["dim"] % rank + len(
+        call["sizes"]
+    ):
+        return None
     if call.name in _SHAPED:
         return _of_shape(operand.meta["val"], call.node.meta["val"], axis)
     if call.name in _OVER and call.get("dim"):
