@@ -106,7 +106,9 @@ def stretches(*borders: int) -> list[slice]:
 def test_chunks_are_computed_at_once(case: tuple[Chunk, int], borders: set[int]) -> None:
     (chunk, dim), places = case, stretches(*sorted(borders))
     # An axis of one place may be any of them to a reshape.
-    alone = chunk in (put_together, reshaped) and any(p.stop - p.start == 1 for p in places)
+    alone = chunk in (taken_apart, put_together, reshaped) and any(
+        p.stop - p.start == 1 for p in places
+    )
     at_once = is_at_once(
         lambda q, k, v, b: torch.cat([chunk(q, at, k, v, b) for at in places], dim)
     )
