@@ -46,7 +46,7 @@ bench: $(STAMP)  ## the speed figures of docs/benchmarks, written to OUT (output
 	$(BIN)/tome-fx bench vit_small_patch16_224 --r 13 --batch-size 16 --num-bench-iter 24 --results-file $(OUT)/vit_small_patch16_224.json $(ARGS)
 	$(BIN)/tome-fx bench vit_base_patch16_224 --r 16 --batch-size 8 --num-bench-iter 16 --results-file $(OUT)/vit_base_patch16_224.json $(ARGS)
 
-suites: $(STAMP)  ## all sweeps with plots, to OUT (about three quarters of an hour on two cores)
+suites: $(STAMP)  ## all sweeps with plots, to OUT (about an hour on two cores)
 	$(BIN)/tome-fx bench --suite --out $(OUT) $(ARGS)
 
 check: $(STAMP)  ## format, lint and types, changing nothing

@@ -271,3 +271,29 @@ def test_a_residual_of_other_tokens_is_called_that() -> None:
     assert [miss.reason.split(",")[0] for miss in fast.report.near_misses] == [
         "the residual add behind it is of other tokens"
     ]
+
+
+class Carrying(nn.Module):
+    """Weights are mixed with those of the block before, which are no residual of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(6, C), nn.ModuleList(nn.Linear(C, 3 * C) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, before = self.stem(x), None
+        for block in self.blocks:
+            q, k, v = block(x).chunk(3, -1)
+            weights = (q @ k.mT).softmax(-1)
+            before = weights if before is None else 0.6 * weights + 0.4 * before
+            x = x + before @ v
+            x = x + x.relu()
+        return x.mean(1)
+
+
+def test_weights_that_are_carried_on_are_no_residual() -> None:
+    model = Carrying().double().eval()
+    x = torch.randn(3, 8, 6, dtype=torch.float64)[:, [0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 7]]
+    for schedule in ([4, 0], [0, 4]):
+        fast = tome_fx.transform(model, schedule, example_inputs=x)
+        assert distance(run(fast, x), run(model, x)) < 1e-12

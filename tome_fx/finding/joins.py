@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from tome_fx.finding.cores import PRODUCTS
 from tome_fx.finding.inner import uncut
-from tome_fx.graph.axes import TensorType
+from tome_fx.graph.axes import TensorType, leads, streams_of_axis
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.cones import Cones
 from tome_fx.program import Core
@@ -142,6 +142,9 @@ class Joins:
         operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
         if node.target is not _ADD or len(operands) != 2:
             return False
+        # Weights that are carried on to the next block are of pairs of tokens.
+        if any(_is_of_pairs(type_, stream) for type_ in self.types.get(node, ())):
+            return False
         held = [holds(n, stream, self.types) for n in (*operands, node)]
         return held[2] and (any if told_apart else all)(held[:2])
 
@@ -149,3 +152,8 @@ class Joins:
 def holds(node: Node, stream: int, types: Types) -> bool:
     """Does a value hold tokens of a stream, in any of its parts where it has several?"""
     return any(stream in type_.ids for type_ in types.get(node, ()))
+
+
+def _is_of_pairs(type_: TensorType, stream: int) -> bool:
+    rows = (axis for axis in type_.axes if leads(axis))
+    return sum(any(own.id == stream for own in streams_of_axis(axis)) for axis in rows) > 1

@@ -88,7 +88,7 @@ FAMILIES = (
 )  # fmt: skip
 DEPTH = [Case(TI, "4", 2, depth=depth, mode=EAGER, rounds=3) for depth in (12, 24, 48)]
 
-# Two cores: meant to take about three quarters of an hour in all, compiling included.
+# Two cores: meant to take about an hour in all, compiling included.
 CPU = _suites(
     {
         "targets": [
