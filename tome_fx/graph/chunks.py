@@ -53,8 +53,12 @@ def at_once(parts: Sequence[Any], dim: int, before: Node) -> Node | None:
     nodes = tuple(p for p in parts if isinstance(p, Node) and tensor_value(p) is not None)
     if len(nodes) < max(2, len(parts)):
         return None
+    axis = dim % nodes[0].meta["val"].dim()
+    # Along the batch, whose size is not to be asked for, parts are other images.
+    if not all(isinstance(_size(node, axis), int) for node in nodes):
+        return None
     joined = _Joined()
-    build = joined.whole(nodes, dim % nodes[0].meta["val"].dim())
+    build = joined.whole(nodes, axis)
     if build is None or not joined.of_product:
         return None
     with before.graph.inserting_before(before):
