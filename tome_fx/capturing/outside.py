@@ -13,6 +13,7 @@ A capture runs such code a few times, on values of a trace among others.
 from __future__ import annotations
 
 import functools
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,8 @@ def _held(model: nn.Module) -> Iterator[_Kept]:
             continue
         seen[id(one)] = one
         kind, inside = type(one), _inside(one)
+        if within and kind in (FunctionType, MethodType):
+            continue  # the target of a thread, say, which writes what is its own
         if kind is FunctionType:
             space = one.__globals__
             named = {name: space.get(name, _ABSENT) for name in names_in(one.__code__)}
@@ -121,7 +124,7 @@ def _held(model: nn.Module) -> Iterator[_Kept]:
             yield _Whole(one, dict(one))
         elif kind in _ROWS:
             yield _Row(one, [*one])
-        elif not inside and within < DEPTH and hasattr(one, "__dict__"):
+        elif not inside and within < DEPTH and _is_somebodys(one):
             waiting.append((vars(one), within + 1))
         waiting += ((value, within) for value in inside)
 
@@ -158,6 +161,12 @@ def _inside(one: Any) -> list[Any]:
     if kind in _TABLES:
         return [*one.values()]
     return [*one] if kind in (*_ROWS, tuple, frozenset) else []
+
+
+def _is_somebodys(one: Any) -> bool:
+    """Is it of a class of somebody's own? What a thread says of itself has to stay true."""
+    library = str(type(one).__module__).partition(".")[0] in sys.stdlib_module_names
+    return hasattr(one, "__dict__") and not library
 
 
 def _is_of_capture(held: Any) -> bool:
