@@ -9,7 +9,6 @@
     y = slice_scatter(x, z, 0) -> y = clone(z), if that are all places
     y[:, :1], y[:, 1:] = x, z  -> y = cat([x, z], 1)
     y, z = x.mT, x.mT          -> y twice: what is cut from both is cut from one row
-    y = cat([f(x[:, :4], z), f(x[:, 4:], z)], 1) -> y = f(x, z), where f is an attention
     y = view(x, [b, n, c])     -> y = reshape(x, [b, n, c])
     y = copy(x, z)             -> y = expand(z, sizes of x), in the dtype of x
     y = expand_as(x, z)        -> y = expand(x, sizes of z): a table stays one
@@ -52,7 +51,6 @@ from tome_fx.graph.alike import repeat_alike
 from tome_fx.graph.calls import bind, calls
 from tome_fx.graph.canvases import join_pieces
 from tome_fx.graph.checks import is_check
-from tome_fx.graph.chunks import join_chunks
 from tome_fx.graph.composites import write_out
 from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.cuts import VIEWS, frozen, takes_all, writes_all
@@ -114,7 +112,6 @@ def normalize(graph: Graph, rules: Mapping[str, Rule] = MappingProxyType({})) ->
             literals.read(node)
         else:
             literals.read(node)
-    join_chunks(graph)
     graph.eliminate_dead_code(_has_effects)
     return graph
 

@@ -18,7 +18,6 @@ from tome_fx.capturing.fixed import has_numbers
 from tome_fx.capturing.forgetting import modes_forgotten
 from tome_fx.capturing.known import WRITE_IN
 from tome_fx.capturing.original import Original
-from tome_fx.capturing.outside import outside_left
 from tome_fx.capturing.ungraded import data_recorded, inference_recorded, regions_recorded
 from tome_fx.errors import CaptureError, NoAttentionFoundError
 from tome_fx.graph.axes import batch_axis
@@ -63,7 +62,6 @@ def locate_program(
         torch.inference_mode(False),
         torch.set_grad_enabled(torch.is_grad_enabled() and not _of_inference(model)),
         torch.random.fork_rng(devices=[]),
-        outside_left(model),
         modes_forgotten(),
         inference_recorded(),
         data_recorded(),

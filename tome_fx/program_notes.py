@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tome_fx.graph.chunks import written_at_once
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.ops.check import batches
 from tome_fx.program import Program
@@ -29,12 +28,6 @@ def notes_of(program: Program) -> Iterable[str]:
             "all inputs of images have one batch: with batches of their own, which the model would "
             "take, only the first would merge. A program that torch.export made with a Dim for "
             "each has them"
-        )
-    chunks = written_at_once(program.graph)
-    if chunks:
-        yield (
-            "attention that the model computes in chunks of its queries is computed at once: "
-            f"{chunks} times; without a compiler, which fuses it, all its weights are in memory"
         )
     if program.times > 1:
         yield f"the model's own code takes its images in groups of {program.times}"

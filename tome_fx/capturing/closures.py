@@ -113,7 +113,7 @@ class _Moved:
             defaults = [value.__defaults__, value.__kwdefaults__, *vars(value).values()]
             return [*(value.__closure__ or ()), *defaults, *self._globals(value).values()]
         if kind is CellType:
-            return content_of(value)
+            return _content(value)
         if kind is MethodType:
             return [value.__self__, value.__func__]
         if kind is weakref.ref:
@@ -152,7 +152,7 @@ class _Moved:
         twin = FunctionType(function.__code__, space, function.__name__, None, own)
         self._known[id(function)] = function, twin  # it may hold itself
         for cell, mine in zip(cells, own, strict=True):
-            for content in content_of(cell) if mine is not cell else ():
+            for content in _content(cell) if mine is not cell else ():
                 mine.cell_contents = self.of(content)
         twin.__defaults__ = self.of(function.__defaults__)
         twin.__kwdefaults__ = self.of(function.__kwdefaults__)
@@ -179,11 +179,11 @@ class _Moved:
     def _globals(self, function: FunctionType) -> dict[str, Any]:
         """What has a global name in the code of a function, and was copied with the model."""
         known = function.__globals__
-        named = {name: known[name] for name in names_in(function.__code__) if name in known}
+        named = {name: known[name] for name in _names(function.__code__) if name in known}
         return {name: value for name, value in named.items() if self._is_copied(value)}
 
 
-def content_of(cell: CellType) -> list[Any]:
+def _content(cell: CellType) -> list[Any]:
     """What is in a cell, if anything is yet."""
     try:
         return [cell.cell_contents]
@@ -201,9 +201,9 @@ def _written(code: CodeType) -> Iterator[str]:
             yield from (name for name in _written(constant) if name in code.co_freevars)
 
 
-def names_in(code: CodeType) -> Iterator[str]:
+def _names(code: CodeType) -> Iterator[str]:
     """The names in code, and in that of the functions in it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from names_in(constant)
+            yield from _names(constant)

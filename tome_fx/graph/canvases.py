@@ -7,7 +7,7 @@ z = slice_scatter(y, 2 * rest, 1, 1)
 
 ``x[:, :1] += y[:, :1]; x[:, 1:] += y[:, 1:]`` is a residual so, of tokens that nothing was written
 to yet, and what is only written over is not read. Stretches of unknown places stay as they are, and
-so do several of more than one place, unless they are chunks of what can be computed at once.
+so do several of more than one place.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tome_fx.graph.calls import bind, calls
-from tome_fx.graph.chunks import at_once
-from tome_fx.graph.cuts import Cut, stretch_of, takes_all, writes_all
+from tome_fx.graph.cuts import Cut, stretch_of, writes_all
 from tome_fx.graph.extents import settled
 from tome_fx.graph.inplace import aliases
 
@@ -93,35 +92,14 @@ def _join(node: Node) -> None:
             found.append((max(start, place.start), min(end, place.end), piece, place.start))
         row = place.row
     found += [(start, end, row, 0) for start, end in free]
-    found.sort(key=lambda piece: piece[0])
-    if len(found) < 2:
-        return
-    if sum(end - start > 1 for start, end, _, _ in found) > 1:
-        _compute_at_once(node, dim, found)
+    if sum(end - start > 1 for start, end, _, _ in found) > 1 or len(found) < 2:
         return
     with node.graph.inserting_before(node):
         values = [
             _cut(_widened(source, dim, node), dim, first, start, end)
-            for start, end, source, first in found
+            for start, end, source, first in sorted(found, key=lambda piece: piece[0])
         ]
     node.target, node.args, node.kwargs = aten.cat.default, (values, dim), {}
-
-
-def _compute_at_once(node: Node, dim: int, found: list[tuple[int, int, Node, int]]) -> None:
-    """Let a row of pieces be what they are chunks of, an attention of its queries say."""
-    if any(
-        not _is_all(source, dim, start - first, end - first) for start, end, source, first in found
-    ):
-        return
-    whole = at_once([source for _, _, source, _ in found], dim, node)
-    if whole is not None:
-        node.replace_all_uses_with(whole)
-        node.graph.erase_node(node)
-
-
-def _is_all(row: Node, dim: int, start: int, end: int) -> bool:
-    """Is a stretch all of a row?"""
-    return (start, end) == (0, settled(row.meta["val"].shape[dim]))
 
 
 def _meets(place: Cut, start: int, end: int) -> bool:
@@ -147,9 +125,9 @@ def _widened(piece: Node, dim: int, like: Node) -> Node:
 
 def _cut(row: Node, dim: int, first: int, start: int, end: int) -> Node:
     """Places ``start`` to ``end`` of a row whose first place is ``first``."""
-    if _is_all(row, dim, start - first, end - first):
-        return row
     value = row.meta["val"]
+    if (start - first, end - first) == (0, settled(value.shape[dim])):
+        return row
     place = dim, start - first, end - first
     cut = row.graph.call_function(aten.slice.Tensor, (row, *place))
     cut.meta = {**row.meta, "val": aten.slice.Tensor(value, *place)}
@@ -162,8 +140,8 @@ def _is_own(row: Node) -> bool:
 
 
 def _uncopied(row: Node) -> Node:
-    """What a row is a copy or all of, if nothing writes to that: a value of the program's own."""
-    while calls(row, ("aten.clone",)) or takes_all(row):
+    """What a row is a copy of, where nothing writes to that: a value of the program's own."""
+    while calls(row, ("aten.clone",)):
         source: Node = bind(row)["self"]
         if source.op != "call_function":
             break
@@ -177,15 +155,7 @@ def _written(row: Node, dim: int | None = None) -> tuple[Node, Cut] | None:
     if not calls(row, _WRITES):
         return None
     piece = bind(row)["src"]
-    if calls(piece, ("aten.copy",)) and _is_like(piece, bind(piece)["src"]):
-        piece = bind(piece)["src"]
     place = stretch_of(row, piece)
     if place is None or (dim is not None and place.dim != dim):
         return None
     return (piece, place) if piece.meta["val"].dtype == row.meta["val"].dtype else None
-
-
-def _is_like(one: Node, other: Node) -> bool:
-    """Have both one shape, by their text, and one dtype?"""
-    a, b = one.meta["val"], other.meta["val"]
-    return a.dtype == b.dtype and str(a.shape) == str(b.shape)

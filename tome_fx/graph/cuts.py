@@ -106,7 +106,7 @@ def viewed_cut_of(value: Any) -> Cut | None:
     before, row = _views(cut.row)
     dim = cut.dim
     for view in behind:
-        dim = moved(view, dim)
+        dim = _moved(view, dim)
     told = ((view.target, tuple(map(frozen, view.args[1:]))) for view in before + behind)
     return replace(cut, row=row, dim=dim, views=tuple(told))
 
@@ -145,7 +145,7 @@ def _views(value: Any) -> tuple[list[Node], Any]:
     return views, value
 
 
-def moved(view: Node, dim: int) -> int:
+def _moved(view: Node, dim: int) -> int:
     """Where a change of layout takes an axis."""
     call, rank = bind(view), view.meta["val"].dim()
     if calls(view, ("aten.unsqueeze",)):
