@@ -32,7 +32,7 @@ from tome_fx.capturing.calling import inputs_of
 from tome_fx.capturing.describing import images_of
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.exporting import from_exported_program
-from tome_fx.capturing.faithful import check_faithful, remembered, treats_one_apart
+from tome_fx.capturing.faithful import check_faithful, in_modes, remembered, treats_one_apart
 from tome_fx.capturing.leaves import as_leaves, culprit
 from tome_fx.capturing.original import Original
 from tome_fx.capturing.results import register_results
@@ -103,6 +103,8 @@ def capture(
     if asked is not None and treats_one_apart(program, asked, example):
         kept = remembered(program, asked, example)
         program = replace(_for_several_or_one(program, captured, example), remembers=kept)
+    if asked is not None:
+        program = in_modes(program, asked, example)
     return _with_given(program, example)
 
 

@@ -26,6 +26,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
+from tome_fx.capturing.questions import AUTOCAST
 from tome_fx.graph.axes import Atom
 from tome_fx.graph.extents import settled
 from tome_fx.lifting.frames import frame_by_frame
@@ -83,9 +84,13 @@ def lift(
     """
     own = None if matching is None else OwnMatching(matching)
     walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule, own)
+    last = [node for node in program.graph.nodes if node.op == "placeholder"][-1]
     for node in program.graph.nodes:
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)
+        if node is last and program.unlike and not maps_only:
+            line = next(line for what, line in program.asked.items() if what != AUTOCAST)
+            walk.lifter.coercer.emit(ops.check_mode, program.mode, program.unlike, line)
     lifter = walk.lifter
     return LiftedGraph(
         lifter.graph, lifter.origin, tuple(lifter.coerced), tuple(walk.merging.tokens)

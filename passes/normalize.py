@@ -61,7 +61,7 @@ from tome_fx.graph.kernels import write_kernels
 from tome_fx.graph.literals import Literals
 from tome_fx.graph.products import write_products
 from tome_fx.graph.softmaxes import leads_to_softmax
-from tome_fx.graph.strided import STRIDED, write_strided
+from tome_fx.graph.strided import STRIDED, VIEWED, write_strided
 from tome_fx.graph.values import needed_for
 from tome_fx.graph.widened import WIDENED, write_widened
 from tome_fx.rules.base import Rule
@@ -69,7 +69,6 @@ from tome_fx.rules.table import rule_for
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _AS = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
 
 
@@ -242,7 +241,7 @@ def _reshape(node: Node) -> None:
 
 
 _REWRITES: Mapping[Any, Callable[[Node], None]] = {
-    **dict.fromkeys(_VIEWS, _reshape),
+    **dict.fromkeys(VIEWED, _reshape),
     **dict.fromkeys(_AS, _by_sizes),
     aten.copy.default: _read_copy,
     aten.einsum.default: read_einsum,

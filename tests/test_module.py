@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
-from torch import nn
+from torch import Tensor, nn
 
 import tome_fx
 from tests.laws.common import TINY
-from tests.tiny import Stateful, images, parametrized, tiny
+from tests.tiny import Around, Stateful, images, parametrized, tiny
 
 pytestmark = TINY
 
@@ -138,6 +138,25 @@ def test_numbers_that_the_program_does_not_look_at() -> None:
     with pytest.warns(tome_fx.ToMeWarning, match=r"global_pool='avg' changes nothing that is comp"):
         fast.global_pool = "avg"
     fast.note, fast.blocks[0].note = "whose own", "it is"
+
+
+def test_tensors_that_the_program_does_not_look_at() -> None:
+    """A plain attribute, neither parameter nor buffer, is what it was."""
+
+    def forward(body: nn.Module, x: Tensor) -> Tensor:
+        made: Tensor = body(x * body.blocks[0].attn.tint)
+        return made
+
+    body = tiny()
+    body.blocks[0].attn.tint = torch.ones(3, 1, 1)
+    model = Around(forward, body)
+    model.tint = torch.ones(3)
+    fast = tome_fx.transform(model.eval(), 2)
+    with pytest.raises(tome_fx.ConfigError, match=r"tint is a plain attribute.*transform that"):
+        fast.body.blocks[0].attn.tint = torch.zeros(3, 1, 1)
+    with pytest.warns(tome_fx.ToMeWarning, match=r"tint is a plain attribute"):
+        fast.tint = torch.zeros(3)
+    fast.mark = fast.body.blocks[0].attn.mark = torch.zeros(3)  # the model has none
 
 
 def test_names_that_a_result_has_itself() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.profiles import examples
 from tome_fx.errors import ConfigError
-from tome_fx.schedule import resolve
+from tome_fx.options import Settings, checked
+from tome_fx.schedule import resolve, share
 
 
 def clip(wanted: list[int], tokens: int) -> tuple[int, ...]:
@@ -144,6 +146,18 @@ def test_errors_name_the_field_and_the_value(wrong: Any) -> None:
     assert text.startswith("r")
     values = wrong if isinstance(wrong, list | tuple) else [wrong]
     assert repr(wrong) in text or any(repr(value) in text for value in values)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_share_may_be_a_number_of_numpy(kind: Any) -> None:
+    assert share(kind(0.25)) == 0.25
+    assert type(share(kind(0.25))) is float
+    assert resolve(kind(0.25), 196, 2) == resolve(0.25, 196, 2)
+    assert resolve((8, kind(-1.0)), 196, 3) == resolve((8, -1.0), 196, 3)
+    with pytest.raises(ConfigError, match=r"is not a share of the tokens"):
+        resolve(kind(1.5), 196, 2)
+    settings = checked(Settings(kind(0.25)))
+    assert (settings.r, type(settings.r)) == (0.25, float)
 
 
 def test_a_list_longer_than_the_model_is_deep_names_both() -> None:

@@ -20,7 +20,7 @@ from tome_fx.capturing.examples import (
     rejection,
 )
 from tome_fx.capturing.first_call import first_call
-from tome_fx.capturing.skeleton import unwrapped
+from tome_fx.capturing.skeleton import refuse_averaging, unwrapped
 from tome_fx.capturing.source import Source, source_of
 from tome_fx.costs.hardware import DeviceModel
 from tome_fx.errors import (
@@ -72,7 +72,8 @@ def transform(
 
     Args:
         model: an ``nn.Module``, an ``fx.GraphModule`` or an ``ExportedProgram``. Modules wrapped by
-            ``torch.compile`` or ``DistributedDataParallel`` are unwrapped.
+            ``torch.compile`` or ``DistributedDataParallel`` are unwrapped; the latter is refused in
+            training with several processes, whose gradients it averages.
         r: tokens to remove at each layer: an int; ``(r, inflect)`` for the paper's linear
             schedule (``(16, -1.0)`` falls from 32 to 0); a list, one entry a layer; a float from
             0 to below 1, the share of the tokens that reach a layer; 0 for none.
@@ -159,6 +160,7 @@ def transform(
             matching,
         )
     )
+    refuse_averaging(model)
     model = _unwrapped(model)
     source = source_of(model)
     if isinstance(source.skeleton, nn.Module):
@@ -193,7 +195,7 @@ def explain(model: Any, r: Any = 16, **options: Any) -> Report:
     inner = unwrapped(model)
     if isinstance(inner, ToMeModule):
         return inner.report
-    return transform(model, r, **options).report
+    return transform(inner, r, **options).report
 
 
 def _captured(

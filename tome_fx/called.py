@@ -70,5 +70,6 @@ def _is_held(a: str, b: str, own: set[str], held: nn.Module, other: Program) -> 
 def _serves(program: Program) -> tuple[object, ...]:
     """What a program is for."""
     fixed = {name: str(value) for name, value in program.fixed.items()}
+    fixed["unlike"] = str((program.mode, program.unlike)) if program.unlike else ""
     some = (program.static_batch, program.one_image, program.least, program.most, program.times)
     return (*some, program.how, program.batched, fixed, program.decided)

@@ -46,6 +46,10 @@ class ShapeError(ToMeError, ValueError):
     """An input has another size than the captured one; the text names both."""
 
 
+class ModeError(ToMeError, RuntimeError):
+    """A call is of another mode than the captured one; the text says which, and what to do."""
+
+
 class AlreadyTransformedError(ToMeError):
     """The model is itself the result of a transform; the text names its settings."""
 

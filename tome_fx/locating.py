@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from tome_fx import ops
 from tome_fx.capturing.backwards import OWN_GRADIENT, warn_of_lost
 from tome_fx.capturing.checkpoints import asks_for_checkpoints, checkpoints_noticed
 from tome_fx.capturing.examples import Example
@@ -55,12 +56,26 @@ def locate_program(
         NoAttentionFoundError: it holds no attention over tokens.
         AlreadyTransformedError: it was made of a result of a transform.
     """
-    # What is made in inference mode cannot be traced for training later; weights that were made in
-    # it have no gradients, and tracing would save them for some.
+    here = torch.is_grad_enabled()
+    # Weights that were made in inference mode have no gradients, and tracing would save them for
+    # some.
+    located = _located(model, example, settings, not _of_inference(model))
+    if not here and ops.UNGRADED in located.program.unlike:
+        return _located(model, example, settings, False)
+    return located
+
+
+def _located(
+    model: nn.Module | torch.export.ExportedProgram,
+    example: Example | None,
+    settings: Settings,
+    graded: bool,
+) -> Located:
+    # What is made in inference mode cannot be traced for training later.
     with (
         LOCK,
         torch.inference_mode(False),
-        torch.set_grad_enabled(torch.is_grad_enabled() and not _of_inference(model)),
+        torch.set_grad_enabled(graded),
         torch.random.fork_rng(devices=[]),
         modes_forgotten(),
         inference_recorded(),

@@ -20,7 +20,7 @@ from tome_fx.grouping import Align
 from tome_fx.ops import FORMS
 from tome_fx.own_matching import Function, asked_by
 from tome_fx.rules.base import Rule
-from tome_fx.schedule import Rounding, asked, is_list
+from tome_fx.schedule import Rounding, asked, is_list, is_real
 
 Remerge: TypeAlias = Literal["mean", "never"]
 # How attention with sizes is computed: chosen, measured, by form, or as the model writes it.
@@ -103,7 +103,7 @@ def _plain(r: Any) -> Any:
         return tuple(map(_plain, r))
     if is_list(r):
         return Entries(map(_plain, r))
-    if isinstance(r, float):
+    if is_real(r):
         return float(r)
     return operator.index(r) if hasattr(r, "__index__") else copy.copy(r)
 

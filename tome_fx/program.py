@@ -15,6 +15,7 @@ from tome_fx.graph.axes import Atom, Axis, Frames, TensorType
 from tome_fx.graph.cones import made_of_inputs
 from tome_fx.graph.cuts import tiles_of
 from tome_fx.graph.extents import Extents
+from tome_fx.ops.modes import GRADED, Mode
 from tome_fx.rules.base import Rule
 
 
@@ -42,6 +43,9 @@ class Program:
         decided: buffers whose values decided which of its code was captured.
         remembers: attributes by which a call of the model changes the next one.
         fixed: inputs of whole numbers that decided shapes, with the values that it is for.
+        mode: that of the calls which it is for (``tome_fx.ops.GRADED``, say).
+        unlike: the modes in which the model computes something else.
+        asked: where its code asks for the mode of a call, and other such things, by what it asks.
         given: tensors that the example held for other inputs than the images, by their names.
     """
 
@@ -62,6 +66,9 @@ class Program:
     decided: tuple[str, ...] = ()
     remembers: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    mode: Mode = GRADED
+    unlike: tuple[Mode, ...] = ()
+    asked: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @cached_property

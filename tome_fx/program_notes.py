@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from tome_fx.capturing.questions import AUTOCAST
 from tome_fx.graph.leaves import leaves_of
 from tome_fx.ops.check import batches
 from tome_fx.program import Program
@@ -32,6 +33,7 @@ def notes_of(program: Program) -> Iterable[str]:
     if program.times > 1:
         yield f"the model's own code takes its images in groups of {program.times}"
     yield from _ways(program)
+    yield from _modes(program)
     for name, values in program.fixed.items():
         yield f"the program is for {name} = {values}, which the model's code reads shapes from"
     if not program.batched:
@@ -61,6 +63,22 @@ def _ways(program: Program) -> Iterable[str]:
         yield (
             "the model's own code goes another way for one image than for several: this program is "
             "for several; transform again with one image as example for the other"
+        )
+
+
+def _modes(program: Program) -> Iterable[str]:
+    """What the model's code asks of a call, where the program is for one answer alone."""
+    if program.unlike:
+        lines = ", ".join(line for what, line in program.asked.items() if what != AUTOCAST)
+        yield (
+            f"the model's code asks for the mode of its call ({lines}) and computes something else "
+            f"{' and '.join(program.unlike)}: the program is for calls {program.mode}, and refuses "
+            "those"
+        )
+    if AUTOCAST in program.asked:
+        yield (
+            f"the model's code asks for autocast ({program.asked[AUTOCAST]}): the program goes the "
+            "way that the model went at the transform, whatever a later call is under"
         )
 
 

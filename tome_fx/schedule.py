@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypeGuard
+from typing import Literal, SupportsFloat, TypeAlias, TypeGuard
 
 from tome_fx.errors import ConfigError
 from tome_fx.grouping import plain
@@ -49,8 +50,7 @@ def asked(r: object, layers: int, rounding: Rounding = "truncate") -> tuple[int,
     """
     if rounding not in ("truncate", "exact"):
         raise ConfigError(f"rounding={rounding!r} is not one of 'truncate', 'exact'.")
-    if isinstance(r, float):
-        _checked_share(r)
+    if share(r) is not None:
         return (0,) * layers
     if isinstance(r, tuple) and len(r) == 2:
         count, inflect = _count(r[0], r), _inflect(r[1], r)
@@ -76,7 +76,13 @@ def is_list(r: object) -> TypeGuard[Sequence[object]]:
 
 def share(r: object) -> float | None:
     """The share of tokens that a float ``r`` removes at each layer; None for any other form."""
-    return _checked_share(r) if isinstance(r, float) else None
+    return _checked_share(r) if is_real(r) else None
+
+
+def is_real(value: object) -> TypeGuard[SupportsFloat]:
+    """Is it a float, numpy's own of any width too?"""
+    whole = isinstance(value, numbers.Integral)
+    return isinstance(value, numbers.Real) and not whole and not isinstance(value, bool)
 
 
 def wants(r: object) -> bool:
@@ -110,14 +116,15 @@ def _count(value: object, whole: object) -> int:
 
 
 def _inflect(value: object, whole: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ConfigError(f"r={whole!r}: inflect {value!r} is not a number. r is {FORMS}.")
-    if not -1.0 <= value <= 1.0:
+    if not -1.0 <= float(value) <= 1.0:
         raise ConfigError(f"r={whole!r}: inflect {value!r} is outside -1.0 to 1.0.")
     return float(value)
 
 
-def _checked_share(r: float) -> float:
-    if math.isnan(r) or not 0.0 <= r < 1.0:
+def _checked_share(r: SupportsFloat) -> float:
+    value = float(r)
+    if math.isnan(value) or not 0.0 <= value < 1.0:
         raise ConfigError(f"r={r!r} is not a share of the tokens. r is {FORMS}.")
-    return r
+    return value

@@ -59,12 +59,18 @@ def ddp(checkpointed: bool = False) -> None:
 
 
 def ddp_of_the_model() -> None:
-    """The other way round: the model in DDP is unwrapped, and shares what it learns."""
+    """The other way round: the model in DDP is unwrapped, and shares what it learns.
+
+    In training the result would not average gradients.
+    """
     x = images(4).double()
     model = tiny().double().train()
     wrapped = DistributedDataParallel(model)
-    fast = tome_fx.transform(wrapped, 2)
-    train(wrapped, share(x))
+    for whole in (wrapped, torch.compile(wrapped)):
+        refused(lambda whole=whole: tome_fx.transform(whole, 2), "averages", "(transform(model.mo")
+    assert tome_fx.explain(wrapped, 2).schedule == (2, 2)
+    fast = tome_fx.transform(wrapped.eval(), 2)
+    train(wrapped.train(), share(x))
     close(fast.eval()(x), tome_fx.transform(model.eval(), 2)(x))
 
 

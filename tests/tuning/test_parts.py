@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,8 @@ def test_images_come_as_a_tensor_or_as_batches() -> None:
         ([7], "int without images"),
         ([(images(2), torch.tensor([1, 2]))], "labels"),
         ([{"x": images(2), "labels": torch.tensor([1, 2])}], "labels"),
+        ([(images(2), [1, 2])], "labels"),
+        ([{"x": images(2), "names": ["cat", "dog"]}], "labels"),
     ],
 )
 def test_what_holds_no_images_alone_is_refused(given_images: Any, text: str) -> None:
@@ -191,6 +194,20 @@ def test_what_is_out_of_range_is_told(options: dict[str, Any], text: str) -> Non
 def test_a_state_has_a_path(state: Any) -> None:
     with pytest.raises(TypeError, match=f"A state has a path, not {type(state).__name__}"):
         tome_fx.tune(tiny(), images(), max_drift=0.1, state=state)
+
+
+def test_a_state_is_a_file(tmp_path: Path) -> None:
+    with pytest.raises(tome_fx.ConfigError, match=r"is a folder. Name a file in it"):
+        tome_fx.tune(tiny(), images(), max_drift=0.1, state=tmp_path, progress=False)
+
+
+def test_a_batch_may_hold_what_is_no_tensor() -> None:
+    def forward(body: nn.Module, given: dict[str, Any]) -> Tensor:
+        made: Tensor = body(given["x"])
+        return made
+
+    batch = {"x": images(2), "flag": True, "name": None}
+    assert [one.batch for one in batches_of([(batch,)], 2, Around(forward))] == [2]
 
 
 def test_models_that_cannot_be_tuned() -> None:

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from tome_fx import ops
 from tome_fx.capturing.blame import blame
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.original import Original, is_real
+from tome_fx.capturing.questions import GRADIENTS, INFERENCE
 from tome_fx.capturing.results import refuse_unknown
 from tome_fx.capturing.rounding import excess, is_inexact, precision_of, relative
 from tome_fx.capturing.running import first_unlike, run_program
@@ -101,6 +103,35 @@ def remembered(program: Program, original: Original, example: Example) -> tuple[
     after = original.attributes()
     changed = [name for name in after if not _is_same(before.get(name), after[name])]
     return () if same else (*changed,) or ("what it keeps",)
+
+
+def in_modes(program: Program, original: Original, example: Example) -> Program:
+    """The program that says in which modes the model computes something else.
+
+    The model is run in another mode only where its code asks for it.
+    """
+    asked = original.questions.lines
+    program = replace(program, mode=ops.mode_now(), asked=dict(asked))
+    if not asked.keys() & {GRADIENTS, INFERENCE} or not _can_tell(program, original, example):
+        return program
+    others = [mode for mode in (ops.GRADED, ops.UNGRADED) if mode != program.mode]
+    others += [ops.INFERENCE] if INFERENCE in asked else []
+    unlike = [mode for mode in others if _is_unlike(program, original, example, mode)]
+    if INFERENCE not in asked and ops.UNGRADED in unlike:
+        unlike.append(ops.INFERENCE)  # the same to code that asks for gradients alone
+    return replace(program, unlike=tuple(unlike))
+
+
+def _is_unlike(program: Program, original: Original, example: Example, mode: ops.Mode) -> bool:
+    """Does the model compute something else in a mode that it runs in?"""
+    for some in _samples(program, example):
+        try:
+            expected = original.run_in(mode, some)
+            result = run_program(program, some)
+            return bool(_difference(expected, result, precision_of(program.graph)))
+        except Exception:  # the first images alone may be none of its inputs
+            continue
+    return False
 
 
 def _is_same(value: Any, other: Any) -> bool:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from tome_fx import ops
 from tome_fx.capturing.backwards import Backwards
 from tome_fx.capturing.examples import Example
+from tome_fx.capturing.questions import Questions
 from tome_fx.capturing.running import run_model
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.graph.flex import flex_allowed
@@ -25,11 +27,13 @@ class Original:
     Attributes:
         module: the copy.
         backwards: what it had for its gradients alone, in the runs so far.
+        questions: what it asked of the calls that it was in.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.module = uncompiled(structure_copy(model))
         self.backwards = Backwards()
+        self.questions = Questions()
         self._buffers = _names(self.module)
         self._last: tuple[Example, Any] | None = None
 
@@ -41,13 +45,18 @@ class Original:
     def run(self, example: Example) -> Any:
         """What the model returns; an example that was the last one too is not run again."""
         if self._last is None or self._last[0] is not example:
-            with self.backwards.noted(self.module), flex_allowed():
+            with self.backwards.noted(self.module), self.questions.noted(), flex_allowed():
                 result = run_model(self.module, example)
             if self.module.training:
                 self.backwards.look_through(result)
             # Without what its gradients would need, which is more than all else.
             self._last = example, pytree.tree_map_only(Tensor, Tensor.detach, result)
         return self._last[1]
+
+    def run_in(self, mode: ops.Mode, example: Example) -> Any:
+        """What the model returns in a call of that mode."""
+        with ops.in_mode(mode), flex_allowed():
+            return run_model(self.module, example)
 
     def fill_caches(self, example: Example) -> None:
         """Let the model's code remember real values, if it remembers what it made before.

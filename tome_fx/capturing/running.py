@@ -19,6 +19,7 @@ from tome_fx.capturing.tensors import tensors_in
 from tome_fx.graph.calls import writes
 from tome_fx.graph.checks import is_check
 from tome_fx.graph.provenance import module_paths
+from tome_fx.graph.strided import VIEWED
 from tome_fx.program import Program
 
 
@@ -114,6 +115,11 @@ class _Run(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         return None if is_check(n) else super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Views are copies where they must be, as they become reshapes in what is made of it."""
+        target = torch.ops.aten.reshape.default if target in VIEWED else target
+        return super().call_function(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._held[target]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tome_fx.capturing.closures import bring_along
 from tome_fx.capturing.modes import deep_copy
+from tome_fx.errors import ConfigError
 from tome_fx.graph.shells import shell
 
 
@@ -74,9 +75,22 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: Any) -> Any:
-    """What a wrapper that changes nothing holds."""
+    """What a wrapper holds that changes nothing of what a call returns."""
     if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
         return unwrapped(model._orig_mod)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return unwrapped(model.module)
     return model
+
+
+def refuse_averaging(model: Any) -> None:
+    """Raise ConfigError for a wrapper whose averages of gradients would be lost."""
+    inner = getattr(model, "_orig_mod", model)
+    if not isinstance(inner, nn.parallel.DistributedDataParallel) or not inner.training:
+        return
+    if torch.distributed.get_world_size(inner.process_group) > 1:
+        raise ConfigError(
+            "DistributedDataParallel averages the gradients of its processes, which a transform of "
+            "what it holds would not. Wrap the result: DistributedDataParallel(transform("
+            "model.module)); for inference, call .eval() first."
+        )

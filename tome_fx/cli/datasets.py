@@ -18,6 +18,9 @@ from tome_fx.cli.preprocess import DataConfig
 LABELS = ("data", "none")
 # Those of timm's data sets, before the slash.
 _KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
+# How timm finds the part of a folder: by its name, or another name of the same.
+_PARTS = (("train", "training"), ("validation", "val", "valid", "eval", "evaluation"), ("test",))
+USUAL = "validation"
 # timm's names for what pillow has.
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -28,7 +31,7 @@ class DataSpec:
 
     root: Path | None
     dataset: str = ""
-    split: str = "validation"
+    split: str = USUAL
     class_map: str = ""
     labels: bool = True
 
@@ -99,8 +102,28 @@ def _check_root(spec: DataSpec) -> None:
         return
     if not spec.root.exists():
         raise CliError(f"{spec.root}: does not exist")
-    if not spec.root.is_dir() and spec.root.suffix != ".tar":
+    if spec.root.is_dir():
+        _check_part(spec.root, spec.split)
+    elif spec.root.suffix != ".tar":
         raise CliError(f"{spec.root}: neither a folder nor a tar file")
+
+
+def _check_part(root: Path, split: str) -> None:
+    """See that the part of a folder is there: timm takes the whole for one that is not."""
+    asked = split.split("[")[0]
+    if not asked or has_part(root, asked):
+        return
+    parts = [name for names in _PARTS for name in names if (root / name).is_dir()]
+    if parts:
+        raise CliError(f"{root}: no split {asked!r}; there are {', '.join(parts)} (--split)")
+    if asked != USUAL:
+        raise CliError(f"{root}: no split {asked!r}, nor any other; leave --split out for all")
+
+
+def has_part(root: Path, name: str) -> bool:
+    """Does timm find a part of that name in a folder?"""
+    same = next((names for names in _PARTS if name in names), ())
+    return any((root / one).exists() for one in (name, *same))
 
 
 def _classes(data: Any) -> int | None:

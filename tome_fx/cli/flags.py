@@ -119,9 +119,14 @@ class RunFlags:
         return "amp" if self.amp else self.precision
 
     def autocast(self) -> torch.dtype | None:
-        """The dtype of autocast, or None without it. Raises CliError for an unknown one."""
+        """The dtype of autocast, or None without it. Raises CliError for one it cannot have."""
         if self.amp_dtype not in ("bfloat16", "float16"):
             raise CliError(f"--amp-dtype {self.amp_dtype}: not one of bfloat16, float16")
+        if self.amp and self.precision not in ("float32", "amp"):
+            raise CliError(
+                f"--amp with --precision {self.precision}: weights are float32 under autocast"
+                f" (--amp-dtype {self.precision} says what it computes in)"
+            )
         return DTYPES[self.amp_dtype] if self.kind == "amp" else None
 
     def set_threads(self) -> None:

@@ -5,6 +5,7 @@ Only the standard library is imported at the top, so that a missing extra can be
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -74,6 +75,8 @@ def _say(text: str, code: int) -> int:
 
 def main() -> NoReturn:
     """Run the command line of this process, then exit."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold what it cannot write
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run())
 
 

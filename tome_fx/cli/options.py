@@ -193,8 +193,14 @@ def parse_align(text: str) -> int | str:
 def show_r(r: Any) -> str:
     """Return r as it is written on the command line."""
     if isinstance(r, tuple):
-        return f"{r[0]}:{r[1]:g}"
-    return json.dumps(list(r), separators=(",", ":")) if isinstance(r, list) else f"{r:g}"
+        return f"{r[0]}:{_shown(r[1])}"
+    return json.dumps(list(r), separators=(",", ":")) if isinstance(r, list) else _shown(r)
+
+
+def _shown(number: int | float) -> str:
+    """A number without loss: what is written tells rows of results apart."""
+    text = f"{number:g}"
+    return text if float(text) == number else repr(number)
 
 
 def parse_layers(text: str) -> list[int]:

@@ -59,7 +59,7 @@ def profile(
     """
     if precision not in DTYPES:
         raise CliError(f"--precision {precision}: not one of {', '.join(DTYPES)}")
-    kind, path = file.kind(), file.results_file
+    kind, path, steps = file.kind(), file.results_file, o.parse_r(r)
     spec = model.spec(device, precision)
     if threads:
         torch.set_num_threads(threads)
@@ -69,7 +69,7 @@ def profile(
         roofline = measure_roofline(loaded.device, loaded.dtype)
     modules = {
         one: merging.transform(loaded, o.parse_r(one), options)
-        for one in dict.fromkeys(("0", o.show_r(o.parse_r(r))))
+        for one in dict.fromkeys(("0", o.show_r(steps)))
     }
     x = loaded.example(batch_size)
     with stage("profiling, in turn", len(modules) * (num_bench_iter + num_warm_iter)) as advance:

@@ -130,7 +130,8 @@ def from_files(paths: list[Path], loaded: Loaded) -> Tensor:
 
 def from_folder(root: Path | None, count: int, loaded: Loaded) -> Tensor:
     """Return at most `count` pictures of a folder, evenly from its first to its last."""
-    spec = datasets.DataSpec(root, labels=False)
+    part = datasets.USUAL if root is None or datasets.has_part(root, datasets.USUAL) else ""
+    spec = datasets.DataSpec(root, split=part, labels=False)
     data = datasets.open_data(spec, loaded.config.input_size[0], 0, count)
     step = max(1, len(data) // count)
     indices = range(0, min(len(data), step * count), step)

@@ -9,6 +9,7 @@ import typer
 
 from tome_fx.cli import console, merging, tiles
 from tome_fx.cli import options as o
+from tome_fx.cli.failure import CliError
 from tome_fx.cli.flags import MergeFlags, ModelFlags, grouped
 from tome_fx.cli.images import MAX_PIXELS, open_image
 from tome_fx.cli.results import check_writable
@@ -44,6 +45,8 @@ def vis(
     """Draw token groups in their mean colour, with lines between them, as one sheet."""
     tiles.check_suffix(output, "--output")
     check_writable(output, "--output")
+    if any(path.absolute() == output.absolute() for path in images):
+        raise CliError(f"--output {output}: is one of the images, and would replace it")
     steps, wanted = o.parse_r(r), o.parse_layers(layers)
     photographs = [open_image(path, max_pixels) for path in images]
     spec, options = model.spec(device), merge.options()

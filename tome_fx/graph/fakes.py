@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.insides import is_made_of_others
 from tome_fx.graph.leaves import Leaf
+from tome_fx.ops.modes import check_mode
 
 
 class FakeRun(Interpreter):
@@ -56,6 +57,8 @@ class FakeRun(Interpreter):
         """A leaf has no more than shapes to tell, and what is inside of a weight is one too."""
         if isinstance(target, Leaf):
             return target.like(*args)
+        if target is check_mode:
+            return None  # of those who call it, not of who looks at its shapes
         made = super().call_function(target, args, kwargs)
         return self._fake(made) if target is getattr else made
 

@@ -12,6 +12,12 @@ from torch import Tensor, nn
 
 from tome_fx.errors import warn
 
+UNREAD = (
+    "{} is a plain attribute of the model, no parameter and no buffer: a transformed module "
+    "computes with what it was, and another tensor changes nothing. Change the model, then "
+    "transform that."
+)
+
 
 def is_data(name: str, value: Any) -> bool:
     """An attribute that people read (``config``, ``num_classes``): data, not structure."""
@@ -29,6 +35,11 @@ def numbers_of(module: nn.Module, but: Collection[str] = ()) -> dict[str, Any]:
     }
 
 
+def plain_tensors(module: nn.Module) -> frozenset[str]:
+    """The names of tensors that are plain attributes, neither parameters nor buffers."""
+    return frozenset(name for name, value in vars(module).items() if isinstance(value, Tensor))
+
+
 def is_same(told: Any, value: Any) -> bool:
     """Is ``value`` what was told, or equal to it?"""
     if told is value:
@@ -37,7 +48,13 @@ def is_same(told: Any, value: Any) -> bool:
 
 
 def warn_of_change(model: nn.Module, name: str, value: Any) -> None:
-    """Warn where a number that ``model`` has becomes another on its result, which does not look."""
+    """Warn where what ``model`` has becomes another on its result, which does not look.
+
+    That is a number, or a tensor that is a plain attribute.
+    """
+    if isinstance(value, Tensor) and name in plain_tensors(model):
+        warn(UNREAD.format(name))
+        return
     told = numbers_of(model).get(name, value)
     if not is_same(told, value):
         warn(

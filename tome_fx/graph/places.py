@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from tome_fx.errors import ConfigError, warn
 from tome_fx.graph.insides import QUANTISE, refuse_other_kind
-from tome_fx.graph.numbers import is_same, numbers_of
+from tome_fx.graph.numbers import UNREAD, is_same, numbers_of, plain_tensors
 
 # What is asked for. Others of torch's classes have code that needs more than tensors and numbers.
 _KINDS = (
@@ -36,6 +36,7 @@ class Held(nn.Module):
 
     _tome_fx_base: type[nn.Module] = nn.Module
     _tome_fx_told: Mapping[str, Any] = {}
+    _tome_fx_unread: Collection[str] = ()
     _tome_fx_is_torchs: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -53,6 +54,8 @@ class Held(nn.Module):
         refuse_change(self, name, value)
         if name == "qconfig":
             raise ConfigError(QUANTISE.format("torch.ao.quantization"))
+        if isinstance(value, Tensor) and name in self._tome_fx_unread:
+            raise ConfigError(UNREAD.format(name))
         told = self._tome_fx_told.get(name, value)
         if not is_same(told, value):
             raise ConfigError(
@@ -222,6 +225,7 @@ def hold(root: nn.Module, path: str, like: nn.Module, but: Collection[str] = ())
     old, told = root._modules.get(leaf), numbers_of(like, but)
     if not isinstance(old, Held):
         return
+    vars(old)["_tome_fx_unread"] = plain_tensors(like)
     counted = base is not None and issubclass(base, _CONTAINERS)
     if base is None or (counted and list(like._modules) != list(old._modules)):
         free = {name: value for name, value in told.items() if not hasattr(old, name)}

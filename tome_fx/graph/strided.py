@@ -23,6 +23,8 @@ from tome_fx.graph.extents import Extents, settled
 from tome_fx.graph.provenance import source_line
 
 aten = torch.ops.aten
+# What asks that its operand lies in memory in one way, and becomes a reshape, which does not.
+VIEWED = (aten.view.default, aten._unsafe_view.default)
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 # What shows the memory of its operand.
 _SHOWN = (

@@ -40,6 +40,13 @@ from tome_fx.ops.merging import take as take
 from tome_fx.ops.merging import take_constant as take_constant
 from tome_fx.ops.merging import total as total
 from tome_fx.ops.merging import unmerge as unmerge
+from tome_fx.ops.modes import GRADED as GRADED
+from tome_fx.ops.modes import INFERENCE as INFERENCE
+from tome_fx.ops.modes import UNGRADED as UNGRADED
+from tome_fx.ops.modes import Mode as Mode
+from tome_fx.ops.modes import check_mode as check_mode
+from tome_fx.ops.modes import in_mode as in_mode
+from tome_fx.ops.modes import mode_now as mode_now
 from tome_fx.ops.padding import both as both
 from tome_fx.ops.padding import in_view as in_view
 from tome_fx.ops.padding import keep_apart as keep_apart

@@ -48,7 +48,7 @@ _BY_STEP = {
     UNMERGE: (ops.unmerge, ops.assignment, ops.compose, ops.identity, ops.join_maps, ops.kept),
     ENDS: (ops.embed_patches,),
     OTHER: (ops.check_input, ops.check_rows, ops.check_whole, ops.check_constant, ops.check_fixed,
-            ops.size_of),
+            ops.check_mode, ops.size_of),
 }  # fmt: skip
 OF_FUNCTION: Mapping[Any, str] = MappingProxyType(
     {function: step for step, functions in _BY_STEP.items() for function in functions}

@@ -40,7 +40,8 @@ def batches_of(images: Any, batch_size: int, model: nn.Module) -> tuple[Example,
 
 
 def _sizes(batch: Example) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(leaf.shape[1:]) for leaf in batch.leaves)
+    tensors = [leaf for leaf in batch.leaves if isinstance(leaf, Tensor)]
+    return tuple(tuple(leaf.shape[1:]) for leaf in tensors)
 
 
 def _pieces(images: Any, batch_size: int) -> Iterable[Any]:
@@ -81,6 +82,9 @@ def _refuse_labels(batch: Example, model: nn.Module) -> None:
     """
 
     def is_label(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            one_each = len(value) == batch.batch
+            return one_each and all(isinstance(one, (int, str)) for one in value)
         return (
             isinstance(value, Tensor)
             and tuple(value.shape) == (batch.batch,)
@@ -93,6 +97,6 @@ def _refuse_labels(batch: Example, model: nn.Module) -> None:
         return
     if rejection(model, Example(args, kwargs, batch.batch)) is None:
         raise ConfigError(
-            "The batches hold a whole number for each image, which the model does without: labels? "
-            "tune needs none. Give the images alone, for instance (x for x, _ in loader)."
+            "The batches hold a number or a name for each image, which the model does without: "
+            "labels? tune needs none. Give the images alone, for instance (x for x, _ in loader)."
         )

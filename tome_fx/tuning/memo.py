@@ -36,6 +36,8 @@ class Memo:
         self._path, self._settings = path, settings
         self.drifts: dict[Schedule, tuple[Drift, float]] = {}
         self.speeds: dict[Schedule, Speed] = {}
+        if path is not None and path.is_dir():
+            raise ConfigError(f"state={str(path)!r} is a folder. Name a file in it.")
         if path is not None and path.exists():
             self._load(path)
         self._save()

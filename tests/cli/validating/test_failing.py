@@ -27,6 +27,9 @@ from tome_fx.cli import main
         (["data", "--r", "[8,8,8]"], "2 layers"),
         (["data", "--r", "60", "--strict"], "60"),
         (["data", "--model", "vit_bass_patch16_224"], "closest: vit_base_patch16_224"),
+        (["data", "--split", "test"], "no split 'test'; there are val (--split)"),
+        (["data/val", "--split", "test"], "no split 'test', nor any other; leave --split out"),
+        (["parts"], "no split 'validation'; there are train, test (--split)"),
         (["data", "--in-chans", "4"], "--in-chans"),
         (["data", "--crop-pct", "1.5"], "--crop-pct 1.5"),
         (["data", "--interpolation", "magic"], "--interpolation magic: not one of nearest, "),
@@ -45,6 +48,8 @@ def test_bad_input(
     monkeypatch.chdir(data.parent)
     Path("a.txt").touch()
     Path("empty").mkdir()
+    for name in ("train", "test"):
+        Path("parts", name).mkdir(parents=True)
     assert main.run(["validate", *MODEL, *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
