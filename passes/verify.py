@@ -22,6 +22,7 @@ from tome_fx.graph.calls import bind
 from tome_fx.graph.extents import Extents, tensor_value
 from tome_fx.graph.fakes import FakeRun, MetaRun, only_device
 from tome_fx.graph.provenance import module_path, source_line
+from tome_fx.ops.modes import UNCALLED
 from tome_fx.own_matching import OwnMatching
 from tome_fx.program import Program
 
@@ -84,6 +85,8 @@ def _noted(run: FakeRun, outputs: Any) -> Any:
 class _Quick(MetaRun):
     """Finds out whether all is well."""
 
+    left_out = UNCALLED
+
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         _check_written(n, self.env)
@@ -92,6 +95,8 @@ class _Quick(MetaRun):
 
 class _Checker(FakeRun):
     """Says at which node a shape is wrong."""
+
+    left_out = UNCALLED
 
     def run_node(self, n: Node) -> Any:
         try:

@@ -119,9 +119,10 @@ def test_what_is_asked_of_a_result_beside_calls() -> None:
     """Planning, maps, copies and pickles are no calls of the model."""
     fast, x = tome_fx.transform(asking(graded), 2), images(3)
     expected = fast(x)
+    planned = tome_fx.transform(asking(graded), 2, batch=2, hardware="cpu", min_speedup=0.0)
     with NO_GRAD():
-        fast.r = 1
-        fast.r = 2
+        planned.r = fast.r = 1
+        planned.r = fast.r = 2
         other = copy.deepcopy(fast)
         assert fast.token_map(x).shape == (2, 3, 9)
     assert torch.equal(other(x), expected)

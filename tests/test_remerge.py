@@ -48,6 +48,18 @@ def test_cross_covariance_attention_is_exact_without_its_convolutions() -> None:
     assert distance(run(fast, other), run(model, other)) > 1e-6
 
 
+def test_what_each_block_tells_apart_comes_back_in_one_merge() -> None:
+    """However many merges there were before: one of the stream, one of the convolution's."""
+    counts = []
+    for depth in (3, 6):
+        model = timm.create_model("xcit_nano_12_p16_224", depth=depth, embed_dim=32, num_heads=2)
+        fast = tome_fx.transform(model.eval(), 4)
+        calls = [node.target for node in fast.graph.nodes if node.op == "call_function"]
+        merges = (tome_fx.ops.merge, tome_fx.ops.merge_norm)
+        counts.append((sum(map(calls.count, merges)), calls.count(tome_fx.ops.compose_plans)))
+    assert counts == [(2 * 3, 2), (2 * 6, 5)]
+
+
 def test_averaging_is_listed_and_never_is_exact() -> None:
     model, x = xcit(), flat()
     mean = tome_fx.transform(model, 4, example_inputs=x)

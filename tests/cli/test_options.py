@@ -36,7 +36,9 @@ def test_a_wrong_r_is_quoted(text: str) -> None:
         o.parse_r(text)
 
 
-@pytest.mark.parametrize("text", ["16", "0.05", "16:-1", "[16,16,8]", "0.12345678", "16:-0.1234567"])
+@pytest.mark.parametrize(
+    "text", ["16", "0.05", "16:-1", "[16,16,8]", "0.12345678", "16:-0.1234567"]
+)
 def test_r_is_shown_as_it_is_written(text: str) -> None:
     assert o.show_r(o.parse_r(text)) == text
 

@@ -92,9 +92,9 @@ def plans(draw: st.DrawFn, least: int = 2) -> tuple[MergePlan, int]:
 
 
 @st.composite
-def tokens(draw: st.DrawFn) -> tuple[Tensor, Tensor | None, MergePlan, int, int]:
+def tokens(draw: st.DrawFn, least: int = 2) -> tuple[Tensor, Tensor | None, MergePlan, int, int]:
     """``x [B, front + n + back, 3]`` in float64, sizes or None, a plan, ``front`` and ``back``."""
-    plan, n = draw(plans())
+    plan, n = draw(plans(least))
     rng = random.Random(draw(st.integers(0, 2**20)))
     front, back = rng.randint(0, 2), rng.randint(0, 2)
     batch = plan.keep.shape[0]

@@ -109,6 +109,38 @@ def test_maps_compose(drawn: tuple[MergePlan, int], seed: int) -> None:
     assert torch.equal(ops.unmerge(x, found), ops.unmerge(ops.unmerge(x, late), early))
 
 
+def followed(plan: MergePlan, seed: int) -> tuple[MergePlan, MergePlan]:
+    """A merge behind another one, and both as one."""
+    batch, left = plan.keep.shape
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(batch, (left + 1) // 2, left // 2, generator=generator)
+    second = ops.match(scores, 1 + seed % (left // 2))
+    return second, ops.compose_plans(second, plan, ops.assignment(second))
+
+
+@examples(50)
+@given(loops.tokens(4), st.integers(0, 2**20))
+def test_merges_compose(drawn: Drawn, seed: int) -> None:
+    x, size, first, front, back = drawn
+    second, both = followed(first, seed)
+    assert torch.equal(
+        ops.assignment(both), ops.compose(ops.assignment(second), ops.assignment(first))
+    )
+    between = weights(size, first)
+    after = weights(between, second)
+    close(weights(size, both), after)
+    step = ops.merge(x, first, size, between, 1, front, back)
+    expected = ops.merge(step, second, between, after, 1, front, back)
+    close(ops.merge(x, both, size, after, 1, front, back), expected)
+    close(ops.merge(x, both, size, after, 1, front, back, onehot=True), expected)
+    sums = ops.merge_sum(ops.merge_sum(x, first, 1, front, back), second, 1, front, back)
+    close(ops.merge_sum(x, both, 1, front, back), sums)
+    index = torch.arange(x.shape[1]).expand(x.shape[:2])
+    step = ops.merge(index, first, size, between, 1, front, back)
+    expected = ops.merge(step, second, between, after, 1, front, back)
+    assert torch.equal(ops.merge(index, both, size, after, 1, front, back), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8])
 def test_indices_and_masks_take_the_representative(dtype: torch.dtype) -> None:
     plan = ops.match(torch.randn(3, 4, 4), 3)

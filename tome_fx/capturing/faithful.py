@@ -26,6 +26,7 @@ from tome_fx.capturing.rounding import excess, is_inexact, precision_of, relativ
 from tome_fx.capturing.running import first_unlike, run_program
 from tome_fx.errors import CaptureError, warn
 from tome_fx.graph.calls import bind
+from tome_fx.ops.modes import Mode, mode_now
 from tome_fx.program import Program
 
 REMEMBERED = (
@@ -111,7 +112,7 @@ def in_modes(program: Program, original: Original, example: Example) -> Program:
     The model is run in another mode only where its code asks for it.
     """
     asked = original.questions.lines
-    program = replace(program, mode=ops.mode_now(), asked=dict(asked))
+    program = replace(program, mode=mode_now(), asked=dict(asked))
     if not asked.keys() & {GRADIENTS, INFERENCE} or not _can_tell(program, original, example):
         return program
     others = [mode for mode in (ops.GRADED, ops.UNGRADED) if mode != program.mode]
@@ -122,7 +123,7 @@ def in_modes(program: Program, original: Original, example: Example) -> Program:
     return replace(program, unlike=tuple(unlike))
 
 
-def _is_unlike(program: Program, original: Original, example: Example, mode: ops.Mode) -> bool:
+def _is_unlike(program: Program, original: Original, example: Example, mode: Mode) -> bool:
     """Does the model compute something else in a mode that it runs in?"""
     for some in _samples(program, example):
         try:

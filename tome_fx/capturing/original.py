@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from tome_fx import ops
 from tome_fx.capturing.backwards import Backwards
 from tome_fx.capturing.examples import Example
 from tome_fx.capturing.questions import Questions
 from tome_fx.capturing.running import run_model
 from tome_fx.capturing.skeleton import structure_copy, uncompiled
 from tome_fx.graph.flex import flex_allowed
+from tome_fx.ops.modes import Mode, in_mode
 
 # Images that are run though the first of them would do: more would take long.
 SMALL = 8
@@ -53,9 +53,9 @@ class Original:
             self._last = example, pytree.tree_map_only(Tensor, Tensor.detach, result)
         return self._last[1]
 
-    def run_in(self, mode: ops.Mode, example: Example) -> Any:
+    def run_in(self, mode: Mode, example: Example) -> Any:
         """What the model returns in a call of that mode."""
-        with ops.in_mode(mode), flex_allowed():
+        with in_mode(mode), flex_allowed():
             return run_model(self.module, example)
 
     def fill_caches(self, example: Example) -> None:

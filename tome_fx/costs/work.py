@@ -16,6 +16,7 @@ from tome_fx.costs.ours import own_kernels
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.fakes import FakeRun
 from tome_fx.kernels.choice import HALVES
+from tome_fx.ops.modes import UNCALLED
 
 # Products have a kernel each; these too, since a compiler fuses nothing into them.
 _ALONE = ("scatter", "scatter_add", "index_add", "index_put", "sort", "topk", "cumsum")
@@ -78,6 +79,8 @@ def work_of(
 
 class _Recorder(FakeRun):
     """Runs a graph at a batch and writes down each op."""
+
+    left_out = UNCALLED
 
     def __init__(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tome_fx.graph.extents import Extents
 from tome_fx.graph.insides import is_made_of_others
 from tome_fx.graph.leaves import Leaf
-from tome_fx.ops.modes import check_mode
 
 
 class FakeRun(Interpreter):
@@ -24,7 +24,12 @@ class FakeRun(Interpreter):
         module: what the graph reads its parameters from.
         sizes: what its symbols stand for.
         graph: the one of ``module`` if None.
+
+    Attributes:
+        left_out: functions that are of calls alone, and return nothing.
     """
+
+    left_out: ClassVar[Collection[Any]] = ()
 
     def __init__(self, module: torch.nn.Module, sizes: Extents, graph: Graph | None = None) -> None:
         super().__init__(module, garbage_collect_values=False, graph=graph)
@@ -57,8 +62,8 @@ class FakeRun(Interpreter):
         """A leaf has no more than shapes to tell, and what is inside of a weight is one too."""
         if isinstance(target, Leaf):
             return target.like(*args)
-        if target is check_mode:
-            return None  # of those who call it, not of who looks at its shapes
+        if target in self.left_out:
+            return None
         made = super().call_function(target, args, kwargs)
         return self._fake(made) if target is getattr else made
 

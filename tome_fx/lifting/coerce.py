@@ -155,7 +155,9 @@ class Coercer:
             have, stream = changed(have, at, replace(stream, extensive=False))
         while stream.level != goal.level:
             step = self.levels.step(stream, goal.level)
-            act = self._merge if step > stream.level else self._unmerge
+            deeper = step > stream.level
+            step = goal.level if deeper else step
+            act = self._merge if deeper else self._unmerge
             node = act(node, have, at, stream, step)
             have, stream = changed(have, at, self.levels.at(stream, step))
         if goal.extensive and not stream.extensive:
@@ -178,7 +180,7 @@ class Coercer:
         return self.on_tokens(node, type_, at, goal, goal.count, act)
 
     def _merge(self, node: Node, type_: TensorType, at: Spot, stream: Stream, goal: int) -> Node:
-        plan = self.levels.plan(stream.id, goal)
+        plan = self.levels.plan_from(stream.id, stream.level, goal)
         sizes = [self.levels.size(stream.id, level) for level in (stream.level, goal)]
 
         def act(value: Node, dim: int, front: int, back: int) -> Node:

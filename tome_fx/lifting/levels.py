@@ -43,7 +43,8 @@ class Share:
 class Level:
     """The nodes that describe one level of a stream; what is not given comes on first use.
 
-    ``base`` is the level that it was merged from, ``merged`` the tokens that it lacks to level 0.
+    ``base`` is the level that it was merged from, ``merged`` the tokens that it lacks to level 0;
+    ``plans`` lead here at once from the levels below ``base``.
     """
 
     plan: Node | None
@@ -54,6 +55,7 @@ class Level:
     step: Node | None = None
     assignment: Node | None = None
     origin: Node | None = None
+    plans: dict[int, Node] = field(default_factory=dict)
 
 
 @dataclass
@@ -101,6 +103,21 @@ class Levels:
             own.plan = self.emit(ops.own_plan, share.plan, share.place, share.of)
         return own.plan
 
+    def plan_from(self, stream: int, below: int, level: int) -> Node:
+        """The merges that lead to a level from one below it, as one.
+
+        What comes from the start of a stream late, as what a convolution made of all tokens in each
+        block does, would go through as many merges as there were until then.
+        """
+        top = self.get(stream, level)
+        if top.base == below:
+            return self.plan(stream, level)
+        if below not in top.plans:
+            earlier = self.plan_from(stream, below, top.base)
+            own = self.plan(stream, level), earlier, self._slots(stream, level)
+            top.plans[below] = self.emit(ops.compose_plans, *own)
+        return top.plans[below]
+
     def size(self, stream: int, level: int) -> Node | None:
         """Group sizes at a level; None at level 0, where all are 1."""
         if not level:
@@ -145,14 +162,19 @@ class Levels:
         top = self.get(stream, level)
         if goal == 0 and top.assignment is not None:
             return top.assignment
-        if top.step is None:
-            top.step = self.emit(ops.assignment, self.plan(stream, level))
-        result = top.step
+        result = self._slots(stream, level)
         if top.base != goal:
             result = self.emit(ops.compose, result, self.assignment(stream, top.base, goal))
         if goal == 0:
             top.assignment = result
         return result
+
+    def _slots(self, stream: int, level: int) -> Node:
+        """The slot at ``level`` of each token of the level that it was merged from."""
+        top = self.get(stream, level)
+        if top.step is None:
+            top.step = self.emit(ops.assignment, self.plan(stream, level))
+        return top.step
 
     def origin(self, stream: int, level: int) -> Node:
         """The original position of each slot's representative at ``level``: ``[B, n']``."""

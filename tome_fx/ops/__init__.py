@@ -43,10 +43,7 @@ from tome_fx.ops.merging import unmerge as unmerge
 from tome_fx.ops.modes import GRADED as GRADED
 from tome_fx.ops.modes import INFERENCE as INFERENCE
 from tome_fx.ops.modes import UNGRADED as UNGRADED
-from tome_fx.ops.modes import Mode as Mode
 from tome_fx.ops.modes import check_mode as check_mode
-from tome_fx.ops.modes import in_mode as in_mode
-from tome_fx.ops.modes import mode_now as mode_now
 from tome_fx.ops.padding import both as both
 from tome_fx.ops.padding import in_view as in_view
 from tome_fx.ops.padding import keep_apart as keep_apart
@@ -66,6 +63,7 @@ from tome_fx.ops.placing import apart as apart
 from tome_fx.ops.plan import MergePlan as MergePlan
 from tome_fx.ops.plan import assignment as assignment
 from tome_fx.ops.plan import compose as compose
+from tome_fx.ops.plan import compose_plans as compose_plans
 from tome_fx.ops.plan import identity as identity
 from tome_fx.ops.plan import join_maps as join_maps
 from tome_fx.ops.plan import join_plans as join_plans

@@ -57,3 +57,7 @@ def check_mode(captured: Mode, unlike: tuple[Mode, ...], line: str) -> None:
             f"computes something else then than {captured}, as it was captured. Call the result "
             f"under {_AS[captured]}.{step}"
         )
+
+
+# What is asked of calls alone, not of who looks at the shapes of a program.
+UNCALLED = (check_mode,)

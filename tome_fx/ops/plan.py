@@ -24,6 +24,20 @@ class MergePlan(NamedTuple):
     dst: Tensor
 
 
+def compose_plans(later: MergePlan, earlier: MergePlan, slots: Tensor) -> MergePlan:
+    """Two merges in a row as one: the groups of groups.
+
+    Args:
+        slots: the ``assignment`` of ``later``, ``[B, n]``.
+    """
+    keep, src = (earlier.keep.gather(1, index) for index in (later.keep, later.src))
+    return MergePlan(
+        keep,
+        torch.cat([earlier.src, src], dim=1),
+        torch.cat([slots.gather(1, earlier.dst), later.dst], dim=1),
+    )
+
+
 def kept(plan: MergePlan) -> Tensor:
     """The token that represents each output slot, ``[B, n - r]``."""
     return plan.keep

@@ -40,7 +40,7 @@ _BY_STEP = {
                ops.by_head, ops.features, ops.joined, ops.single, ops.plan_of_pairs),
     MERGING: (ops.merge, ops.merge_norm, ops.merge_sum, ops.take, ops.take_constant,
               ops.total, ops.apart, ops.for_images, ops.place_batch, ops.join_plans,
-              ops.join_alike),
+              ops.join_alike, ops.compose_plans),
     SIZES: (ops.merged_size, ops.along, ops.scale_by_size, ops.divide_by_size, ops.weighted_sum,
             ops.weighted_variance),
     ATTENTION: (ops.attention, ops.level_attention, *ops.FORMS.values()),

@@ -37,10 +37,12 @@ def matchings(draw: st.DrawFn) -> tuple[Tensor, int, int, int, int]:
 
 
 @st.composite
-def merges(draw: st.DrawFn) -> tuple[Tensor, Tensor | None, ops.MergePlan, int, int]:
+def merges(
+    draw: st.DrawFn, least: int = 2
+) -> tuple[Tensor, Tensor | None, ops.MergePlan, int, int]:
     """``x [B, N, C]`` in any layout, sizes or None, a plan, front, back."""
     rng = random.Random(draw(st.integers(0, 2**20)))
-    n, front, back, batch = rng.randint(2, 12), rng.randint(0, 2), rng.randint(0, 2), 2
+    n, front, back, batch = rng.randint(least, 12), rng.randint(0, 2), rng.randint(0, 2), 2
     parity = rng.randint(0, 1)
     a = len(range(parity, n, 2))
     # Few different scores: many tokens join one slot.

@@ -47,6 +47,22 @@ def test_merge_is_the_mean_weighted_by_size(drawn: Drawn, dtype: torch.dtype) ->
     assert torch.equal(merged, ops.merge(x, plan, size, sizes, 1, front, back))
 
 
+@examples(10)
+@given(merges(4), st.sampled_from(DTYPES))
+def test_several_merges_are_one(drawn: Drawn, dtype: torch.dtype) -> None:
+    """Of which more tokens may go than stay, and many join one."""
+    x, size, plan, front, back = drawn
+    left = plan.keep.shape[1]
+    second = ops.match(torch.rand(len(x), (left + 1) // 2, left // 2, device=DEVICE), left // 2)
+    plan = ops.compose_plans(second, plan, ops.assignment(second))
+    x, sizes = x.to(dtype), ops.merged_size(plan, size, x)
+    close(
+        ops.merge(x, plan, size, sizes, 1, front, back),
+        exactly(x, plan, size, front, back),
+        dtype,
+    )
+
+
 def norms(drawn: Drawn, dtype: torch.dtype, weight: bool, bias: bool) -> tuple[object, ...]:
     x, size, plan, front, back = drawn
     x = x.to(dtype)
