@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import tome_fx
 from tests.laws.common import TINY, distance
 from tests.laws.world import world
-from tests.tracing_models import Block, Model, N, Scaled, exporting, made, symbolic, traced
+from tests.tracing_models import Block, C, Model, N, Scaled, exporting, made, symbolic, traced
 
 pytestmark = TINY
 
@@ -146,3 +146,27 @@ def test_not_a_number_where_the_model_has_one_too() -> None:
     model, x = made()
     x[0] = float("nan")
     assert tome_fx.transform(model, 2, example_inputs=x).schedule == (2, 2)
+
+
+@pytest.mark.parametrize("r", [0, 2])
+def test_views_behind_a_batch_norm_in_training(r: int) -> None:
+    """Its decomposition has other strides than the op, and a view asks for them."""
+
+    class Norms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(C), nn.BatchNorm1d(C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x.mT).mT
+            rows = self.second(y.flatten(0, 1))
+            return rows.view(x.shape)  # type: ignore[no-any-return]
+
+    model, x = made()
+    model.scaled = Norms().double()  # type: ignore[assignment]
+    model.train()
+    fast = tome_fx.transform(model, r, example_inputs=x)
+    assert fast.schedule == (r, r)
+    if not r:
+        assert distance(fast(x)["logits"], model(x)["logits"]) < 1e-9
+    fast(x)["logits"].sum().backward()

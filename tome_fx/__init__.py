@@ -9,6 +9,7 @@ from tome_fx.errors import AlreadyTransformedError as AlreadyTransformedError
 from tome_fx.errors import CaptureError as CaptureError
 from tome_fx.errors import ConfigError as ConfigError
 from tome_fx.errors import InputError as InputError
+from tome_fx.errors import ModeError as ModeError
 from tome_fx.errors import NoAttentionFoundError as NoAttentionFoundError
 from tome_fx.errors import ShapeError as ShapeError
 from tome_fx.errors import ToMeError as ToMeError
