@@ -84,7 +84,7 @@ def lift(
     """
     own = None if matching is None else OwnMatching(matching)
     walk = _Walk(Lifter(program, findings, prop_attn, remerge), schedule, own)
-    last = [node for node in program.graph.nodes if node.op == "placeholder"][-1]
+    last = next((n for n in reversed(program.graph.nodes) if n.op == "placeholder"), None)
     for node in program.graph.nodes:
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)

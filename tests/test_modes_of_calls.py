@@ -157,6 +157,27 @@ def test_models_that_do_not_ask_are_run_in_no_other_mode(monkeypatch: pytest.Mon
         tome_fx.transform(tiny(), 2)
 
 
+def test_code_that_was_typed_in_asks_too() -> None:
+    made: dict[str, Any] = {"torch": torch}
+    text = "def asks(y):\n    return torch.is_grad_enabled()\n"
+    exec(compile(text, "<stdin>", "exec"), made)  # noqa: S102
+    fast = tome_fx.transform(asking(made["asks"]), 2)
+    with NO_GRAD(), pytest.raises(ModeError, match=r"<stdin>:2"):
+        fast(images(2))
+
+
+def test_a_model_that_counts_its_calls_is_of_no_mode() -> None:
+    calls: list[bool] = []
+
+    def forward(body: nn.Module, x: Tensor) -> Any:
+        calls.append(torch.is_grad_enabled())
+        return body(x) + float(len(calls) > 3)
+
+    fast = tome_fx.transform(Around(forward).eval(), 2)
+    assert calls[3:] == [False, True]
+    assert "asks for" not in str(fast.report)
+
+
 def test_a_mode_in_which_the_model_fails_is_none_of_its_own() -> None:
     def forward(body: nn.Module, x: Tensor) -> Any:
         if not torch.is_grad_enabled():

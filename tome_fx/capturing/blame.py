@@ -29,7 +29,7 @@ def own_line(error: BaseException) -> str:
     """``model.py:12: if x.sum() > 0:`` or an empty text."""
     seen: BaseException | None = error
     while seen is not None:
-        frames = [f for f in traceback.extract_tb(seen.__traceback__) if is_theirs(f.filename)]
+        frames = [f for f in traceback.extract_tb(seen.__traceback__) if _is_theirs(f.filename)]
         if frames:
             last = frames[-1]
             return f"{os.path.basename(last.filename)}:{last.lineno}: {(last.line or '').strip()}"
@@ -48,9 +48,13 @@ def is_own_code(function: Any, module: nn.Module) -> bool:
     return same and code is not None and any(folder in code.co_filename for folder in _INSTALLED)
 
 
-def is_theirs(filename: str) -> bool:
-    """Is a file of code none of torch, of Python or ours?"""
+def is_of_libraries(filename: str) -> bool:
+    """Is it a file of torch, of Python or ours? What is typed in has none."""
     path = os.path.abspath(filename)
-    if filename.startswith("<") or path.startswith(_NOT_THEIRS) or not os.path.exists(path):
-        return False
-    return not path.startswith(_PYTHON) or any(folder in path for folder in _INSTALLED)
+    installed = any(folder in path for folder in _INSTALLED)
+    return path.startswith(_NOT_THEIRS) or (path.startswith(_PYTHON) and not installed)
+
+
+def _is_theirs(filename: str) -> bool:
+    there = not filename.startswith("<") and os.path.exists(os.path.abspath(filename))
+    return there and not is_of_libraries(filename)

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from tome_fx.capturing.blame import is_theirs
+from tome_fx.capturing.blame import is_of_libraries
 
 GRADIENTS, INFERENCE, AUTOCAST = "gradients", "inference mode", "autocast"
 _FUNCTIONS = {
@@ -51,9 +51,9 @@ class Questions:
         thread = threading.get_ident()
 
         def note(kind: str, frame: FrameType) -> None:
-            if threading.get_ident() == thread and is_theirs(frame.f_code.co_filename):
-                name = os.path.basename(frame.f_code.co_filename)
-                self.lines.setdefault(kind, f"{name}:{frame.f_lineno}")
+            name = frame.f_code.co_filename
+            if threading.get_ident() == thread and not is_of_libraries(name):
+                self.lines.setdefault(kind, f"{os.path.basename(name)}:{frame.f_lineno}")
 
         with ExitStack() as stack:
             for name, kind in _FUNCTIONS.items():

@@ -25,7 +25,7 @@ FORMATS = ("csv", "json")
 
 
 def choose_format(path: Path | None, wanted: str | None) -> str:
-    """Return csv or json: what was asked for, else by the file's suffix, csv without one.
+    """Return csv or json: what was asked for, else by the file's suffix, else csv (as timm).
 
     Raises CliError for another format, and where the file could not be written later.
     """
@@ -34,11 +34,7 @@ def choose_format(path: Path | None, wanted: str | None) -> str:
     if path is not None:
         check_writable(path, "--results-file")
     suffix = path.suffix.lstrip(".") if path else ""
-    if suffix and wanted is None and suffix not in FORMATS:
-        raise CliError(
-            f"--results-file {path}: the name must end in .csv or .json (or --results-format)"
-        )
-    return wanted or suffix or "csv"
+    return wanted or (suffix if suffix in FORMATS else "csv")
 
 
 def check_writable(path: Path, flag: str) -> None:
