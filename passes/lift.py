@@ -26,7 +26,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from tome_fx import ops
-from tome_fx.capturing.questions import AUTOCAST
+from tome_fx.capturing.questions import line_of_mode
 from tome_fx.graph.axes import Atom
 from tome_fx.graph.extents import settled
 from tome_fx.lifting.frames import frame_by_frame
@@ -89,7 +89,7 @@ def lift(
         walk.lifter.coercer.provenance = node
         walk.visit(node, maps_only)
         if node is last and program.unlike and not maps_only:
-            line = next(line for what, line in program.asked.items() if what != AUTOCAST)
+            line = line_of_mode(program.asked, program.unlike == (ops.INFERENCE,))
             walk.lifter.coercer.emit(ops.check_mode, program.mode, program.unlike, line)
     lifter = walk.lifter
     return LiftedGraph(

@@ -208,6 +208,7 @@ def test_a_batch_may_hold_what_is_no_tensor() -> None:
 
     batch = {"x": images(2), "flag": True, "name": None}
     assert [one.batch for one in batches_of([(batch,)], 2, Around(forward))] == [2]
+    assert batches_of([{"x": images(2), "size": (2, 2)}], 2, tiny())[0].kwargs["size"] == (2, 2)
 
 
 def test_models_that_cannot_be_tuned() -> None:

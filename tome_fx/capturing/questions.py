@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from types import FrameType
 from typing import Any
@@ -87,3 +87,9 @@ def _requires_grad(note: Callable[[str, FrameType], None]) -> property:
         whole.__set__(self, value)
 
     return property(read, write)
+
+
+def line_of_mode(lines: Mapping[str, str], inference: bool) -> str:
+    """Where the mode of a call was asked for, of `Questions.lines`: for inference mode alone?"""
+    first, second = (INFERENCE, GRADIENTS) if inference else (GRADIENTS, INFERENCE)
+    return lines.get(first) or lines[second]

@@ -45,7 +45,7 @@ def vis(
     """Draw token groups in their mean colour, with lines between them, as one sheet."""
     tiles.check_suffix(output, "--output")
     check_writable(output, "--output")
-    if any(path.absolute() == output.absolute() for path in images):
+    if any(path.resolve() == output.resolve() for path in images):
         raise CliError(f"--output {output}: is one of the images, and would replace it")
     steps, wanted = o.parse_r(r), o.parse_layers(layers)
     photographs = [open_image(path, max_pixels) for path in images]

@@ -82,7 +82,7 @@ def _refuse_labels(batch: Example, model: nn.Module) -> None:
     """
 
     def is_label(value: Any) -> bool:
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list):  # as loaders gather what is no tensor; a pair may be a size
             one_each = len(value) == batch.batch
             return one_each and all(isinstance(one, (int, str)) for one in value)
         return (
